@@ -1,0 +1,171 @@
+//! The gateway's side of a token: starts workers, keeps deadlines, kills what hangs, starts anew.
+//!
+//! Mechanism only. Whether and how often to ask again is the caller's policy; every order is a pure
+//! function, so that asking again is always safe.
+
+mod connection;
+mod supervisor;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use self::supervisor::Slot;
+use crate::error::Failure;
+use crate::protocol::{Answer, Mode, Order};
+
+/// How a link's workers are started and when they count as lost.
+#[derive(Debug, Clone)]
+pub struct LinkOptions {
+    /// The worker program.
+    pub program: PathBuf,
+    /// The PKCS#11 module.
+    pub module: PathBuf,
+    /// The token's label.
+    pub token_label: String,
+    /// A file with the HSM PIN.
+    pub pin_file: PathBuf,
+    /// The key register.
+    pub keys: PathBuf,
+    /// All of the worker's environment.
+    pub environment: BTreeMap<String, String>,
+    /// Worker processes.
+    pub workers: usize,
+    /// Token sessions in each.
+    pub sessions: u16,
+    /// Orders in flight at one worker; more are refused as busy.
+    pub in_flight_max: usize,
+    /// From start to hello.
+    pub start_limit: Duration,
+    /// Orders past their deadline at one worker at once before it is killed.
+    pub lost_max: usize,
+    /// The longest that one order may stay lost before its worker is killed.
+    pub lost_limit: Duration,
+}
+
+/// One HSM link: a token and the workers that hold sessions on it.
+#[derive(Debug)]
+pub struct TokenLink {
+    slots: Vec<Arc<Slot>>,
+    supervisor: JoinHandle<()>,
+    stop: CancellationToken,
+}
+
+impl TokenLink {
+    /// Starts the workers, one after another, and keeps them running until [`stop`](Self::stop).
+    /// Returns at once: [`status`](Self::status) tells when one is ready.
+    #[must_use]
+    pub fn start(options: LinkOptions) -> Self {
+        let slots: Vec<_> = (0..options.workers.max(1)).map(|_| Arc::new(Slot::new())).collect();
+        let stop = CancellationToken::new();
+        let supervisor =
+            tokio::spawn(supervisor::supervise(options, slots.clone(), stop.clone()));
+        Self { slots, supervisor, stop }
+    }
+
+    /// Gives one order to the ready worker that has the fewest in flight. Orders that are lost in a
+    /// hung worker count as in flight there, so that the next order goes elsewhere.
+    ///
+    /// # Errors
+    /// See [`LinkError`].
+    pub async fn call(&self, order: Order, deadline: Instant) -> Result<Answer, LinkError> {
+        let connections = self.slots.iter().filter_map(|slot| slot.connection());
+        let Some(connection) = connections.min_by_key(|connection| connection.in_flight()) else {
+            return Err(LinkError::NoWorker);
+        };
+        connection.call(order, deadline).await
+    }
+
+    /// Runs the known-answer test on each ready worker.
+    ///
+    /// # Errors
+    /// The first that failed.
+    pub async fn self_test(&self, deadline: Instant) -> Result<Vec<String>, LinkError> {
+        let mut proved = Err(LinkError::NoWorker);
+        for connection in self.slots.iter().filter_map(|slot| slot.connection()) {
+            let Answer::Proved(operations) = connection.call(Order::SelfTest, deadline).await?
+            else {
+                return Err(LinkError::WrongAnswer);
+            };
+            proved = Ok(operations);
+        }
+        proved
+    }
+
+    /// The state of each worker.
+    #[must_use]
+    pub fn status(&self) -> Vec<WorkerStatus> {
+        self.slots.iter().map(|slot| slot.status()).collect()
+    }
+
+    /// Whether at least one worker is ready.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        self.slots.iter().any(|slot| slot.connection().is_some())
+    }
+
+    /// Ends the workers. Orders in flight end with [`LinkError::WorkerDied`].
+    pub async fn stop(self) {
+        self.stop.cancel();
+        // A supervisor that panicked has dropped its children, which kills them.
+        let _ = self.supervisor.await;
+    }
+}
+
+/// One worker as an operator sees it.
+#[derive(Debug, Clone)]
+pub struct WorkerStatus {
+    /// While it runs.
+    pub pid: Option<u32>,
+    /// Whether it takes orders.
+    pub ready: bool,
+    /// Orders given and not yet answered.
+    pub in_flight: usize,
+    /// Starts after the first.
+    pub restarts: u64,
+    /// What the token calls itself.
+    pub token: Option<String>,
+    /// Where clear PINs are.
+    pub mode: Option<Mode>,
+    /// Why it is not ready, when it is not.
+    pub trouble: Option<String>,
+    /// Whether a person must act: no further start is tried.
+    pub latched: bool,
+}
+
+/// Why an order has no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "each error text is the documentation")]
+pub enum LinkError {
+    #[error("no HSM worker is ready")]
+    NoWorker,
+    #[error("the HSM workers have all the orders that they may have")]
+    Busy,
+    #[error("the HSM did not answer within the deadline")]
+    TimedOut,
+    #[error("the HSM worker died with the order in flight")]
+    WorkerDied,
+    #[error("the HSM worker answered another question")]
+    WrongAnswer,
+    #[error("the order is longer than a frame")]
+    OrderTooLong,
+    #[error(transparent)]
+    Answered(#[from] Failure),
+}
+
+impl LinkError {
+    /// Whether the same order may succeed when it is given again. Retry and breaker both ask here.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::NoWorker | Self::Busy | Self::TimedOut | Self::WorkerDied => true,
+            Self::WrongAnswer | Self::OrderTooLong => false,
+            Self::Answered(failure) => failure.is_transient(),
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! Keeps the workers of a link running: start, watch, kill, start again with back-off.
+//!
+//! Workers start one after another (two starts of one module in the same instant can fail). A
+//! failure that only a person can cure, such as a wrong HSM PIN, latches: no further start.
+
+use std::os::fd::OwnedFd;
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
+use tokio::process::{Child, Command};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::connection::{self, Connection};
+use super::{LinkOptions, WorkerStatus};
+use crate::protocol::{FrameBuffer, VERSION};
+use crate::worker::{Greeting, StartFailure};
+
+/// One worker's place, filled by one process after another.
+#[derive(Debug)]
+pub(super) struct Slot {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    connection: Option<Arc<Connection>>,
+    pid: Option<u32>,
+    starts: u64,
+    trouble: Option<String>,
+    latched: bool,
+}
+
+impl Slot {
+    pub(super) fn new() -> Self {
+        Self { state: Mutex::default() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    pub(super) fn connection(&self) -> Option<Arc<Connection>> {
+        self.state().connection.clone()
+    }
+
+    pub(super) fn status(&self) -> WorkerStatus {
+        let state = self.state();
+        let connection = state.connection.as_ref();
+        WorkerStatus {
+            pid: state.pid,
+            ready: connection.is_some(),
+            in_flight: connection.map_or(0, |connection| connection.in_flight()),
+            restarts: state.starts.saturating_sub(1),
+            token: connection.map(|connection| connection.hello.token.clone()),
+            mode: connection.map(|connection| connection.hello.mode),
+            trouble: state.trouble.clone(),
+            latched: state.latched,
+        }
+    }
+}
+
+/// Held while a worker starts; keeps the failure after which no worker of the link may start, because
+/// each further login with a wrong PIN brings the token nearer to its lock.
+type Starting = tokio::sync::Mutex<Option<StartFailure>>;
+
+/// Runs every slot until `stop`.
+pub(super) async fn supervise(
+    options: LinkOptions,
+    slots: Vec<Arc<Slot>>,
+    stop: CancellationToken,
+) {
+    let options = Arc::new(options);
+    let starting = Arc::new(Starting::new(None));
+    let mut workers = JoinSet::new();
+    for slot in slots {
+        let (options, starting) = (Arc::clone(&options), Arc::clone(&starting));
+        let stop = stop.clone();
+        workers.spawn(async move { keep_running(&options, &slot, &starting, &stop).await });
+    }
+    while workers.join_next().await.is_some() {}
+}
+
+/// Waits between starts: doubling to a cap, from the start again after a minute of work.
+const REST_FIRST: Duration = Duration::from_millis(100);
+const REST_MAX: Duration = Duration::from_secs(16);
+const STABLE_AFTER: Duration = Duration::from_secs(60);
+
+async fn keep_running(
+    options: &LinkOptions,
+    slot: &Slot,
+    starting: &Starting,
+    stop: &CancellationToken,
+) {
+    let mut rest = REST_FIRST;
+    loop {
+        let started = Instant::now();
+        let trouble = tokio::select! {
+            () = stop.cancelled() => None,
+            trouble = one_life(options, slot, starting) => Some(trouble),
+        };
+        {
+            let mut state = slot.state();
+            state.connection = None;
+            state.pid = None;
+            let Some(trouble) = trouble else { return };
+            tracing::error!(trouble = trouble.why, permanent = trouble.permanent, "HSM worker lost");
+            state.trouble = Some(trouble.why);
+            state.latched = trouble.permanent;
+            if trouble.permanent {
+                return;
+            }
+        }
+        if started.elapsed() > STABLE_AFTER {
+            rest = REST_FIRST;
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = sleep(rest) => {}
+        }
+        rest = (rest * 2).min(REST_MAX);
+    }
+}
+
+/// Starts one worker and watches it to its end.
+async fn one_life(
+    options: &LinkOptions,
+    slot: &Slot,
+    starting: &Starting,
+) -> StartFailure {
+    let mut turn = starting.lock().await;
+    if let Some(latched) = &*turn {
+        return latched.clone();
+    }
+    let (mut child, mut stream) = match spawn(options) {
+        Ok(spawned) => spawned,
+        Err(error) => {
+            let program = options.program.display();
+            return passing(format!("starting {program}: {error}"));
+        }
+    };
+    {
+        let mut state = slot.state();
+        state.pid = child.id();
+        state.starts += 1;
+    }
+    let mut frames = FrameBuffer::default();
+    let greeting = timeout(options.start_limit, greeting(&mut stream, &mut frames)).await;
+    if let Ok(Ok(Err(failure))) = &greeting
+        && failure.permanent
+    {
+        *turn = Some(failure.clone());
+    }
+    drop(turn);
+    let hello = match greeting {
+        Ok(Ok(Ok(hello))) => hello,
+        Ok(Ok(Err(failure))) => return failure,
+        Ok(Err(error)) => return passing(format!("no hello: {error}; {}", end(&mut child).await)),
+        Err(_) => {
+            return passing(format!("no hello within {:?}; killed", options.start_limit));
+        }
+    };
+    if hello.version != VERSION {
+        return StartFailure {
+            why: format!("the worker speaks protocol {}, not {VERSION}", hello.version),
+            permanent: true,
+        };
+    }
+    let connection = Arc::new(Connection::new(hello, options.in_flight_max));
+    {
+        let mut state = slot.state();
+        state.connection = Some(Arc::clone(&connection));
+        state.trouble = None;
+    }
+    tracing::info!(pid = child.id(), token = connection.hello.token, "HSM worker ready");
+    let talk = connection::run(Arc::clone(&connection), stream, frames);
+    tokio::pin!(talk);
+    tokio::select! {
+        () = &mut talk => {
+            slot.state().connection = None;
+            passing(end(&mut child).await)
+        }
+        () = lost_too_much(&connection, options) => {
+            // Kill, never cancel: a running C_ call cannot be called back.
+            slot.state().connection = None;
+            if let Err(error) = child.start_kill() {
+                tracing::error!(%error, "killing a hung worker");
+            }
+            talk.await;
+            passing("it hung and was killed".into())
+        }
+    }
+}
+
+fn spawn(options: &LinkOptions) -> std::io::Result<(Child, UnixStream)> {
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    let child = Command::new(&options.program)
+        .arg("--module")
+        .arg(&options.module)
+        .arg("--token-label")
+        .arg(&options.token_label)
+        .arg("--pin-file")
+        .arg(&options.pin_file)
+        .arg("--keys")
+        .arg(&options.keys)
+        .arg("--sessions")
+        .arg(options.sessions.to_string())
+        .env_clear()
+        .envs(&options.environment)
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .stdout(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()?;
+    Ok((child, UnixStream::from_std(ours)?))
+}
+
+async fn greeting(stream: &mut UnixStream, frames: &mut FrameBuffer) -> std::io::Result<Greeting> {
+    let mut chunk = [0; 4096];
+    loop {
+        if let Some(greeting) = frames.next_frame().map_err(std::io::Error::other)? {
+            return Ok(greeting);
+        }
+        match stream.read(&mut chunk).await? {
+            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            count => frames.extend(&chunk[..count]),
+        }
+    }
+}
+
+/// Ends when too many orders are lost, or one for too long.
+async fn lost_too_much(connection: &Connection, options: &LinkOptions) {
+    loop {
+        let (count, longest) = connection.lost();
+        if count >= options.lost_max || longest >= options.lost_limit {
+            return;
+        }
+        if count == 0 {
+            connection.order_lost.notified().await;
+        } else {
+            let left = options.lost_limit.saturating_sub(longest);
+            let _ = timeout(left, connection.order_lost.notified()).await;
+        }
+    }
+}
+
+/// How the process ended; a worker that hung up but lives on is killed.
+async fn end(child: &mut Child) -> String {
+    let status: Option<ExitStatus> = match timeout(Duration::from_secs(1), child.wait()).await {
+        Ok(status) => status.ok(),
+        Err(_) => {
+            let _ = child.start_kill();
+            child.wait().await.ok()
+        }
+    };
+    status.map_or_else(|| "it ended".into(), |status| format!("it ended: {status}"))
+}
+
+fn passing(why: String) -> StartFailure {
+    StartFailure { why, permanent: false }
+}

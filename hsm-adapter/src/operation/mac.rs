@@ -1,0 +1,141 @@
+//! MACs: retail MAC (ISO 9797-1 algorithm 3), CMAC (SP 800-38B), HMAC-SHA-256 (FIPS 198-1).
+//!
+//! Algorithm, padding and length come from the key's profile. Verification computes the MAC,
+//! truncates it and compares in constant time here: `C_Verify` wants full-length MACs.
+
+use cryptoki::mechanism::Mechanism;
+use cryptoki::mechanism::vendor_defined::VendorDefinedMechanism;
+use cryptoki_sys::CKM_DES3_CMAC;
+use subtle::ConstantTimeEq;
+use zeroize::Zeroizing;
+
+use crate::error::Failure;
+use crate::register::{KeyAlgorithm, MacProfile};
+use crate::vocabulary::{MacAlgorithm, MacPadding};
+use crate::worker::keys::LoadedKey;
+use crate::worker::mechanism::mechanism_type;
+use crate::worker::token::TokenSession;
+
+/// The longest message that has a MAC.
+pub(crate) const MESSAGE_BYTES_MAX: usize = 64 * 1024;
+
+/// The left-most bytes of the MAC: the key's own length, or `length` where the key allows it.
+pub(crate) fn generate(
+    session: &TokenSession,
+    key: &LoadedKey,
+    message: &[u8],
+    length: Option<u8>,
+) -> Result<Vec<u8>, Failure> {
+    let profile = profile(key, message)?;
+    let length = length.unwrap_or(profile.length);
+    let shortest = profile.length_min.unwrap_or(profile.length);
+    if !(shortest..=profile.length).contains(&length) {
+        return Err(Failure::KeyNotForThis(format!(
+            "{} makes MACs of {shortest} to {} bytes",
+            key.profile.label, profile.length
+        )));
+    }
+    let mut mac = full(session, key, profile, message)?;
+    mac.truncate(usize::from(length));
+    Ok(std::mem::take(&mut *mac))
+}
+
+/// Whether `mac` is the MAC of the key's own length.
+pub(crate) fn verify(
+    session: &TokenSession,
+    key: &LoadedKey,
+    message: &[u8],
+    mac: &[u8],
+) -> Result<bool, Failure> {
+    let profile = profile(key, message)?;
+    let computed = full(session, key, profile, message)?;
+    let expected = computed.get(..usize::from(profile.length)).unwrap_or(&computed);
+    Ok(expected.ct_eq(mac).into())
+}
+
+fn profile(key: &LoadedKey, message: &[u8]) -> Result<MacProfile, Failure> {
+    let Some(profile) = key.profile.mac else {
+        return Err(Failure::KeyNotForThis(format!("{} makes no MACs", key.profile.label)));
+    };
+    if message.len() > MESSAGE_BYTES_MAX || message.is_empty() && !profile.empty_message {
+        return Err(Failure::MessageLength);
+    }
+    Ok(profile)
+}
+
+fn full(
+    session: &TokenSession,
+    key: &LoadedKey,
+    profile: MacProfile,
+    message: &[u8],
+) -> Result<Zeroizing<Vec<u8>>, Failure> {
+    match profile.algorithm {
+        MacAlgorithm::Retail => retail(session, key, profile.padding, message),
+        MacAlgorithm::Cmac if key.profile.algorithm == KeyAlgorithm::Aes => {
+            Ok(Zeroizing::new(session.sign(&Mechanism::AesCMac, key.object, message)?))
+        }
+        MacAlgorithm::Cmac => {
+            let number = mechanism_type(CKM_DES3_CMAC);
+            let cmac = Mechanism::VendorDefined(VendorDefinedMechanism::new::<()>(number, None));
+            Ok(Zeroizing::new(session.sign(&cmac, key.object, message)?))
+        }
+        MacAlgorithm::HmacSha256 => {
+            Ok(Zeroizing::new(session.sign(&Mechanism::Sha256Hmac, key.object, message)?))
+        }
+    }
+}
+
+/// Two calls: CBC under K_L over all blocks but the last, then one TDES encipherment of the last
+/// block xor the chain. A message of one block needs the second call only.
+fn retail(
+    session: &TokenSession,
+    key: &LoadedKey,
+    padding: Option<MacPadding>,
+    message: &[u8],
+) -> Result<Zeroizing<Vec<u8>>, Failure> {
+    let Some(left) = key.left else {
+        return Err(Failure::KeyNotForThis(format!("{} has no left half", key.profile.label)));
+    };
+    let padded = pad(message, padding.unwrap_or(MacPadding::Two));
+    let (chained, last) = padded.split_at(padded.len() - 8);
+    let mut block = Zeroizing::new(last.to_vec());
+    if !chained.is_empty() {
+        let chain = session.encrypt(&Mechanism::Des3Cbc([0; 8]), left, chained)?;
+        for (byte, state) in block.iter_mut().zip(&chain[chained.len() - 8..]) {
+            *byte ^= state;
+        }
+    }
+    Ok(session.encrypt(&Mechanism::Des3Ecb, key.object, &block)?)
+}
+
+/// To whole blocks of eight, at least one. ISO 9797-1, section 6.3.
+fn pad(message: &[u8], padding: MacPadding) -> Vec<u8> {
+    let mut padded = Vec::with_capacity(message.len() + 8);
+    padded.extend_from_slice(message);
+    if padding == MacPadding::Two {
+        padded.push(0x80);
+    }
+    let whole = padded.len().next_multiple_of(8).max(8);
+    padded.resize(whole, 0);
+    padded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn padding_is_the_standards() {
+        let vectors: serde_json::Value =
+            serde_json::from_str(include_str!("../../../tests/vectors/mac_iso9797_alg3.json"))
+                .unwrap();
+        for vector in vectors["vectors"].as_array().unwrap() {
+            let message = hex::decode(vector["message"].as_str().unwrap()).unwrap();
+            let method = vector["padding"].as_u64().unwrap() as u8;
+
+            let padded = pad(&message, method.try_into().unwrap());
+
+            assert_eq!(hex::encode_upper(padded), vector["padded"].as_str().unwrap());
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! Data keys for the queue: drawn in the token, wrapped under its KEK (RFC 5649).
+
+use cryptoki::mechanism::Mechanism;
+use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
+use zeroize::Zeroizing;
+
+use crate::error::{CkrClass, Failure};
+use crate::protocol::ClearDataKey;
+use crate::worker::keys::LoadedKey;
+use crate::worker::token::TokenSession;
+
+/// A new AES-256 key, clear and wrapped.
+pub(crate) fn make(
+    session: &TokenSession,
+    kek: &LoadedKey,
+) -> Result<(ClearDataKey, Vec<u8>), Failure> {
+    let mut template = template();
+    template.push(Attribute::ValueLen(32.into()));
+    let object = session
+        .session
+        .generate_key(&Mechanism::AesKeyGen, &template)
+        .map_err(crate::error::TokenError::from)?;
+    let object = Passing { session, object };
+    let wrapped = session
+        .session
+        .wrap_key(&Mechanism::AesKeyWrapPad, kek.object, object.object)
+        .map_err(crate::error::TokenError::from)?;
+    Ok((object.value()?, wrapped))
+}
+
+/// The clear key. What does not unwrap under this KEK is the caller's error.
+pub(crate) fn open(
+    session: &TokenSession,
+    kek: &LoadedKey,
+    wrapped: &[u8],
+) -> Result<ClearDataKey, Failure> {
+    // 32 bytes under RFC 5649 are 40; anything else is no data key of ours.
+    if wrapped.len() != 40 {
+        return Err(refused());
+    }
+    let object = session
+        .session
+        .unwrap_key(&Mechanism::AesKeyWrapPad, kek.object, wrapped, &template())
+        .map_err(crate::error::TokenError::from)?;
+    Passing { session, object }.value()
+}
+
+/// A session object that lives for one call and may be read by the worker.
+fn template() -> Vec<Attribute> {
+    vec![
+        Attribute::Class(ObjectClass::SECRET_KEY),
+        Attribute::KeyType(KeyType::AES),
+        Attribute::Token(false),
+        Attribute::Private(true),
+        Attribute::Sensitive(false),
+        Attribute::Extractable(true),
+    ]
+}
+
+/// Destroyed on every way out.
+struct Passing<'s> {
+    session: &'s TokenSession,
+    object: ObjectHandle,
+}
+
+impl Passing<'_> {
+    fn value(&self) -> Result<ClearDataKey, Failure> {
+        let attributes = self
+            .session
+            .session
+            .get_attributes(self.object, &[AttributeType::Value])
+            .map_err(crate::error::TokenError::from)?;
+        for attribute in attributes {
+            if let Attribute::Value(value) = attribute {
+                let value = Zeroizing::new(value);
+                return ClearDataKey::from_slice(&value).ok_or_else(refused);
+            }
+        }
+        Err(refused())
+    }
+}
+
+impl Drop for Passing<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.session.session.destroy_object(self.object) {
+            tracing::warn!(%error, "destroying a data key object; it dies with its session");
+        }
+    }
+}
+
+fn refused() -> Failure {
+    Failure::Token {
+        function: "UnwrapKey".into(),
+        code: "not a data key of 32 bytes".into(),
+        class: CkrClass::Caller,
+    }
+}

@@ -1,0 +1,419 @@
+//! The orders and answers that cross the socket between gateway and worker.
+//!
+//! A frame is a four-byte little-endian length and a postcard body of at most [`FRAME_BYTES_MAX`].
+//! An order names labels and formats, never mechanisms, IVs, templates or handles. No message can
+//! carry a clear PIN: there is no type for one here. The first frame from the worker is
+//! [`Hello`]; a version that differs ends the conversation.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+use crate::error::Failure;
+use crate::register::KeyAlgorithm;
+use crate::vocabulary::{Kcv, KeyLabel, KeyName, KeyRole, MacAlgorithm, Pan, PinBlock, PinBlockFormat};
+
+/// Both sides speak this version or none.
+pub const VERSION: u16 = 1;
+
+/// A message of 64 KiB and its order fit with room to spare.
+pub const FRAME_BYTES_MAX: usize = 128 * 1024;
+
+/// The worker's first frame: it has proved its operations and waits for orders.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`VERSION`] of the worker.
+    pub version: u16,
+    /// Session threads.
+    pub sessions: u16,
+    /// Manufacturer, model, serial and firmware of the token, as it reports them.
+    pub token: String,
+    /// What each operation does with a clear PIN, by operation name.
+    pub mode: Mode,
+}
+
+/// Where a clear PIN is while a PIN operation runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// In locked, zeroized memory of the worker process.
+    InWorker,
+}
+
+impl Mode {
+    /// `in_worker`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::InWorker => "in_worker",
+        }
+    }
+}
+
+/// An order with its number and its deadline.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Request {
+    /// Repeated in the reply.
+    pub id: u64,
+    /// CLOCK_MONOTONIC nanoseconds; both processes share that clock. An order whose deadline has
+    /// passed is dropped unopened.
+    pub deadline_ns: u64,
+    /// What to do.
+    pub order: Order,
+}
+
+/// The answer to one request.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Reply {
+    /// The request's number.
+    pub id: u64,
+    /// What came of it.
+    pub outcome: Result<Answer, Failure>,
+}
+
+/// A key and the format of the block under it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PinKey {
+    /// The zone PIN key.
+    pub key: KeyName,
+    /// The block's format.
+    pub format: PinBlockFormat,
+}
+
+/// What a worker can be asked. Each is a pure function of its input, so that it may be repeated.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Order {
+    /// Re-enciphers a PIN block from one zone to another.
+    TranslatePin {
+        /// One PAN: changing it is not possible.
+        pan: Pan,
+        /// The block.
+        block: PinBlock,
+        /// Its key and format.
+        from: PinKey,
+        /// The key and format wanted.
+        to: PinKey,
+    },
+    /// Makes a MAC.
+    GenerateMac {
+        /// The MAC key.
+        key: KeyName,
+        /// The message, as it is.
+        message: Message,
+        /// Bytes, within what the key allows; the key's own length when absent.
+        length: Option<u8>,
+    },
+    /// Compares a MAC in constant time.
+    VerifyMac {
+        /// The MAC key.
+        key: KeyName,
+        /// The message, as it is.
+        message: Message,
+        /// The MAC to compare, of the key's own length.
+        mac: Vec<u8>,
+    },
+    /// Draws a data key in the token and wraps it under the KEK.
+    MakeDataKey {
+        /// The KEK.
+        kek: KeyName,
+    },
+    /// Unwraps a data key.
+    OpenDataKey {
+        /// The KEK.
+        kek: KeyName,
+        /// RFC 5649 form.
+        wrapped: Vec<u8>,
+    },
+    /// Random bytes from the token's generator. 1 to 1024.
+    Random {
+        /// How many.
+        bytes: u16,
+    },
+    /// Every key of the register with its check value.
+    ListKeys,
+    /// Runs the known-answer tests again.
+    SelfTest,
+}
+
+impl Order {
+    /// The operation's name in metrics and logs.
+    #[must_use]
+    pub fn operation(&self) -> &'static str {
+        match self {
+            Self::TranslatePin { .. } => "pin_translate",
+            Self::GenerateMac { .. } => "mac_generate",
+            Self::VerifyMac { .. } => "mac_verify",
+            Self::MakeDataKey { .. } => "data_key_make",
+            Self::OpenDataKey { .. } => "data_key_open",
+            Self::Random { .. } => "random",
+            Self::ListKeys => "key_list",
+            Self::SelfTest => "self_test",
+        }
+    }
+}
+
+/// Bytes of a message that is not to be printed.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message(#[serde(with = "bytes_form")] pub Vec<u8>);
+
+mod bytes_form {
+    //! Byte strings in one piece: serde would take a `Vec<u8>` element by element.
+    use serde::{Deserializer, Serializer, de};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(bytes)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<u8>, D::Error> {
+        struct Visitor;
+        impl<'de> de::Visitor<'de> for Visitor {
+            type Value = Vec<u8>;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("bytes")
+            }
+            fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<Vec<u8>, E> {
+                Ok(bytes.to_vec())
+            }
+            fn visit_byte_buf<E: de::Error>(self, bytes: Vec<u8>) -> Result<Vec<u8>, E> {
+                Ok(bytes)
+            }
+        }
+        deserializer.deserialize_byte_buf(Visitor)
+    }
+}
+
+impl fmt::Debug for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Message({} bytes)", self.0.len())
+    }
+}
+
+/// What a worker answers.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Answer {
+    /// To `TranslatePin`.
+    Block {
+        /// Under the outbound key.
+        block: PinBlock,
+        /// The version of that key.
+        key_version: u32,
+    },
+    /// To `GenerateMac`.
+    Mac {
+        /// Left-most bytes.
+        mac: Vec<u8>,
+        /// The key's.
+        algorithm: MacAlgorithm,
+        /// The version that made it.
+        key_version: u32,
+    },
+    /// To `VerifyMac`.
+    Verified(bool),
+    /// To `MakeDataKey`.
+    DataKey {
+        /// For use in the gateway.
+        clear: ClearDataKey,
+        /// For the database.
+        wrapped: Vec<u8>,
+        /// The KEK's version.
+        kek_version: u32,
+    },
+    /// To `OpenDataKey`.
+    OpenedDataKey(ClearDataKey),
+    /// To `Random`.
+    Random(Vec<u8>),
+    /// To `ListKeys`.
+    Keys(Vec<KeyFacts>),
+    /// To `SelfTest`: the names of the operations proved.
+    Proved(Vec<String>),
+}
+
+/// What anyone may know of a key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyFacts {
+    /// The label.
+    pub label: KeyLabel,
+    /// The version.
+    pub version: u32,
+    /// Whether this version protects.
+    pub active: bool,
+    /// The one thing that it does.
+    pub role: KeyRole,
+    /// The cipher family.
+    pub algorithm: KeyAlgorithm,
+    /// PIN block formats.
+    pub formats: Vec<PinBlockFormat>,
+    /// For a MAC key.
+    pub mac: Option<MacAlgorithm>,
+    /// The check value, where the register has one or the role allows to compute it.
+    pub kcv: Option<Kcv>,
+    /// Whether the check value was computed on the token just now; otherwise the register says it.
+    pub kcv_from_token: bool,
+}
+
+/// A clear AES-256 data key for sealing queue records. Zeroized; never printed.
+#[derive(Clone, Zeroize, ZeroizeOnDrop, Serialize, Deserialize)]
+pub struct ClearDataKey(Box<[u8; 32]>);
+
+impl ClearDataKey {
+    /// `None` unless there are 32 bytes.
+    #[must_use]
+    pub fn from_slice(bytes: &[u8]) -> Option<Self> {
+        let mut key = Box::new([0; 32]);
+        (bytes.len() == 32).then(|| {
+            key.copy_from_slice(bytes);
+            Self(key)
+        })
+    }
+
+    /// The 32 bytes, for the cipher.
+    #[must_use]
+    pub fn expose(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for ClearDataKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ClearDataKey(redacted)")
+    }
+}
+
+/// Appends one frame.
+///
+/// # Errors
+/// When the body is over [`FRAME_BYTES_MAX`]; then nothing was appended.
+pub fn append_frame<T: Serialize>(buffer: &mut Vec<u8>, message: &T) -> Result<(), FrameError> {
+    let start = buffer.len();
+    buffer.extend_from_slice(&[0; 4]);
+    let taken = std::mem::take(buffer);
+    *buffer = postcard::to_extend(message, taken).map_err(|_| FrameError::Malformed)?;
+    let body = buffer.len() - start - 4;
+    if body > FRAME_BYTES_MAX {
+        buffer.truncate(start);
+        return Err(FrameError::TooLong);
+    }
+    buffer[start..start + 4].copy_from_slice(&(body as u32).to_le_bytes());
+    Ok(())
+}
+
+/// Cuts frames out of a stream of bytes. What it has held is zeroized.
+#[derive(Debug, Default)]
+pub struct FrameBuffer {
+    bytes: Zeroizing<Vec<u8>>,
+    start: usize,
+}
+
+impl FrameBuffer {
+    /// Adds what the socket gave.
+    pub fn extend(&mut self, bytes: &[u8]) {
+        if self.start == self.bytes.len() {
+            self.bytes.zeroize();
+            self.start = 0;
+        } else if self.start > FRAME_BYTES_MAX {
+            self.bytes.drain(..self.start);
+            self.start = 0;
+        }
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// Whether a whole frame waits.
+    #[must_use]
+    pub fn holds_frame(&self) -> bool {
+        let waiting = &self.bytes[self.start..];
+        waiting
+            .first_chunk::<4>()
+            .is_some_and(|length| waiting.len() - 4 >= u32::from_le_bytes(*length) as usize)
+    }
+
+    /// The next whole frame, if there is one.
+    ///
+    /// # Errors
+    /// A frame over the bound or not of this protocol: the conversation is over.
+    pub fn next_frame<T: DeserializeOwned>(&mut self) -> Result<Option<T>, FrameError> {
+        let waiting = &self.bytes[self.start..];
+        let Some(length) = waiting.first_chunk::<4>() else { return Ok(None) };
+        let length = u32::from_le_bytes(*length) as usize;
+        if length > FRAME_BYTES_MAX {
+            return Err(FrameError::TooLong);
+        }
+        let Some(body) = waiting.get(4..4 + length) else { return Ok(None) };
+        let (message, rest) =
+            postcard::take_from_bytes(body).map_err(|_| FrameError::Malformed)?;
+        if !rest.is_empty() {
+            return Err(FrameError::Malformed);
+        }
+        self.start += 4 + length;
+        Ok(Some(message))
+    }
+}
+
+/// Why a frame is not one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// Over [`FRAME_BYTES_MAX`].
+    #[error("a frame is longer than {FRAME_BYTES_MAX} bytes")]
+    TooLong,
+    /// Not this protocol.
+    #[error("a frame is not of this protocol")]
+    Malformed,
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn order(message: Vec<u8>) -> Request {
+        let key = KeyLabel::parse("zak.a").unwrap().into();
+        let message = Message(message);
+        Request { id: 7, deadline_ns: 9, order: Order::GenerateMac { key, message, length: None } }
+    }
+
+    proptest! {
+        /// However the socket cuts the bytes, the same orders come out.
+        #[test]
+        fn frames_survive_any_cut(
+            messages in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..300), 1..8),
+            cut in 1usize..50,
+        ) {
+            let mut bytes = Vec::new();
+            for message in &messages {
+                append_frame(&mut bytes, &order(message.clone())).unwrap();
+            }
+            let mut buffer = FrameBuffer::default();
+            let mut seen = Vec::new();
+            for piece in bytes.chunks(cut) {
+                buffer.extend(piece);
+                while let Some(request) = buffer.next_frame::<Request>().unwrap() {
+                    let Order::GenerateMac { message, .. } = request.order else { panic!() };
+                    seen.push(message.0);
+                }
+            }
+            prop_assert_eq!(seen, messages);
+        }
+
+        /// Garbage is an error or a message, never a panic.
+        #[test]
+        fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let mut buffer = FrameBuffer::default();
+            buffer.extend(&bytes);
+            while let Ok(Some(_)) = buffer.next_frame::<Request>() {}
+        }
+    }
+
+    #[test]
+    fn a_frame_over_the_bound_is_refused_on_both_sides() {
+        let mut bytes = Vec::new();
+        let long = order(vec![0; FRAME_BYTES_MAX + 1]);
+        assert_eq!(append_frame(&mut bytes, &long), Err(FrameError::TooLong));
+        assert!(bytes.is_empty());
+        let mut buffer = FrameBuffer::default();
+        buffer.extend(&u32::MAX.to_le_bytes());
+        assert_eq!(buffer.next_frame::<Request>().unwrap_err(), FrameError::TooLong);
+    }
+}

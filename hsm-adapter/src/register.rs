@@ -1,0 +1,322 @@
+//! The key register, `keys.toml`: what each key of the token is for.
+//!
+//! Role, formats, MAC algorithm, padding and lengths belong to the key (see `design` notes in
+//! ARCHITECTURE.md): an order names a label, and everything else comes from here. Only the worker
+//! reads this file. A key that the register does not name cannot be used.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::vocabulary::{
+    Kcv, KcvMethod, KeyLabel, KeyName, KeyRole, MacAlgorithm, MacPadding, PinBlockFormat,
+};
+
+/// One version of one key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyProfile {
+    /// The name that clients use.
+    pub label: KeyLabel,
+    /// 1 when absent.
+    #[serde(default = "first_version")]
+    pub version: u32,
+    /// Exactly one version of a label is active; the others only verify and decipher.
+    #[serde(default)]
+    pub state: KeyState,
+    /// CKA_LABEL of the object on the token; `label@version` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_label: Option<String>,
+    /// The one thing that the key does.
+    pub role: KeyRole,
+    /// The cipher family.
+    pub algorithm: KeyAlgorithm,
+    /// PIN block formats that a zone PIN key may carry.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub formats: Vec<PinBlockFormat>,
+    /// For role `mac`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<MacProfile>,
+    /// The check value taken when the key was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kcv: Option<Kcv>,
+    /// How that check value is computed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kcv_method: Option<KcvMethod>,
+}
+
+/// What a MAC key computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MacProfile {
+    /// The algorithm.
+    pub algorithm: MacAlgorithm,
+    /// Retail MAC only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub padding: Option<MacPadding>,
+    /// Bytes of a MAC, the left-most ones. 4 to 32.
+    pub length: u8,
+    /// The shortest MAC that a generate order may ask for; `length` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub length_min: Option<u8>,
+    /// Whether an empty message has a MAC. Off.
+    #[serde(default)]
+    pub empty_message: bool,
+}
+
+/// Whether a key version still protects.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KeyState {
+    /// Does all that its role allows.
+    #[default]
+    Active,
+    /// Verifies and deciphers, protects nothing new.
+    Retired,
+}
+
+/// The cipher family of a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KeyAlgorithm {
+    /// Double or triple length DES.
+    Tdes,
+    /// AES-128, 192 or 256.
+    Aes,
+    /// A secret for HMAC.
+    Hmac,
+    /// P-256.
+    Ec,
+}
+
+impl KeyProfile {
+    /// CKA_LABEL on the token.
+    #[must_use]
+    pub fn object_label(&self) -> String {
+        self.token_label.clone().unwrap_or_else(|| format!("{}@{}", self.label, self.version))
+    }
+
+    /// CKA_LABEL of the object that holds K_L K_L K_L, beside the key itself. Retail MAC only.
+    #[must_use]
+    pub fn left_object_label(&self) -> Option<String> {
+        let retail = self.mac.is_some_and(|mac| mac.algorithm == MacAlgorithm::Retail);
+        retail.then(|| format!("{}.left", self.object_label()))
+    }
+
+    fn check(&self) -> Result<(), String> {
+        use KeyAlgorithm::{Aes, Ec, Hmac, Tdes};
+        let fits = match self.role {
+            KeyRole::ZonePinIn | KeyRole::ZonePinOut => {
+                if self.formats.is_empty() {
+                    return Err("a zone PIN key needs `formats`".into());
+                }
+                let size = |format: &PinBlockFormat| match format {
+                    PinBlockFormat::Iso4 => Aes,
+                    PinBlockFormat::Iso0 | PinBlockFormat::Iso1 | PinBlockFormat::Iso3 => Tdes,
+                };
+                if self.role == KeyRole::ZonePinOut && self.formats.contains(&PinBlockFormat::Iso1)
+                {
+                    return Err("iso1 is an input format only (PCI PIN 3-3)".into());
+                }
+                self.formats.iter().all(|format| size(format) == self.algorithm)
+            }
+            KeyRole::Mac => {
+                let Some(mac) = self.mac else { return Err("a MAC key needs `mac`".into()) };
+                let longest = match (mac.algorithm, self.algorithm) {
+                    (MacAlgorithm::Retail, Tdes) | (MacAlgorithm::Cmac, Tdes) => 8,
+                    (MacAlgorithm::Cmac, Aes) => 16,
+                    (MacAlgorithm::HmacSha256, Hmac) => 32,
+                    _ => return Err(format!("{} does not run under this algorithm", mac.algorithm)),
+                };
+                if (mac.algorithm == MacAlgorithm::Retail) != mac.padding.is_some() {
+                    return Err("`padding` (1 or 2) belongs to a retail MAC key, and only there".into());
+                }
+                let shortest = mac.length_min.unwrap_or(mac.length);
+                if !(4..=longest).contains(&mac.length) || !(4..=mac.length).contains(&shortest) {
+                    return Err(format!("MAC lengths are 4 to {longest} bytes here, shortest first"));
+                }
+                true
+            }
+            KeyRole::BaseDerivation => matches!(self.algorithm, Tdes | Aes),
+            KeyRole::PinVerificationPvv | KeyRole::PinVerification3624 => self.algorithm == Tdes,
+            KeyRole::KeyBlockProtection => matches!(self.algorithm, Tdes | Aes),
+            KeyRole::QueueKek => self.algorithm == Aes,
+            KeyRole::AuditSigning => self.algorithm == Ec,
+        };
+        if !fits {
+            return Err(format!("role {} does not go with this algorithm or format", self.role));
+        }
+        if self.role != KeyRole::Mac && self.mac.is_some() {
+            return Err("only a key of role mac has `mac`".into());
+        }
+        if self.kcv.is_some() != self.kcv_method.is_some() {
+            return Err("`kcv` and `kcv_method` come together".into());
+        }
+        Ok(())
+    }
+}
+
+/// Every key, checked.
+#[derive(Debug, Clone)]
+pub struct KeyRegister {
+    keys: BTreeMap<KeyLabel, Vec<KeyProfile>>,
+}
+
+impl KeyRegister {
+    /// Reads and checks a register file.
+    ///
+    /// # Errors
+    /// Names the file and the line or the key.
+    pub fn read(path: &Path) -> Result<Self, RegisterError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| RegisterError::Read { path: path.display().to_string(), source })?;
+        Self::parse(&text)
+            .map_err(|why| RegisterError::Refused { path: path.display().to_string(), why })
+    }
+
+    /// # Errors
+    /// Says which key breaks which rule.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let file: RegisterFile = toml::from_str(text).map_err(|error| error.to_string())?;
+        Self::new(file.key)
+    }
+
+    /// # Errors
+    /// Says which key breaks which rule.
+    pub fn new(profiles: Vec<KeyProfile>) -> Result<Self, String> {
+        let mut keys: BTreeMap<KeyLabel, Vec<KeyProfile>> = BTreeMap::new();
+        let mut objects = HashSet::new();
+        for profile in profiles {
+            let name = format!("{}@{}", profile.label, profile.version);
+            profile.check().map_err(|why| format!("key {name}: {why}"))?;
+            if !objects.insert(profile.object_label()) {
+                return Err(format!("key {name}: its token object belongs to another key already"));
+            }
+            let versions = keys.entry(profile.label.clone()).or_default();
+            if versions.iter().any(|other| other.version == profile.version) {
+                return Err(format!("key {name} stands twice"));
+            }
+            versions.push(profile);
+        }
+        for (label, versions) in &keys {
+            let active = versions.iter().filter(|key| key.state == KeyState::Active).count();
+            if active != 1 {
+                return Err(format!("key {label} has {active} active versions, it needs one"));
+            }
+        }
+        Ok(Self { keys })
+    }
+
+    /// The register as a file.
+    ///
+    /// # Errors
+    /// When a value has no TOML form, which no checked profile has.
+    pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
+        toml::to_string(&RegisterFile { key: self.iter().cloned().collect() })
+    }
+
+    /// The named version, or the active one.
+    #[must_use]
+    pub fn find(&self, name: &KeyName) -> Option<&KeyProfile> {
+        let mut versions = self.keys.get(&name.label)?.iter();
+        match name.version {
+            Some(version) => versions.find(|key| key.version == version),
+            None => versions.find(|key| key.state == KeyState::Active),
+        }
+    }
+
+    /// All keys in the order of their labels.
+    pub fn iter(&self) -> impl Iterator<Item = &KeyProfile> {
+        self.keys.values().flatten()
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RegisterFile {
+    #[serde(default)]
+    key: Vec<KeyProfile>,
+}
+
+fn first_version() -> u32 {
+    1
+}
+
+/// Why there is no register.
+#[derive(Debug, thiserror::Error)]
+pub enum RegisterError {
+    /// The file.
+    #[error("reading the key register {path}")]
+    Read {
+        /// Where.
+        path: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Its content.
+    #[error("the key register {path} is refused: {why}")]
+    Refused {
+        /// Where.
+        path: String,
+        /// Which key, which rule.
+        why: String,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(text: &str, why: &str) {
+        let error = KeyRegister::parse(text).unwrap_err();
+        assert!(error.contains(why), "{error}");
+    }
+
+    #[test]
+    fn a_register_names_keys_with_versions() {
+        let text = r#"
+            [[key]]
+            label = "zpk.a"
+            role = "zone-pin-in"
+            algorithm = "tdes"
+            formats = ["iso0", "iso1"]
+            state = "retired"
+            [[key]]
+            label = "zpk.a"
+            version = 2
+            role = "zone-pin-in"
+            algorithm = "tdes"
+            formats = ["iso0"]
+            kcv = "BF1D3F"
+            kcv_method = "zeros"
+        "#;
+        let register = KeyRegister::parse(text).unwrap();
+        let label = KeyLabel::parse("zpk.a").unwrap();
+        assert_eq!(register.find(&label.clone().into()).unwrap().version, 2);
+        let old = KeyName { label, version: Some(1) };
+        assert_eq!(register.find(&old).unwrap().object_label(), "zpk.a@1");
+        let again = KeyRegister::parse(&register.to_toml().unwrap()).unwrap();
+        assert!(again.iter().eq(register.iter()));
+    }
+
+    #[test]
+    fn a_rule_broken_names_the_key() {
+        let zone = r#"[[key]]
+            label = "zpk.a"
+            role = "zone-pin-in"
+        "#;
+        refused(&format!("{zone} algorithm = \"aes\"\nformats = [\"iso0\"]"), "key zpk.a@1: role");
+        refused(&format!("{zone} algorithm = \"tdes\""), "needs `formats`");
+        refused(&format!("{zone} algorithm = \"tdes\"\nbogus = 1"), "bogus");
+        let mac = "[[key]]\nlabel = \"zak.a\"\nrole = \"mac\"\nalgorithm = \"tdes\"\n";
+        refused(&format!("{mac} mac = {{ algorithm = \"retail\", length = 8 }}"), "padding");
+        refused(
+            &format!("{mac} mac = {{ algorithm = \"retail\", padding = 3, length = 8 }}"),
+            "1 or 2",
+        );
+        refused(&format!("{mac} mac = {{ algorithm = \"cmac\", length = 3 }}"), "4 to 8");
+        refused(&format!("{mac} mac = {{ algorithm = \"hmac-sha256\", length = 8 }}"), "not run");
+    }
+}

@@ -1,0 +1,170 @@
+//! The handle cache: every key of the register, found on the token and linted.
+
+use std::collections::HashMap;
+use std::sync::{Arc, RwLock};
+
+use cryptoki::object::ObjectHandle;
+
+use super::attributes::{Part, deviations};
+use super::token::{NotOne, TokenSession};
+use crate::error::{Failure, TokenError};
+use crate::operation::check_value;
+use crate::protocol::KeyFacts;
+use crate::register::{KeyProfile, KeyRegister, KeyState};
+use crate::vocabulary::{KeyLabel, KeyName, KeyRole};
+
+/// A key ready for use.
+#[derive(Debug, Clone)]
+pub(crate) struct LoadedKey {
+    pub(crate) profile: KeyProfile,
+    pub(crate) object: ObjectHandle,
+    /// K_L K_L K_L of a retail MAC key.
+    pub(crate) left: Option<ObjectHandle>,
+}
+
+/// Every key by name. Handles are replaced as a whole when one of them has gone stale.
+pub(crate) struct KeyTable {
+    register: KeyRegister,
+    loaded: RwLock<Loaded>,
+}
+
+type Loaded = HashMap<KeyLabel, Vec<Arc<LoadedKey>>>;
+
+impl KeyTable {
+    /// Finds all keys, reads their attributes back and compares their check values.
+    pub(crate) fn load(register: KeyRegister, session: &TokenSession) -> Result<Self, KeyTrouble> {
+        let loaded = find_all(&register, session)?;
+        for key in loaded.values().flatten() {
+            lint(key, session)?;
+            let (kcv, from_token) = check_value::of(session, key)?;
+            if let (Some(found), Some(stated), true) = (kcv, key.profile.kcv, from_token)
+                && found != stated
+            {
+                return Err(KeyTrouble::Substituted {
+                    key: name(&key.profile),
+                    found: found.to_string(),
+                    stated: stated.to_string(),
+                });
+            }
+        }
+        Ok(Self { register, loaded: RwLock::new(loaded) })
+    }
+
+    /// The named version, or the active one.
+    pub(crate) fn get(&self, name: &KeyName) -> Result<Arc<LoadedKey>, Failure> {
+        let loaded = self.loaded.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let versions = loaded.get(&name.label).ok_or(Failure::UnknownKey)?;
+        let meant = |key: &&Arc<LoadedKey>| match name.version {
+            Some(version) => key.profile.version == version,
+            None => key.profile.state == KeyState::Active,
+        };
+        versions.iter().find(meant).cloned().ok_or(Failure::UnknownKey)
+    }
+
+    /// Like [`get`](Self::get), and refuses a key of another role.
+    pub(crate) fn of_role(&self, name: &KeyName, role: KeyRole) -> Result<Arc<LoadedKey>, Failure> {
+        let key = self.get(name)?;
+        if key.profile.role == role {
+            Ok(key)
+        } else {
+            Err(Failure::KeyNotForThis(format!("{name} is a {} key", key.profile.role)))
+        }
+    }
+
+    /// Like [`of_role`](Self::of_role), and refuses a version that no longer protects.
+    pub(crate) fn active_of_role(&self, name: &KeyName, role: KeyRole) -> Result<Arc<LoadedKey>, Failure> {
+        let key = self.of_role(name, role)?;
+        match key.profile.state {
+            KeyState::Active => Ok(key),
+            KeyState::Retired => Err(Failure::KeyNotForThis(format!("{name} is retired"))),
+        }
+    }
+
+    /// Looks every handle up again.
+    pub(crate) fn find_again(&self, session: &TokenSession) -> Result<(), KeyTrouble> {
+        let loaded = find_all(&self.register, session)?;
+        *self.loaded.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = loaded;
+        Ok(())
+    }
+
+    /// What anyone may know of every key.
+    pub(crate) fn facts(&self, session: &TokenSession) -> Result<Vec<KeyFacts>, Failure> {
+        let mut facts = Vec::new();
+        for profile in self.register.iter() {
+            let version = Some(profile.version);
+            let key = self.get(&KeyName { label: profile.label.clone(), version })?;
+            let (kcv, kcv_from_token) = check_value::of(session, &key)?;
+            facts.push(KeyFacts {
+                label: profile.label.clone(),
+                version: profile.version,
+                active: profile.state == KeyState::Active,
+                role: profile.role,
+                algorithm: profile.algorithm,
+                formats: profile.formats.clone(),
+                mac: profile.mac.map(|mac| mac.algorithm),
+                kcv,
+                kcv_from_token,
+            });
+        }
+        Ok(facts)
+    }
+}
+
+fn find_all(
+    register: &KeyRegister,
+    session: &TokenSession,
+) -> Result<Loaded, KeyTrouble> {
+    let find = |profile: &KeyProfile, label: &str| match session.find(profile, label)? {
+        Ok(object) => Ok(object),
+        Err(NotOne::None) => Err(KeyTrouble::Missing { key: name(profile), object: label.into() }),
+        Err(NotOne::Several) => {
+            Err(KeyTrouble::Ambiguous { key: name(profile), object: label.into() })
+        }
+    };
+    let mut loaded = Loaded::new();
+    for profile in register.iter() {
+        let object = find(profile, &profile.object_label())?;
+        let left = match profile.left_object_label() {
+            Some(label) => Some(find(profile, &label)?),
+            None => None,
+        };
+        let key = Arc::new(LoadedKey { profile: profile.clone(), object, left });
+        loaded.entry(profile.label.clone()).or_default().push(key);
+    }
+    Ok(loaded)
+}
+
+fn lint(key: &LoadedKey, session: &TokenSession) -> Result<(), KeyTrouble> {
+    let parts = [(Part::Whole, Some(key.object)), (Part::Left, key.left)];
+    for (part, object) in parts {
+        let Some(object) = object else { continue };
+        let deviations = deviations(&session.session, object, &key.profile, part)?;
+        if !deviations.is_empty() {
+            return Err(KeyTrouble::Attributes {
+                key: name(&key.profile),
+                deviations: deviations.join(", "),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn name(profile: &KeyProfile) -> String {
+    format!("{}@{}", profile.label, profile.version)
+}
+
+/// Why the register and the token do not agree.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "each error text is the documentation")]
+pub enum KeyTrouble {
+    #[error("key {key}: no object labelled {object:?} on the token")]
+    Missing { key: String, object: String },
+    #[error("key {key}: several objects are labelled {object:?}; delete all but one")]
+    Ambiguous { key: String, object: String },
+    #[error("key {key}: not locked down; other than its role wants: {deviations}")]
+    Attributes { key: String, deviations: String },
+    #[error("key {key}: check value {found} on the token, {stated} in the register: substituted?")]
+    Substituted { key: String, found: String, stated: String },
+    #[error(transparent)]
+    Token(#[from] TokenError),
+}

@@ -1,0 +1,183 @@
+//! The worker process: it alone holds the token's login, and a clear PIN can be in it alone.
+//!
+//! Start: harden, read register and HSM PIN, load the module, log in, find and lint the keys, prove
+//! every operation by known answers, say hello. Then orders, until the gateway hangs up. The
+//! module is never finalised: the process ends.
+
+pub(crate) mod attributes;
+mod hardening;
+pub(crate) mod keys;
+pub(crate) mod mechanism;
+pub(crate) mod self_test;
+mod serve;
+pub(crate) mod token;
+
+use std::io::Write;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use cryptoki::types::AuthPin;
+use zeroize::Zeroizing;
+
+pub use self::keys::KeyTrouble;
+pub use self::self_test::SelfTestError;
+pub use self::token::OpenError;
+use crate::error::{CkrClass, TokenError};
+use crate::protocol::{self, Hello, Mode};
+use crate::register::{KeyRegister, RegisterError};
+
+/// What the worker is told on its command line. The HSM PIN is never among it.
+#[derive(Debug, Clone, clap::Parser)]
+#[command(name = "tollgate-hsm", version, about = "Runs PIN and MAC operations on a PKCS#11 token")]
+pub struct Options {
+    /// The PKCS#11 module, by absolute path.
+    #[arg(long)]
+    pub module: PathBuf,
+    /// The token's label.
+    #[arg(long)]
+    pub token_label: String,
+    /// A file with the HSM PIN, mode 0600.
+    #[arg(long)]
+    pub pin_file: PathBuf,
+    /// The key register.
+    #[arg(long)]
+    pub keys: PathBuf,
+    /// Token sessions, one thread each.
+    #[arg(long, default_value_t = 1)]
+    pub sessions: u16,
+    /// Prove operations and keys, print what was proved, and exit.
+    #[arg(long)]
+    pub check: bool,
+}
+
+/// The first frame: ready, or why not.
+pub type Greeting = Result<Hello, StartFailure>;
+
+/// Why a worker did not become ready.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+pub struct StartFailure {
+    /// What to tell a person.
+    pub why: String,
+    /// Whether trying again cannot help: a wrong HSM PIN would lock the token.
+    pub permanent: bool,
+}
+
+/// Runs until the gateway hangs up. Standard input is the socket.
+///
+/// # Errors
+/// Why the worker did not start, after it has told the gateway.
+pub fn run(options: &Options) -> Result<(), WorkerError> {
+    if options.check {
+        let (_, _, hello, proved) = start(options)?;
+        println!("{}", hello.token);
+        for operation in proved {
+            println!("proved  {operation}");
+        }
+        return Ok(());
+    }
+    let socket = std::io::stdin().as_fd().try_clone_to_owned().map_err(WorkerError::Socket)?;
+    let mut socket = UnixStream::from(socket);
+    match start(options) {
+        Ok((token, keys, hello, _)) => {
+            greet(&mut socket, &Ok(hello))?;
+            serve::serve(token, keys, socket, options.sessions)
+        }
+        Err(error) => {
+            let failure = StartFailure { why: chain(&error), permanent: error.is_permanent() };
+            // A gateway that has gone away needs no explanation.
+            let _ = greet(&mut socket, &Err(failure));
+            Err(error)
+        }
+    }
+}
+
+fn start(
+    options: &Options,
+) -> Result<(token::Token, keys::KeyTable, Hello, Vec<String>), WorkerError> {
+    hardening::harden()?;
+    let register = KeyRegister::read(&options.keys)?;
+    let pin = read_pin(&options.pin_file)?;
+    let token = token::Token::open(&options.module, &options.token_label, pin)?;
+    let session = token.session().map_err(OpenError::Token)?;
+    let keys = keys::KeyTable::load(register, &session)?;
+    let proved = self_test::run(&session)?;
+    let hello = Hello {
+        version: protocol::VERSION,
+        sessions: options.sessions,
+        token: token.description.clone(),
+        mode: Mode::InWorker,
+    };
+    // The login lives as long as one session does: this one is never closed.
+    std::mem::forget(session);
+    Ok((token, keys, hello, proved))
+}
+
+fn read_pin(path: &Path) -> Result<AuthPin, WorkerError> {
+    let trouble = |why: String| WorkerError::PinFile { path: path.display().to_string(), why };
+    let text =
+        Zeroizing::new(std::fs::read_to_string(path).map_err(|error| trouble(error.to_string()))?);
+    let pin = text.trim_end_matches(['\r', '\n']);
+    if pin.is_empty() {
+        return Err(trouble("it is empty".into()));
+    }
+    Ok(AuthPin::new(pin.into()))
+}
+
+fn greet(socket: &mut UnixStream, greeting: &Greeting) -> Result<(), WorkerError> {
+    let mut frame = Vec::new();
+    protocol::append_frame(&mut frame, greeting)
+        .map_err(|error| WorkerError::Socket(std::io::Error::other(error)))?;
+    socket.write_all(&frame).map_err(WorkerError::Socket)
+}
+
+/// An error with all of its causes in one line.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// Why a worker does not run.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "each error text is the documentation")]
+pub enum WorkerError {
+    #[error(transparent)]
+    Hardening(#[from] hardening::HardeningError),
+    #[error(transparent)]
+    Register(#[from] RegisterError),
+    #[error("the HSM PIN file {path}: {why}")]
+    PinFile { path: String, why: String },
+    #[error("opening the token")]
+    Open(#[from] OpenError),
+    #[error(transparent)]
+    Keys(#[from] KeyTrouble),
+    #[error(transparent)]
+    SelfTest(#[from] SelfTestError),
+    #[error("the socket to the gateway")]
+    Socket(#[source] std::io::Error),
+}
+
+impl WorkerError {
+    /// Whether a person must act before another start can succeed.
+    fn is_permanent(&self) -> bool {
+        let token = |error: &TokenError| error.class() == CkrClass::Permanent;
+        match self {
+            Self::Open(OpenError::Token(error)) | Self::Keys(KeyTrouble::Token(error)) => {
+                token(error)
+            }
+            Self::Open(OpenError::Load { .. } | OpenError::NoToken { .. })
+            | Self::Hardening(_)
+            | Self::Register(_)
+            | Self::PinFile { .. }
+            | Self::Keys(_)
+            | Self::SelfTest(_)
+            | Self::Socket(_) => false,
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! Orders in, answers out: one thread for each token session.
+//!
+//! A thread that is free takes the next order from the shared inbox, runs it on its own session
+//! and writes the answer. Whoever holds the inbox and finds it empty reads the socket, so that no
+//! order passes from thread to thread. Answers leave together when more orders wait.
+
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+
+use rustix::time::{ClockId, clock_gettime};
+use zeroize::Zeroize;
+
+use super::keys::KeyTable;
+use super::self_test;
+use super::token::{Token, TokenSession};
+use super::{WorkerError, chain};
+use crate::error::{CkrClass, Failure, TokenError};
+use crate::operation::translate::{Side, translate};
+use crate::operation::{mac, seal};
+use crate::protocol::{Answer, FrameBuffer, Order, Reply, Request, append_frame};
+use crate::vocabulary::KeyRole;
+
+/// Serves until the gateway closes its end.
+pub(super) fn serve(
+    token: Token,
+    keys: KeyTable,
+    socket: UnixStream,
+    sessions: u16,
+) -> Result<(), WorkerError> {
+    let outbox = socket.try_clone().map_err(WorkerError::Socket)?;
+    let inbox = Inbox { socket, frames: FrameBuffer::default(), chunk: vec![0; 64 * 1024] };
+    let shared = Arc::new(Shared {
+        token,
+        keys,
+        inbox: Mutex::new(inbox),
+        outbox: Mutex::new(outbox),
+    });
+    let mut threads = Vec::new();
+    for number in 0..sessions.max(1) {
+        let shared = Arc::clone(&shared);
+        let thread = std::thread::Builder::new()
+            .name(format!("session-{number}"))
+            .stack_size(512 * 1024)
+            .spawn(move || SessionThread::new(&shared).run())
+            .map_err(WorkerError::Socket)?;
+        threads.push(thread);
+    }
+    for thread in threads {
+        // A thread ends when the gateway has gone; one that panicked takes the process with it.
+        if thread.join().is_err() {
+            std::process::exit(70);
+        }
+    }
+    Ok(())
+}
+
+struct Shared {
+    token: Token,
+    keys: KeyTable,
+    inbox: Mutex<Inbox>,
+    outbox: Mutex<UnixStream>,
+}
+
+struct Inbox {
+    socket: UnixStream,
+    frames: FrameBuffer,
+    chunk: Vec<u8>,
+}
+
+struct SessionThread<'s> {
+    shared: &'s Shared,
+    session: Option<TokenSession>,
+    answers: Vec<u8>,
+    answered: usize,
+}
+
+/// Answers that may wait for one another before they leave.
+const ANSWERS_TOGETHER_MAX: usize = 4;
+
+impl<'s> SessionThread<'s> {
+    fn new(shared: &'s Shared) -> Self {
+        Self { shared, session: None, answers: Vec::new(), answered: 0 }
+    }
+
+    fn run(mut self) {
+        while let Some((request, more_wait)) = self.next_request() {
+            let Request { id, deadline_ns, order } = request;
+            let outcome = if now_ns() > deadline_ns {
+                Err(Failure::Expired)
+            } else {
+                self.perform(&order)
+            };
+            let restart =
+                matches!(&outcome, Err(Failure::Token { class: CkrClass::Restart, .. }));
+            // A reply that has no frame would be a bug of this crate; its caller times out.
+            if append_frame(&mut self.answers, &Reply { id, outcome }).is_ok() {
+                self.answered += 1;
+            }
+            if restart {
+                self.leave_if_the_token_is_gone();
+            }
+            if !more_wait || self.answered >= ANSWERS_TOGETHER_MAX {
+                self.flush();
+            }
+        }
+    }
+
+    /// The next order and whether another one waits behind it; `None` when the gateway has gone.
+    fn next_request(&mut self) -> Option<(Request, bool)> {
+        let shared = self.shared;
+        let mut inbox = match shared.inbox.try_lock() {
+            Ok(inbox) => inbox,
+            Err(TryLockError::WouldBlock | TryLockError::Poisoned(_)) => {
+                self.flush();
+                shared.inbox.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+            }
+        };
+        loop {
+            match inbox.frames.next_frame::<Request>() {
+                Ok(Some(request)) => return Some((request, inbox.frames.holds_frame())),
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::error!(%error, "the gateway sent what is no order; hanging up");
+                    return None;
+                }
+            }
+            self.flush();
+            read(&mut inbox)?;
+        }
+    }
+
+    fn flush(&mut self) {
+        if self.answers.is_empty() {
+            return;
+        }
+        let mut outbox =
+            self.shared.outbox.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if outbox.write_all(&self.answers).is_err() {
+            // The gateway has gone; the next read says so.
+            tracing::info!("answers had no reader");
+        }
+        self.answers.zeroize();
+        self.answered = 0;
+    }
+
+    /// Runs one order, curing once what a fresh session, a new look-up or a new login cures.
+    fn perform(&mut self, order: &Order) -> Result<Answer, Failure> {
+        let outcome = self.attempt(order);
+        let Err(Failure::Token { class, .. }) = &outcome else { return outcome };
+        match class {
+            // Opening a session logs in when nobody is.
+            CkrClass::Transient | CkrClass::Relogin => {
+                self.session = None;
+                self.attempt(order)
+            }
+            CkrClass::Refind => {
+                self.session = None;
+                let keys = &self.shared.keys;
+                let found = self.session().map_err(Failure::from).and_then(|session| {
+                    keys.find_again(session).map_err(|trouble| Failure::Token {
+                        function: "FindObjects".into(),
+                        code: chain(&trouble),
+                        class: CkrClass::Restart,
+                    })
+                });
+                found.and_then(|()| self.attempt(order))
+            }
+            CkrClass::Restart
+            | CkrClass::Permanent
+            | CkrClass::Configuration
+            | CkrClass::Caller
+            | CkrClass::Answer
+            | CkrClass::Benign => outcome,
+        }
+    }
+
+    fn session(&mut self) -> Result<&TokenSession, TokenError> {
+        match self.session {
+            Some(ref session) => Ok(session),
+            None => Ok(self.session.insert(self.shared.token.session()?)),
+        }
+    }
+
+    fn attempt(&mut self, order: &Order) -> Result<Answer, Failure> {
+        let keys = &self.shared.keys;
+        let session = self.session()?;
+        match order {
+            Order::TranslatePin { pan, block, from, to } => {
+                let inbound = keys.of_role(&from.key, KeyRole::ZonePinIn)?;
+                let outbound = keys.active_of_role(&to.key, KeyRole::ZonePinOut)?;
+                let from = Side { key: &inbound, format: from.format };
+                let to = Side { key: &outbound, format: to.format };
+                let block = translate(session, pan, block, &from, &to)?;
+                Ok(Answer::Block { block, key_version: outbound.profile.version })
+            }
+            Order::GenerateMac { key, message, length } => {
+                let key = keys.active_of_role(key, KeyRole::Mac)?;
+                let mac = mac::generate(session, &key, &message.0, *length)?;
+                let Some(profile) = key.profile.mac else { return Err(Failure::UnknownKey) };
+                Ok(Answer::Mac {
+                    mac,
+                    algorithm: profile.algorithm,
+                    key_version: key.profile.version,
+                })
+            }
+            Order::VerifyMac { key, message, mac } => {
+                let key = keys.of_role(key, KeyRole::Mac)?;
+                Ok(Answer::Verified(mac::verify(session, &key, &message.0, mac)?))
+            }
+            Order::MakeDataKey { kek } => {
+                let kek = keys.active_of_role(kek, KeyRole::QueueKek)?;
+                let (clear, wrapped) = seal::make(session, &kek)?;
+                Ok(Answer::DataKey { clear, wrapped, kek_version: kek.profile.version })
+            }
+            Order::OpenDataKey { kek, wrapped } => {
+                let kek = keys.of_role(kek, KeyRole::QueueKek)?;
+                Ok(Answer::OpenedDataKey(seal::open(session, &kek, wrapped)?))
+            }
+            Order::Random { bytes } => {
+                let mut random = vec![0; usize::from((*bytes).clamp(1, 1024))];
+                session.session.generate_random_slice(&mut random).map_err(TokenError::from)?;
+                Ok(Answer::Random(random))
+            }
+            Order::ListKeys => Ok(Answer::Keys(keys.facts(session)?)),
+            Order::SelfTest => {
+                self_test::run(session).map(Answer::Proved).map_err(|error| Failure::Token {
+                    function: "self-test".into(),
+                    code: chain(&error),
+                    class: CkrClass::Restart,
+                })
+            }
+        }
+    }
+
+    /// One code alone does not decide: the token is asked for known answers on a fresh session. If
+    /// it has none, this process is lost and says so by ending; the gateway starts another.
+    fn leave_if_the_token_is_gone(&mut self) {
+        self.session = None;
+        let known = match self.session() {
+            Ok(session) => self_test::run(session).map_err(|error| chain(&error)),
+            Err(error) => Err(error.to_string()),
+        };
+        if let Err(why) = known {
+            tracing::error!(why, "the token does not answer; this worker ends");
+            self.flush();
+            std::process::exit(75);
+        }
+    }
+}
+
+/// More bytes for the inbox; `None` at the end.
+fn read(inbox: &mut MutexGuard<'_, Inbox>) -> Option<()> {
+    let Inbox { socket, frames, chunk } = &mut **inbox;
+    loop {
+        match socket.read(chunk) {
+            Ok(0) => return None,
+            Ok(count) => {
+                frames.extend(&chunk[..count]);
+                chunk[..count].zeroize();
+                return Some(());
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => {
+                tracing::error!(%error, "reading the socket");
+                return None;
+            }
+        }
+    }
+}
+
+/// CLOCK_MONOTONIC, which the gateway reads too.
+fn now_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}

@@ -1,0 +1,143 @@
+//! The token: module, slot, login, and one session's calls.
+
+use std::path::Path;
+
+use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
+use cryptoki::error::{Error as CryptokiError, RvError};
+use cryptoki::mechanism::Mechanism;
+use cryptoki::object::{Attribute, ObjectHandle};
+use cryptoki::session::{Session, UserType};
+use cryptoki::slot::Slot;
+use cryptoki::types::AuthPin;
+use zeroize::Zeroizing;
+
+use crate::error::TokenError;
+use crate::register::KeyProfile;
+use crate::worker::attributes::class;
+
+/// A module that is loaded and initialised, once for each process, and never finalised: a finalise
+/// under a running call crashes real modules. The process ends instead.
+pub(crate) struct Token {
+    context: Pkcs11,
+    slot: Slot,
+    pin: AuthPin,
+    /// Manufacturer, model, serial, firmware.
+    pub(crate) description: String,
+}
+
+impl Token {
+    /// Loads the module and finds the token by its label. Logs nobody in yet.
+    pub(crate) fn open(module: &Path, label: &str, pin: AuthPin) -> Result<Self, OpenError> {
+        let context = initialise(module)?;
+        let mut found = None;
+        for slot in context.get_slots_with_token().map_err(TokenError::from)? {
+            let info = context.get_token_info(slot).map_err(TokenError::from)?;
+            if info.label() == label {
+                let description = format!(
+                    "{} {} {} firmware {}",
+                    info.manufacturer_id(),
+                    info.model(),
+                    info.serial_number(),
+                    info.firmware_version()
+                );
+                found = Some((slot, description));
+            }
+        }
+        let Some((slot, description)) = found else {
+            return Err(OpenError::NoToken { label: label.into() });
+        };
+        Ok(Self { context, slot, pin, description })
+    }
+
+    /// A session of the application's user. Login belongs to token and process: whoever comes
+    /// second is logged in already.
+    pub(crate) fn session(&self) -> Result<TokenSession, TokenError> {
+        let session = self.context.open_rw_session(self.slot)?;
+        match session.login(UserType::User, Some(&self.pin)) {
+            Ok(()) | Err(CryptokiError::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(TokenSession { session })
+    }
+}
+
+/// Loads and initialises a module.
+pub(crate) fn initialise(module: &Path) -> Result<Pkcs11, OpenError> {
+    let context = Pkcs11::new(module).map_err(|source| OpenError::Load {
+        module: module.display().to_string(),
+        why: source.to_string(),
+    })?;
+    context
+        .initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK))
+        .map_err(TokenError::from)?;
+    Ok(context)
+}
+
+/// One session, owned by one thread.
+pub(crate) struct TokenSession {
+    pub(crate) session: Session,
+}
+
+impl TokenSession {
+    pub(crate) fn encrypt(
+        &self,
+        mechanism: &Mechanism<'_>,
+        key: ObjectHandle,
+        data: &[u8],
+    ) -> Result<Zeroizing<Vec<u8>>, TokenError> {
+        Ok(Zeroizing::new(self.session.encrypt(mechanism, key, data)?))
+    }
+
+    pub(crate) fn decrypt(
+        &self,
+        mechanism: &Mechanism<'_>,
+        key: ObjectHandle,
+        data: &[u8],
+    ) -> Result<Zeroizing<Vec<u8>>, TokenError> {
+        Ok(Zeroizing::new(self.session.decrypt(mechanism, key, data)?))
+    }
+
+    pub(crate) fn sign(
+        &self,
+        mechanism: &Mechanism<'_>,
+        key: ObjectHandle,
+        data: &[u8],
+    ) -> Result<Vec<u8>, TokenError> {
+        Ok(self.session.sign(mechanism, key, data)?)
+    }
+
+    /// The one object with this label and the profile's class. More than one is refused: which of
+    /// them a call would use is anybody's guess.
+    pub(crate) fn find(
+        &self,
+        profile: &KeyProfile,
+        label: &str,
+    ) -> Result<Result<ObjectHandle, NotOne>, TokenError> {
+        let template = [Attribute::Class(class(profile)), Attribute::Label(label.into())];
+        let found = self.session.find_objects(&template)?;
+        Ok(match found.as_slice() {
+            [one] => Ok(*one),
+            [] => Err(NotOne::None),
+            _ => Err(NotOne::Several),
+        })
+    }
+}
+
+/// How many objects were found where one was wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NotOne {
+    None,
+    Several,
+}
+
+/// Why there is no token to talk to.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "each error text is the documentation")]
+pub enum OpenError {
+    #[error("loading the PKCS#11 module {module}: {why}")]
+    Load { module: String, why: String },
+    #[error("no token is labelled {label:?}; check the label and the module's own configuration")]
+    NoToken { label: String },
+    #[error(transparent)]
+    Token(#[from] TokenError),
+}

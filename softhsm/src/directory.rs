@@ -1,0 +1,233 @@
+//! One token in one directory: configuration, objects, PIN files, key register.
+//!
+//! ```text
+//! DIR/softhsm2.conf   the module's configuration: name it in SOFTHSM2_CONF
+//! DIR/tokens/         the objects
+//! DIR/user-pin        mode 0600
+//! DIR/so-pin          mode 0600
+//! DIR/keys.toml       the key register for the worker
+//! ```
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use hsm_adapter::ceremony::{Ceremony, init_token};
+use hsm_adapter::register::{KeyProfile, KeyRegister};
+use secrecy::{ExposeSecret, SecretString};
+use serde::Serialize;
+
+use crate::TokenToolError;
+use crate::plan::PlannedKey;
+
+/// A directory that holds, or will hold, a token.
+#[derive(Debug, Clone)]
+pub struct TokenDirectory {
+    dir: PathBuf,
+}
+
+/// What became of one key.
+#[derive(Debug, Serialize)]
+pub struct KeyReport {
+    /// Label and version.
+    pub key: String,
+    /// Its one role.
+    pub role: String,
+    /// `imported`, `generated` or `kept`.
+    pub origin: &'static str,
+    /// The check value, where the key has one.
+    pub kcv: Option<String>,
+    /// How it was compared: `token` (computed from the object), `value` (from the clear value).
+    pub compared: Option<&'static str>,
+}
+
+impl TokenDirectory {
+    /// Nothing is touched yet. The path is made absolute, since the configuration names it.
+    ///
+    /// # Errors
+    /// When the current directory is gone.
+    pub fn new(dir: &Path) -> Result<Self, TokenToolError> {
+        Ok(Self { dir: std::path::absolute(dir).map_err(|error| file_error(dir, error))? })
+    }
+
+    /// `SOFTHSM2_CONF` of this token.
+    #[must_use]
+    pub fn configuration(&self) -> PathBuf {
+        self.dir.join("softhsm2.conf")
+    }
+
+    /// The HSM PIN.
+    #[must_use]
+    pub fn pin_file(&self) -> PathBuf {
+        self.dir.join("user-pin")
+    }
+
+    /// The key register.
+    #[must_use]
+    pub fn key_register(&self) -> PathBuf {
+        self.dir.join("keys.toml")
+    }
+
+    /// Makes directory, configuration and PINs where they are missing. Must come before the module
+    /// is loaded with `SOFTHSM2_CONF` set to [`configuration`](Self::configuration).
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn prepare(&self) -> Result<(), TokenToolError> {
+        let tokens = self.dir.join("tokens");
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&tokens)
+            .map_err(|error| file_error(&tokens, error))?;
+        let text = format!(
+            "directories.tokendir = {}\nobjectstore.backend = file\nlog.level = ERROR\n",
+            tokens.display()
+        );
+        write_secret(&self.configuration(), &text, true)?;
+        for path in [self.pin_file(), self.dir.join("so-pin")] {
+            write_secret(&path, &random_pin()?, false)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the token and every key of the plan that is not there yet, compares check values and
+    /// writes the register. Runs again at any time. `SOFTHSM2_CONF` must be set.
+    ///
+    /// # Errors
+    /// Names the key or file.
+    pub fn fill(
+        &self,
+        module: &Path,
+        label: &str,
+        plan: &[PlannedKey],
+    ) -> Result<Vec<KeyReport>, TokenToolError> {
+        let register = KeyRegister::new(plan.iter().map(|key| key.profile.clone()).collect())
+            .map_err(TokenToolError::Plan)?;
+        let user_pin = self.read_pin("user-pin")?;
+        let empty = fs::read_dir(self.dir.join("tokens"))
+            .map_err(|error| file_error(&self.dir, error))?
+            .next()
+            .is_none();
+        if empty {
+            init_token(module, label, &self.read_pin("so-pin")?, &user_pin)?;
+        }
+        let ceremony = Ceremony::open(module, label, &user_pin)?;
+        let mut report = Vec::new();
+        for key in plan {
+            report.push(make(&ceremony, key)?);
+        }
+        let text = register.to_toml().map_err(|error| TokenToolError::Plan(error.to_string()))?;
+        write_secret(&self.key_register(), &text, true)?;
+        Ok(report)
+    }
+
+    fn read_pin(&self, name: &str) -> Result<SecretString, TokenToolError> {
+        let path = self.dir.join(name);
+        let text = fs::read_to_string(&path).map_err(|error| file_error(&path, error))?;
+        Ok(SecretString::from(text.trim_end()))
+    }
+}
+
+fn make(ceremony: &Ceremony, key: &PlannedKey) -> Result<KeyReport, TokenToolError> {
+    let profile = &key.profile;
+    let there = ceremony.exists(profile)?;
+    let mut compared = None;
+    if let (Some(value), Some(stated), Some(method)) = (&key.value, profile.kcv, profile.kcv_method)
+    {
+        let found = ceremony.check_value(profile.algorithm, method, &value.0)?;
+        compare(profile, &found.to_string(), &stated.to_string())?;
+        compared = Some("value");
+    }
+    let origin = match &key.value {
+        _ if there => "kept",
+        Some(value) => {
+            ceremony.danger_import_clear_key(profile, &value.0)?;
+            "imported"
+        }
+        None => {
+            ceremony.generate(profile)?;
+            "generated"
+        }
+    };
+    if let (Some(found), Some(stated)) = (ceremony.check_value_on_token(profile)?, profile.kcv) {
+        compare(profile, &found.to_string(), &stated.to_string())?;
+        compared = Some("token");
+    }
+    Ok(KeyReport {
+        key: format!("{}@{}", profile.label, profile.version),
+        role: profile.role.to_string(),
+        origin,
+        kcv: profile.kcv.map(|kcv| kcv.to_string()),
+        compared,
+    })
+}
+
+fn compare(profile: &KeyProfile, found: &str, stated: &str) -> Result<(), TokenToolError> {
+    if found == stated {
+        return Ok(());
+    }
+    let key = format!("{}@{}", profile.label, profile.version);
+    Err(TokenToolError::CheckValue { key, found: found.into(), stated: stated.into() })
+}
+
+/// The SoftHSM module of this machine: where Debian, Fedora and Homebrew put it.
+#[must_use]
+pub fn find_module() -> Option<PathBuf> {
+    [
+        "/usr/lib/softhsm/libsofthsm2.so",
+        "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
+        "/usr/lib/aarch64-linux-gnu/softhsm/libsofthsm2.so",
+        "/usr/lib64/pkcs11/libsofthsm2.so",
+        "/usr/lib64/softhsm/libsofthsm2.so",
+        "/opt/homebrew/lib/softhsm/libsofthsm2.so",
+        "/usr/local/lib/softhsm/libsofthsm2.so",
+    ]
+    .into_iter()
+    .map(PathBuf::from)
+    .find(|path| path.exists())
+}
+
+/// Eight random digits.
+fn random_pin() -> Result<SecretString, TokenToolError> {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).map_err(|error| TokenToolError::Plan(error.to_string()))?;
+    let pin: u64 = u64::from_le_bytes(bytes) % 100_000_000;
+    Ok(SecretString::from(format!("{pin:08}")))
+}
+
+trait Content {
+    fn bytes(&self) -> &[u8];
+}
+
+impl Content for String {
+    fn bytes(&self) -> &[u8] {
+        self.as_bytes()
+    }
+}
+
+impl Content for SecretString {
+    fn bytes(&self) -> &[u8] {
+        self.expose_secret().as_bytes()
+    }
+}
+
+/// Mode 0600. An existing file is kept unless `replace`.
+fn write_secret(path: &Path, text: &impl Content, replace: bool) -> Result<(), TokenToolError> {
+    if path.exists() && !replace {
+        return Ok(());
+    }
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(|error| file_error(path, error))?;
+    file.write_all(text.bytes()).map_err(|error| file_error(path, error))
+}
+
+fn file_error(path: &Path, error: std::io::Error) -> TokenToolError {
+    TokenToolError::File { path: path.display().to_string(), why: error.to_string() }
+}

@@ -4,7 +4,7 @@
 //! it when it hangs and starts another. The worker holds the token: one thread for each session,
 //! one file in `operation` for each composition of C_ calls. A clear PIN exists in `clear` and
 //! nowhere else; no type of this crate's public surface can carry one.
-#![deny(unsafe_code)] // the one FFI corner, worker/mechanism.rs, states its SAFETY argument
+#![deny(unsafe_code)] // the one FFI corner, worker/raw.rs, states its SAFETY argument
 
 pub mod vocabulary; // Pan, PinBlock, KeyName, Kcv: safe to pass around
 pub mod register; // keys.toml: what each key is for

@@ -13,7 +13,7 @@ use crate::error::Failure;
 use crate::register::{KeyAlgorithm, MacProfile};
 use crate::vocabulary::{MacAlgorithm, MacPadding};
 use crate::worker::keys::LoadedKey;
-use crate::worker::mechanism::mechanism_type;
+use crate::worker::raw::mechanism_type;
 use crate::worker::token::TokenSession;
 
 /// The longest message that has a MAC.

@@ -4,13 +4,12 @@
 //! anything else. A set that is wider than the role is a hole: WRAP beside DECRYPT reads keys out,
 //! a settable flag is any flag.
 
-use cryptoki::error::Error as CryptokiError;
 use cryptoki::mechanism::MechanismType;
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
 use cryptoki::session::Session;
 use cryptoki_sys::{CKM_AES_ECB_ENCRYPT_DATA, CKM_DES3_CMAC};
 
-use super::mechanism::mechanism_type;
+use super::raw::{RawModule, mechanism_type};
 use crate::error::TokenError;
 use crate::register::{KeyAlgorithm, KeyProfile};
 use crate::vocabulary::{KeyRole, MacAlgorithm};
@@ -108,6 +107,7 @@ pub(crate) fn class(profile: &KeyProfile) -> ObjectClass {
 
 /// Reads a key back. The names of attributes that are not as they must be; empty is good.
 pub(crate) fn deviations(
+    raw: RawModule,
     session: &Session,
     object: ObjectHandle,
     profile: &KeyProfile,
@@ -121,15 +121,7 @@ pub(crate) fn deviations(
     let mut names: Vec<String> =
         missing.map(|attribute| attribute.attribute_type().to_string()).collect();
     let (_, mechanism) = uses(profile, part);
-    let allowed = session.get_attributes(object, &[AttributeType::AllowedMechanisms]);
-    let good = match allowed {
-        Ok(found) => found == [Attribute::AllowedMechanisms(vec![mechanism])],
-        // cryptoki has no name for these two and so cannot read a list that holds one of them.
-        Err(CryptokiError::NotSupported) => {
-            [CKM_DES3_CMAC, CKM_AES_ECB_ENCRYPT_DATA].map(mechanism_type).contains(&mechanism)
-        }
-        Err(error) => return Err(error.into()),
-    };
+    let good = raw.allowed_mechanisms(session, object).into_iter().map(mechanism_type).eq([mechanism]);
     if !good {
         names.push(AttributeType::AllowedMechanisms.to_string());
     }

@@ -7,7 +7,7 @@
 pub(crate) mod attributes;
 mod hardening;
 pub(crate) mod keys;
-pub(crate) mod mechanism;
+pub(crate) mod raw;
 pub(crate) mod self_test;
 mod serve;
 pub(crate) mod token;

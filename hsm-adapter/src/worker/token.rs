@@ -14,11 +14,13 @@ use zeroize::Zeroizing;
 use crate::error::TokenError;
 use crate::register::KeyProfile;
 use crate::worker::attributes::class;
+use crate::worker::raw::RawModule;
 
 /// A module that is loaded and initialised, once for each process, and never finalised: a finalise
 /// under a running call crashes real modules. The process ends instead.
 pub(crate) struct Token {
     context: Pkcs11,
+    raw: RawModule,
     slot: Slot,
     pin: AuthPin,
     /// Manufacturer, model, serial, firmware.
@@ -46,7 +48,9 @@ impl Token {
         let Some((slot, description)) = found else {
             return Err(OpenError::NoToken { label: label.into() });
         };
-        Ok(Self { context, slot, pin, description })
+        let raw = RawModule::of(module)
+            .map_err(|why| OpenError::Load { module: module.display().to_string(), why })?;
+        Ok(Self { context, raw, slot, pin, description })
     }
 
     /// A session of the application's user. Login belongs to token and process: whoever comes
@@ -57,7 +61,7 @@ impl Token {
             Ok(()) | Err(CryptokiError::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => {}
             Err(error) => return Err(error.into()),
         }
-        Ok(TokenSession { session })
+        Ok(TokenSession { session, raw: self.raw })
     }
 }
 
@@ -76,6 +80,7 @@ pub(crate) fn initialise(module: &Path) -> Result<Pkcs11, OpenError> {
 /// One session, owned by one thread.
 pub(crate) struct TokenSession {
     pub(crate) session: Session,
+    pub(crate) raw: RawModule,
 }
 
 impl TokenSession {

@@ -1,0 +1,85 @@
+//! What cryptoki 0.12 cannot say: this crate's one FFI corner.
+//!
+//! Mechanisms that PKCS#11 defines and cryptoki has no name for, and the mechanism list of a key
+//! that holds one of them.
+#![expect(unsafe_code, reason = "cryptoki has no safe call for these two")]
+
+use std::mem::size_of;
+use std::path::Path;
+use std::ptr;
+
+use cryptoki::mechanism::MechanismType;
+use cryptoki::object::ObjectHandle;
+use cryptoki::session::Session;
+use cryptoki_sys::{
+    CK_ATTRIBUTE, CK_FUNCTION_LIST, CK_MECHANISM_TYPE, CK_OBJECT_HANDLE, CK_RV, CK_SESSION_HANDLE,
+    CK_ULONG, CKA_ALLOWED_MECHANISMS, CKR_OK,
+};
+
+/// The mechanism type with this standard number.
+pub(crate) fn mechanism_type(number: CK_MECHANISM_TYPE) -> MechanismType {
+    // SAFETY: `MechanismType` is `repr(transparent)` over `CK_MECHANISM_TYPE` (it says so in its
+    // source, so that vectors of both have one layout), and every number is a valid value of it.
+    unsafe { std::mem::transmute::<CK_MECHANISM_TYPE, MechanismType>(number) }
+}
+
+type GetAttributeValue = unsafe extern "C" fn(
+    CK_SESSION_HANDLE,
+    CK_OBJECT_HANDLE,
+    *mut CK_ATTRIBUTE,
+    CK_ULONG,
+) -> CK_RV;
+
+/// The module's own C_GetAttributeValue.
+#[derive(Clone, Copy)]
+pub(crate) struct RawModule {
+    get_attribute_value: GetAttributeValue,
+}
+
+impl RawModule {
+    /// Takes the function out of a module that cryptoki has loaded and initialised already.
+    pub(crate) fn of(module: &Path) -> Result<Self, String> {
+        let missing = || "the module has no C_GetAttributeValue".to_owned();
+        // SAFETY: loading runs the module's constructors; cryptoki has run them already, so that
+        // this only counts one more user of the same library.
+        let library =
+            unsafe { cryptoki_sys::Pkcs11::new(module) }.map_err(|error| error.to_string())?;
+        let mut list: *mut CK_FUNCTION_LIST = ptr::null_mut();
+        // SAFETY: `list` is a valid place for one pointer, which is all that the call writes.
+        let rv = unsafe { library.C_GetFunctionList(&mut list) };
+        if rv != CKR_OK || list.is_null() {
+            return Err(missing());
+        }
+        // SAFETY: the module answered CKR_OK, so `list` points to its function list, which lives as
+        // long as the module is loaded; it is never unloaded (see the forget below).
+        let get_attribute_value = unsafe { (*list).C_GetAttributeValue }.ok_or_else(missing)?;
+        std::mem::forget(library);
+        Ok(Self { get_attribute_value })
+    }
+
+    /// CKA_ALLOWED_MECHANISMS of a key. An empty list means that the key has none, or that the
+    /// token does not say.
+    pub(crate) fn allowed_mechanisms(
+        &self,
+        session: &Session,
+        object: ObjectHandle,
+    ) -> Vec<CK_MECHANISM_TYPE> {
+        // A key of ours has one mechanism; a longer list is a deviation whatever it holds.
+        let mut mechanisms = [0 as CK_MECHANISM_TYPE; 64];
+        let mut attribute = CK_ATTRIBUTE {
+            type_: CKA_ALLOWED_MECHANISMS,
+            pValue: mechanisms.as_mut_ptr().cast(),
+            ulValueLen: size_of_val(&mechanisms) as CK_ULONG,
+        };
+        // SAFETY: the handles come from cryptoki and are alive; `attribute` names a buffer of
+        // `ulValueLen` bytes that outlives the call, and a module may not write beyond it.
+        let rv = unsafe {
+            (self.get_attribute_value)(session.handle(), object.handle(), &mut attribute, 1)
+        };
+        let bytes = usize::try_from(attribute.ulValueLen).unwrap_or(usize::MAX);
+        if rv != CKR_OK || bytes > size_of_val(&mechanisms) {
+            return Vec::new();
+        }
+        mechanisms[..bytes / size_of::<CK_MECHANISM_TYPE>()].to_vec()
+    }
+}

@@ -1,0 +1,291 @@
+//! The HSM link: typed questions to the token, with retry and breaker around each.
+//!
+//! Every order is a pure function, so that asking again is always safe; the second attempt goes to
+//! another worker when the first is stuck in a hung one.
+
+use std::time::Duration;
+
+use hsm_adapter::client::{LinkError, TokenLink, WorkerStatus};
+use hsm_adapter::error::Failure;
+use hsm_adapter::protocol::{Answer, ClearDataKey, KeyFacts, Message, Order, PinKey};
+use hsm_adapter::vocabulary::{KeyLabel, KeyName, MacAlgorithm, Pan, PinBlock};
+use tokio::time::Instant;
+
+use super::breaker::{Breaker, Verdict};
+use super::retry::{RetryConfig, Retryable};
+
+/// One HSM link as the gateway uses it.
+#[derive(Debug)]
+pub struct HsmLink {
+    name: &'static str,
+    link: TokenLink,
+    breaker: Breaker,
+    retry: RetryConfig,
+    attempt_max: Duration,
+    kek: KeyLabel,
+}
+
+/// A translated block.
+#[derive(Debug)]
+pub struct Translated {
+    /// Under the outbound key.
+    pub block: PinBlock,
+    /// The version of that key.
+    pub key_version: u32,
+}
+
+/// A MAC that was made.
+#[derive(Debug)]
+pub struct Made {
+    /// Left-most bytes.
+    pub mac: Vec<u8>,
+    /// The key's algorithm.
+    pub algorithm: MacAlgorithm,
+    /// The version that made it.
+    pub key_version: u32,
+}
+
+/// A data key in both forms.
+#[derive(Debug)]
+pub struct MadeDataKey {
+    /// For sealing, here.
+    pub clear: ClearDataKey,
+    /// For the database.
+    pub wrapped: Vec<u8>,
+    /// The version of the KEK.
+    pub kek_version: u32,
+}
+
+impl HsmLink {
+    /// `attempt_max` bounds one attempt at one worker.
+    #[must_use]
+    pub fn new(
+        link: TokenLink,
+        breaker: Breaker,
+        retry: RetryConfig,
+        attempt_max: Duration,
+        kek: KeyLabel,
+    ) -> Self {
+        Self { name: "primary", link, breaker, retry, attempt_max, kek }
+    }
+
+    /// Re-enciphers a PIN block.
+    ///
+    /// # Errors
+    /// See [`HsmError`].
+    pub async fn translate_pin(
+        &self,
+        pan: Pan,
+        block: PinBlock,
+        from: PinKey,
+        to: PinKey,
+        deadline: Instant,
+    ) -> Result<Translated, HsmError> {
+        match self.ask(Order::TranslatePin { pan, block, from, to }, deadline).await? {
+            Answer::Block { block, key_version } => Ok(Translated { block, key_version }),
+            other => Err(wrong(&other)),
+        }
+    }
+
+    /// Makes a MAC over `message`.
+    ///
+    /// # Errors
+    /// See [`HsmError`].
+    pub async fn generate_mac(
+        &self,
+        key: KeyName,
+        message: Vec<u8>,
+        length: Option<u8>,
+        deadline: Instant,
+    ) -> Result<Made, HsmError> {
+        let order = Order::GenerateMac { key, message: Message(message), length };
+        match self.ask(order, deadline).await? {
+            Answer::Mac { mac, algorithm, key_version } => Ok(Made { mac, algorithm, key_version }),
+            other => Err(wrong(&other)),
+        }
+    }
+
+    /// Whether `mac` is the message's.
+    ///
+    /// # Errors
+    /// See [`HsmError`]; a wrong MAC is an answer.
+    pub async fn verify_mac(
+        &self,
+        key: KeyName,
+        message: Vec<u8>,
+        mac: Vec<u8>,
+        deadline: Instant,
+    ) -> Result<bool, HsmError> {
+        let order = Order::VerifyMac { key, message: Message(message), mac };
+        match self.ask(order, deadline).await? {
+            Answer::Verified(verified) => Ok(verified),
+            other => Err(wrong(&other)),
+        }
+    }
+
+    /// A new data key under the queue KEK.
+    ///
+    /// # Errors
+    /// See [`HsmError`].
+    pub async fn make_data_key(&self, deadline: Instant) -> Result<MadeDataKey, HsmError> {
+        let kek = self.kek.clone().into();
+        match self.ask(Order::MakeDataKey { kek }, deadline).await? {
+            Answer::DataKey { clear, wrapped, kek_version } => {
+                Ok(MadeDataKey { clear, wrapped, kek_version })
+            }
+            other => Err(wrong(&other)),
+        }
+    }
+
+    /// Opens a wrapped data key.
+    ///
+    /// # Errors
+    /// See [`HsmError`].
+    pub async fn open_data_key(
+        &self,
+        wrapped: Vec<u8>,
+        kek_version: u32,
+        deadline: Instant,
+    ) -> Result<ClearDataKey, HsmError> {
+        let kek = KeyName { label: self.kek.clone(), version: Some(kek_version) };
+        match self.ask(Order::OpenDataKey { kek, wrapped }, deadline).await? {
+            Answer::OpenedDataKey(clear) => Ok(clear),
+            other => Err(wrong(&other)),
+        }
+    }
+
+    /// Every key with its check value.
+    ///
+    /// # Errors
+    /// See [`HsmError`].
+    pub async fn list_keys(&self, deadline: Instant) -> Result<Vec<KeyFacts>, HsmError> {
+        match self.ask(Order::ListKeys, deadline).await? {
+            Answer::Keys(keys) => Ok(keys),
+            other => Err(wrong(&other)),
+        }
+    }
+
+    /// Runs the known-answer test on every ready worker, past breaker and retry.
+    ///
+    /// # Errors
+    /// See [`HsmError`].
+    pub async fn self_test(&self, deadline: Instant) -> Result<Vec<String>, HsmError> {
+        Ok(self.link.self_test(deadline).await?)
+    }
+
+    /// The workers.
+    #[must_use]
+    pub fn workers(&self) -> Vec<WorkerStatus> {
+        self.link.status()
+    }
+
+    /// Whether a worker is ready and the breaker lets calls pass.
+    #[must_use]
+    pub fn is_usable(&self) -> bool {
+        self.link.is_up() && self.breaker.rests_for().is_zero()
+    }
+
+    /// The link's name in metrics and audit.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Where clear PINs are, as a ready worker proved it.
+    #[must_use]
+    pub fn mode(&self) -> &'static str {
+        let workers = self.link.status();
+        workers.iter().find_map(|worker| worker.mode).map_or("unknown", |mode| mode.name())
+    }
+
+    /// The breaker around this link.
+    #[must_use]
+    pub fn breaker(&self) -> &Breaker {
+        &self.breaker
+    }
+
+    /// Ends the workers.
+    pub async fn stop(self) {
+        self.link.stop().await;
+    }
+
+    async fn ask(&self, order: Order, deadline: Instant) -> Result<Answer, HsmError> {
+        let operation = order.operation();
+        let started = Instant::now();
+        let outcome = self
+            .retry
+            .run("hsm", deadline, async |limit: Instant| {
+                let permit = self.breaker.admit().map_err(|_| HsmError::Resting)?;
+                let attempt = limit.min(Instant::now() + self.attempt_max);
+                let outcome = self.link.call(order.clone(), attempt).await;
+                permit.record(verdict(&outcome));
+                Ok(outcome?)
+            })
+            .await;
+        crate::telemetry::metrics::hsm_operation(
+            operation,
+            self.name,
+            match &outcome {
+                Ok(_) => "ok",
+                Err(HsmError::Link(LinkError::Answered(Failure::PinBlockRefused))) => "refused",
+                Err(_) => "error",
+            },
+            started.elapsed(),
+        );
+        outcome
+    }
+}
+
+/// Only what speaks of the token's health counts: a refused PIN block is an answer, and so is our
+/// own bound on orders in flight.
+fn verdict(outcome: &Result<Answer, LinkError>) -> Verdict {
+    match outcome {
+        Ok(_) | Err(LinkError::Busy | LinkError::OrderTooLong) => Verdict::Healthy,
+        Err(LinkError::Answered(failure)) if !failure.is_transient() => Verdict::Healthy,
+        Err(
+            LinkError::NoWorker
+            | LinkError::TimedOut
+            | LinkError::WorkerDied
+            | LinkError::WrongAnswer
+            | LinkError::Answered(_),
+        ) => Verdict::Failing,
+    }
+}
+
+fn wrong(_: &Answer) -> HsmError {
+    HsmError::Link(LinkError::WrongAnswer)
+}
+
+/// Why the HSM link has no answer.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "each error text is the documentation")]
+pub enum HsmError {
+    #[error("the HSM link's breaker is open")]
+    Resting,
+    #[error(transparent)]
+    Link(#[from] LinkError),
+}
+
+impl HsmError {
+    /// What the token itself refused, when it answered.
+    #[must_use]
+    pub fn failure(&self) -> Option<&Failure> {
+        match self {
+            Self::Link(LinkError::Answered(failure)) => Some(failure),
+            Self::Resting | Self::Link(_) => None,
+        }
+    }
+}
+
+impl Retryable for HsmError {
+    fn is_transient(&self) -> bool {
+        match self {
+            Self::Resting => false,
+            Self::Link(error) => error.is_transient(),
+        }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        None
+    }
+}

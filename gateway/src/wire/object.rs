@@ -1,0 +1,302 @@
+//! A JSON object of a request, read strictly: bounded depth, no duplicate name, no unknown field.
+//!
+//! Errors name the field and never its value, which serde's own messages would repeat: a PAN in
+//! the wrong place must not come back in an answer or stand in a log.
+
+use std::fmt;
+
+use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
+use zeroize::{Zeroize, ZeroizeOnDrop};
+
+use super::problem::Problem;
+
+/// The fields that were not taken yet.
+#[derive(Debug)]
+pub struct Object {
+    path: String,
+    fields: Vec<(String, Value)>,
+}
+
+/// What a field may hold here: no request of ours has arrays, fractions or nulls.
+enum Value {
+    Text(Secret),
+    Number(u64),
+    Object(Vec<(String, Value)>),
+}
+
+/// A text that may be a PAN or a PIN block.
+#[derive(Zeroize, ZeroizeOnDrop)]
+struct Secret(String);
+
+impl fmt::Debug for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Value(redacted)")
+    }
+}
+
+/// Objects within objects.
+const DEPTH_MAX: u8 = 4;
+/// Fields of one object.
+const FIELDS_MAX: usize = 32;
+
+impl Object {
+    /// The whole body.
+    ///
+    /// # Errors
+    /// `malformed-request`.
+    pub fn parse(body: &[u8]) -> Result<Self, Problem> {
+        let root: Root = serde_json::from_slice(body)
+            .map_err(|_| Problem::malformed("the body is not one JSON object of this form"))?;
+        Ok(Self { path: String::new(), fields: root.0 })
+    }
+
+    /// A text that must be there.
+    ///
+    /// # Errors
+    /// `malformed-request`, naming the field.
+    pub fn text(&mut self, name: &'static str) -> Result<String, Problem> {
+        self.optional_text(name)?.ok_or_else(|| self.missing(name))
+    }
+
+    /// A text that may be absent.
+    ///
+    /// # Errors
+    /// `malformed-request` when it is something else.
+    pub fn optional_text(&mut self, name: &'static str) -> Result<Option<String>, Problem> {
+        match self.take(name) {
+            None => Ok(None),
+            Some(Value::Text(mut text)) => Ok(Some(std::mem::take(&mut text.0))),
+            Some(Value::Number(_) | Value::Object(_)) => Err(self.wrong(name, "must be a string")),
+        }
+    }
+
+    /// A text parsed to its type.
+    ///
+    /// # Errors
+    /// `malformed-request`, naming the field and the parser's rule.
+    pub fn parsed<T, E: fmt::Display>(
+        &mut self,
+        name: &'static str,
+        parse: impl FnOnce(&str) -> Result<T, E>,
+    ) -> Result<T, Problem> {
+        let text = zeroize::Zeroizing::new(self.text(name)?);
+        parse(&text).map_err(|rule| self.wrong(name, &rule.to_string()))
+    }
+
+    /// Hex of at most `bytes_max` bytes.
+    ///
+    /// # Errors
+    /// `malformed-request`, naming the field.
+    pub fn hex(&mut self, name: &'static str, bytes_max: usize) -> Result<Vec<u8>, Problem> {
+        let text = zeroize::Zeroizing::new(self.text(name)?);
+        if text.len() > bytes_max * 2 {
+            return Err(self.wrong(name, &format!("has more than {bytes_max} bytes")));
+        }
+        hex::decode(text.as_bytes()).map_err(|_| self.wrong(name, "must be hex"))
+    }
+
+    /// A whole number that may be absent.
+    ///
+    /// # Errors
+    /// `malformed-request` when it is something else.
+    pub fn optional_number(&mut self, name: &'static str) -> Result<Option<u64>, Problem> {
+        match self.take(name) {
+            None => Ok(None),
+            Some(Value::Number(number)) => Ok(Some(number)),
+            Some(Value::Text(_) | Value::Object(_)) => {
+                Err(self.wrong(name, "must be a whole number"))
+            }
+        }
+    }
+
+    /// An object within that must be there.
+    ///
+    /// # Errors
+    /// `malformed-request`, naming the field.
+    pub fn object(&mut self, name: &'static str) -> Result<Self, Problem> {
+        self.optional_object(name)?.ok_or_else(|| self.missing(name))
+    }
+
+    /// An object within that may be absent.
+    ///
+    /// # Errors
+    /// `malformed-request` when it is something else.
+    pub fn optional_object(&mut self, name: &'static str) -> Result<Option<Self>, Problem> {
+        match self.take(name) {
+            None => Ok(None),
+            Some(Value::Object(fields)) => {
+                Ok(Some(Self { path: format!("{}{name}.", self.path), fields }))
+            }
+            Some(Value::Text(_) | Value::Number(_)) => Err(self.wrong(name, "must be an object")),
+        }
+    }
+
+    /// Everything was taken.
+    ///
+    /// # Errors
+    /// `malformed-request`, naming the first field that this request does not have.
+    pub fn end(self) -> Result<(), Problem> {
+        let Some((name, _)) = self.fields.first() else { return Ok(()) };
+        // The name is the caller's own text: shown only when it can be nothing but a name.
+        let plain = |byte: u8| matches!(byte, b'a'..=b'z' | b'_');
+        if name.len() <= 32 && name.bytes().all(plain) {
+            Err(Problem::malformed(format!("unknown field {}{name}", self.path)))
+        } else {
+            Err(Problem::malformed("unknown field"))
+        }
+    }
+
+    /// A refusal of this field in these words.
+    #[must_use]
+    pub fn wrong(&self, name: &str, rule: &str) -> Problem {
+        Problem::malformed(format!("{}{name}: {rule}", self.path))
+    }
+
+    fn missing(&self, name: &str) -> Problem {
+        Problem::malformed(format!("missing field {}{name}", self.path))
+    }
+
+    fn take(&mut self, name: &str) -> Option<Value> {
+        let at = self.fields.iter().position(|(field, _)| field == name)?;
+        Some(self.fields.swap_remove(at).1)
+    }
+}
+
+struct Root(Vec<(String, Value)>);
+
+impl<'de> Deserialize<'de> for Root {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(Fields { depth: DEPTH_MAX }).map(Self)
+    }
+}
+
+struct Fields {
+    depth: u8,
+}
+
+impl<'de> Visitor<'de> for Fields {
+    type Value = Vec<(String, Value)>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut fields: Vec<(String, Value)> = Vec::new();
+        while let Some(name) = map.next_key::<String>()? {
+            if fields.len() == FIELDS_MAX || fields.iter().any(|(other, _)| *other == name) {
+                return Err(de::Error::custom("a name stands twice, or too many"));
+            }
+            let value = map.next_value_seed(Content { depth: self.depth })?;
+            fields.push((name, value));
+        }
+        Ok(fields)
+    }
+}
+
+struct Content {
+    depth: u8,
+}
+
+impl<'de> de::DeserializeSeed<'de> for Content {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Content {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string, a whole number or an object")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Value, E> {
+        Ok(Value::Text(Secret(text.to_owned())))
+    }
+
+    fn visit_u64<E: de::Error>(self, number: u64) -> Result<Value, E> {
+        Ok(Value::Number(number))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Value, A::Error> {
+        let depth = self.depth.checked_sub(1).ok_or_else(|| de::Error::custom("too deep"))?;
+        Fields { depth }.visit_map(map).map(Value::Object)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn detail(problem: &Problem) -> String {
+        problem.detail().unwrap_or_default().to_owned()
+    }
+
+    #[test]
+    fn fields_come_out_by_name() {
+        let body = br#"{"a":"x","n":7,"o":{"b":"0aFF"}}"#;
+        let mut object = Object::parse(body).unwrap();
+
+        let mut inner = object.object("o").unwrap();
+
+        assert_eq!(inner.hex("b", 2).unwrap(), [0x0A, 0xFF]);
+        assert_eq!(object.text("a").unwrap(), "x");
+        assert_eq!(object.optional_number("n").unwrap(), Some(7));
+        assert!(inner.end().is_ok() && object.end().is_ok());
+    }
+
+    /// The field is named, the value is not.
+    #[test]
+    fn refusals_name_the_field_and_never_the_value() {
+        let body = br#"{"pan":4111111111111111,"o":{"4111111111111111":"x","block":"4111zz"}}"#;
+        let mut object = Object::parse(body).unwrap();
+        let mut inner = object.object("o").unwrap();
+
+        let refusals = [
+            detail(&object.text("pan").unwrap_err()),
+            detail(&object.text("pin").unwrap_err()),
+            detail(&inner.hex("block", 99).unwrap_err()),
+            detail(&inner.end().unwrap_err()),
+        ];
+
+        let named = ["pan: must be a string", "missing field pin", "o.block: must be hex"];
+        assert_eq!(refusals[..3], named);
+        assert!(refusals.iter().all(|text| !text.contains("4111")), "{refusals:?}");
+    }
+
+    #[test]
+    fn what_no_request_has_is_refused() {
+        for body in [
+            "",
+            "[]",
+            "7",
+            "null",
+            r#"{"a":null}"#,
+            r#"{"a":[1]}"#,
+            r#"{"a":1.5}"#,
+            r#"{"a":-1}"#,
+            r#"{"a":true}"#,
+            r#"{"a":"1","a":"2"}"#,
+            r#"{"a":"1"} "#.trim_end_matches(' ').trim_end_matches('}'),
+            r#"{"a":"1"}{}"#,
+            r#"{"a":{"a":{"a":{"a":{"a":{}}}}}}"#,
+        ] {
+            assert!(Object::parse(body.as_bytes()).is_err(), "{body}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_survived(body in prop::collection::vec(any::<u8>(), 0..200)) {
+            if let Ok(mut object) = Object::parse(&body) {
+                let _ = object.text("a");
+                let _ = object.end();
+            }
+        }
+    }
+}

@@ -1,1 +1,23 @@
-//! placeholder
+//! Carries PIN and MAC operations from mutually authenticated clients to a token, and payments to
+//! their billers.
+//!
+//! A request passes edge, wire, routes, relay, in that order; `audit` wraps them all. Nothing in
+//! this crate can name a clear PIN: see `hsm_adapter`.
+#![forbid(unsafe_code)]
+
+pub mod app; // Config -> App: the only module that knows every other
+pub mod config; // one file a section, refused when a key is unknown
+pub mod edge; // who may speak, and how fast
+pub mod wire; // bytes -> orders, outcomes -> bytes
+pub mod routes; // one handler a file
+pub mod relay; // now, later, or never
+pub mod links; // when to ask again and when to stop
+pub mod store; // rows of sealed bytes, leases
+pub mod audit; // the outermost layer: one event for each answer
+pub mod admin; // the other listener: health, readiness, figures
+pub mod telemetry; // every metric name in one table; logs
+pub mod check; // preflight: everything that `serve` needs
+pub mod probe; // a container's health check
+pub mod hardening; // no cores, no ptrace
+
+pub use routes::openapi;

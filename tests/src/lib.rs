@@ -1,1 +1,13 @@
-//! placeholder
+//! The world around the gateway: who pays, who is paid, and a second opinion on every answer.
+//!
+//! `soft` computes what the token computes, from the standards alone and without a line of the
+//! product: when the two agree, the answer is right. The simulators speak real mutual TLS.
+#![forbid(unsafe_code)]
+
+pub mod vectors; // known answers, by file and id
+pub mod soft; // payment cryptography in plain software
+pub mod demo_keys; // the disposable token's keys, in the clear
+pub mod mtls; // one private CA, both ends
+pub mod billing; // who is paid, and can be told to misbehave
+pub mod acquirer; // who sends payments
+pub mod load; // many requests at once, and how long each took

@@ -11,7 +11,7 @@ use reqwest::header::{CONTENT_TYPE, RETRY_AFTER};
 use reqwest::{Client, StatusCode, Url};
 use tokio::time::Instant;
 
-use super::breaker::{Breaker, Verdict};
+use super::breaker::{Breaker, Permit, Verdict};
 use super::retry::Retryable;
 
 /// The header that carries a MAC, both ways.
@@ -47,13 +47,29 @@ pub struct BackendOptions {
     pub attempt_max: Duration,
 }
 
-/// What the backend said, with its MAC still to be verified.
+/// What the backend said, with its MAC still to be verified. Dropped without a verdict, it counts
+/// neither way.
 #[derive(Debug)]
 pub struct Answered {
     /// The exact bytes.
     pub body: Bytes,
     /// `key label:hex`, as sent.
     pub mac: Option<String>,
+    permit: Permit,
+}
+
+impl Answered {
+    /// The answer is the backend's own: it is well.
+    pub fn accept(self) {
+        self.permit.record(Verdict::Healthy);
+    }
+
+    /// The answer is garbage or another's: the backend counts as failing.
+    #[must_use]
+    pub fn reject(self, why: &'static str) -> BackendError {
+        self.permit.record(Verdict::Failing);
+        BackendError::SentUnknown { why }
+    }
 }
 
 impl BackendLink {
@@ -92,27 +108,27 @@ impl BackendLink {
         mac: String,
         limit: Instant,
     ) -> Result<Answered, BackendError> {
-        let permit = self.breaker.admit().map_err(|_| BackendError::NotSent { why: "resting" })?;
+        let permit = self.breaker.admit().map_err(|_| BackendError::NotSent { why: RESTING })?;
         let started = Instant::now();
         let limit = limit.min(started + self.attempt_max);
         let outcome = match tokio::time::timeout_at(limit, self.exchange(body, mac)).await {
             Ok(outcome) => outcome,
             Err(_) => Err(BackendError::SentUnknown { why: "time-out" }),
         };
-        permit.record(match &outcome {
-            Ok(_) | Err(BackendError::Refused { .. }) => Verdict::Healthy,
-            Err(
-                BackendError::NotSent { .. }
-                | BackendError::SentUnknown { .. }
-                | BackendError::TryAgain { .. },
-            ) => Verdict::Failing,
-        });
-        crate::telemetry::metrics::backend_request(
-            &self.name,
-            outcome.as_ref().map_or_else(BackendError::class, |_| "answered"),
-            started.elapsed(),
-        );
-        outcome
+        let class = outcome.as_ref().map_or_else(BackendError::class, |_| "answered");
+        crate::telemetry::metrics::backend_request(&self.name, class, started.elapsed());
+        match outcome {
+            Ok((body, mac)) => Ok(Answered { body, mac, permit }),
+            Err(error) => {
+                permit.record(match error {
+                    BackendError::Refused { .. } => Verdict::Healthy,
+                    BackendError::NotSent { .. }
+                    | BackendError::SentUnknown { .. }
+                    | BackendError::TryAgain { .. } => Verdict::Failing,
+                });
+                Err(error)
+            }
+        }
     }
 
     /// The breaker around this backend.
@@ -127,7 +143,11 @@ impl BackendLink {
         &self.name
     }
 
-    async fn exchange(&self, body: Bytes, mac: String) -> Result<Answered, BackendError> {
+    async fn exchange(
+        &self,
+        body: Bytes,
+        mac: String,
+    ) -> Result<(Bytes, Option<String>), BackendError> {
         let request = self
             .client
             .post(self.payments.clone())
@@ -162,7 +182,7 @@ impl BackendLink {
         loop {
             let chunk = response.chunk().await;
             match chunk.map_err(|_| BackendError::SentUnknown { why: "answer cut off" })? {
-                None => return Ok(Answered { body: answer.into(), mac }),
+                None => return Ok((answer.into(), mac)),
                 Some(chunk) if answer.len() + chunk.len() > ANSWER_BYTES_MAX => {
                     return Err(BackendError::SentUnknown { why: "answer too long" });
                 }
@@ -171,6 +191,9 @@ impl BackendLink {
         }
     }
 }
+
+/// The reason of a send that the breaker did not let pass.
+pub const RESTING: &str = "resting";
 
 /// A longer wait than this is not waited for, whatever the other side says.
 const AFTER_MAX: Duration = Duration::from_secs(300);
@@ -207,7 +230,7 @@ impl Retryable for BackendError {
     fn is_transient(&self) -> bool {
         match self {
             // An open breaker does not close within one request's patience.
-            Self::NotSent { why } => *why != "resting",
+            Self::NotSent { why } => *why != RESTING,
             Self::SentUnknown { .. } | Self::TryAgain { .. } => true,
             Self::Refused { .. } => false,
         }

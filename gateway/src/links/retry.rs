@@ -46,49 +46,66 @@ impl RetryConfig {
         Ok(())
     }
 
-    /// When the last attempt must have ended.
+    /// The attempts at one call, of which the first may begin now.
     #[must_use]
-    pub fn limit(&self, deadline: Instant) -> Instant {
-        deadline.min(Instant::now() + Duration::from_millis(self.total_ms_max))
+    pub fn attempts(&self, link: &'static str, deadline: Instant) -> Attempts {
+        Attempts {
+            config: *self,
+            link,
+            limit: deadline.min(Instant::now() + Duration::from_millis(self.total_ms_max)),
+            made: 0,
+            wait: Duration::from_millis(self.wait_ms),
+        }
+    }
+}
+
+/// One call's attempts: `loop { call; if good, done; if !again(&error), give up }`.
+#[derive(Debug)]
+pub struct Attempts {
+    config: RetryConfig,
+    link: &'static str,
+    limit: Instant,
+    made: u32,
+    wait: Duration,
+}
+
+impl Attempts {
+    /// When the running attempt must have ended.
+    #[must_use]
+    pub fn limit(&self) -> Instant {
+        self.limit
     }
 
-    /// Runs `attempt` until it succeeds, its error is final, or attempts or time are used up. Each
-    /// attempt is told the instant at which it must have ended.
-    ///
-    /// # Errors
-    /// The last attempt's.
-    pub async fn run<T, E: Retryable>(
-        &self,
-        link: &'static str,
-        deadline: Instant,
-        mut attempt: impl AsyncFnMut(Instant) -> Result<T, E>,
-    ) -> Result<T, E> {
-        let limit = self.limit(deadline);
-        let mut wait = Duration::from_millis(self.wait_ms);
-        for number in 1.. {
-            let error = match attempt(limit).await {
-                Ok(value) => {
-                    if number > 1 {
-                        count(link, "cured");
-                    }
-                    return Ok(value);
-                }
-                Err(error) => error,
-            };
-            if !error.is_transient() {
-                return Err(error);
-            }
-            // Full jitter, but never less than the other side asked for.
-            let rest = jitter_full(wait).max(error.retry_after().unwrap_or_default());
-            if number >= self.attempts || Instant::now() + rest >= limit {
-                count(link, "given_up");
-                return Err(error);
-            }
-            count(link, "again");
-            sleep(rest).await;
-            wait = (wait * 2).min(Duration::from_millis(self.wait_ms_max));
+    /// The call succeeded.
+    pub fn done(&self) {
+        if self.made > 0 {
+            self.count("cured");
         }
-        unreachable!("the range above has no end")
+    }
+
+    /// The attempt failed: waits, and tells whether to make another. False when the error is final,
+    /// or attempts or time are used up.
+    pub async fn again(&mut self, error: &impl Retryable) -> bool {
+        self.made += 1;
+        if !error.is_transient() {
+            return false;
+        }
+        // Full jitter, but never less than the other side asked for.
+        let rest = jitter(self.wait / 2, 1.0).max(error.retry_after().unwrap_or_default());
+        if self.made >= self.config.attempts || Instant::now() + rest >= self.limit {
+            self.count("given_up");
+            return false;
+        }
+        self.count("again");
+        sleep(rest).await;
+        self.wait = (self.wait * 2).min(Duration::from_millis(self.config.wait_ms_max));
+        true
+    }
+
+    fn count(&self, outcome: &'static str) {
+        let link = self.link;
+        metrics::counter!("tollgate_retry_attempts_total", "link" => link, "outcome" => outcome)
+            .increment(1);
     }
 }
 
@@ -98,15 +115,6 @@ pub trait Retryable {
     fn is_transient(&self) -> bool;
     /// The least wait that the other side asks for.
     fn retry_after(&self) -> Option<Duration>;
-}
-
-fn jitter_full(wait: Duration) -> Duration {
-    jitter(wait / 2, 1.0)
-}
-
-fn count(link: &'static str, outcome: &'static str) {
-    metrics::counter!("tollgate_retry_attempts_total", "link" => link, "outcome" => outcome)
-        .increment(1);
 }
 
 #[cfg(test)]
@@ -138,13 +146,15 @@ mod tests {
         let start = Instant::now();
         let mut calls = 0;
         let mut script = script.into_iter();
-        let outcome = config
-            .run("test", start + deadline, async |_| {
-                calls += 1;
-                script.next().unwrap_or(Err(PASSING))
-            })
-            .await;
-        (outcome, calls, start.elapsed())
+        let mut attempts = config.attempts("test", start + deadline);
+        loop {
+            calls += 1;
+            match script.next().unwrap_or(Err(PASSING)) {
+                Ok(value) => return (Ok(value), calls, start.elapsed()),
+                Err(error) if attempts.again(&error).await => {}
+                Err(error) => return (Err(error), calls, start.elapsed()),
+            }
+        }
     }
 
     const LONG: Duration = Duration::from_secs(100);
@@ -189,14 +199,15 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn slow_attempts_count_towards_the_total() {
         let start = Instant::now();
-        let outcome: Result<(), Trouble> = RetryConfig::default()
-            .run("test", start + LONG, async |limit| {
-                tokio::time::sleep_until(limit.min(Instant::now() + Duration::from_secs(4))).await;
-                Err(PASSING)
-            })
-            .await;
+        let mut attempts = RetryConfig::default().attempts("test", start + LONG);
+        loop {
+            let slow = Instant::now() + Duration::from_secs(4);
+            tokio::time::sleep_until(attempts.limit().min(slow)).await;
+            if !attempts.again(&PASSING).await {
+                break;
+            }
+        }
 
-        assert!(outcome.is_err());
         assert!(start.elapsed() <= Duration::from_secs(5), "{:?}", start.elapsed());
     }
 }

@@ -212,19 +212,21 @@ impl HsmLink {
     async fn ask(&self, order: Order, deadline: Instant) -> Result<Answer, HsmError> {
         let operation = order.operation();
         let started = Instant::now();
-        let outcome = self
-            .retry
-            .run("hsm", deadline, async |limit: Instant| {
-                let permit = self.breaker.admit().map_err(|_| HsmError::Resting)?;
-                let attempt = limit.min(Instant::now() + self.attempt_max);
-                let outcome = self.link.call(order.clone(), attempt).await;
-                permit.record(verdict(&outcome));
-                Ok(outcome?)
-            })
-            .await;
+        let mut attempts = self.retry.attempts("hsm", deadline);
+        let outcome = loop {
+            match self.attempt(order.clone(), attempts.limit()).await {
+                Ok(answer) => {
+                    attempts.done();
+                    break Ok(answer);
+                }
+                Err(error) if attempts.again(&error).await => {}
+                Err(error) => break Err(error),
+            }
+        };
         crate::telemetry::metrics::hsm_operation(
             operation,
             self.name,
+            self.mode(),
             match &outcome {
                 Ok(_) => "ok",
                 Err(HsmError::Link(LinkError::Answered(Failure::PinBlockRefused))) => "refused",
@@ -233,6 +235,14 @@ impl HsmLink {
             started.elapsed(),
         );
         outcome
+    }
+
+    async fn attempt(&self, order: Order, limit: Instant) -> Result<Answer, HsmError> {
+        let permit = self.breaker.admit().map_err(|_| HsmError::Resting)?;
+        let limit = limit.min(Instant::now() + self.attempt_max);
+        let outcome = self.link.call(order, limit).await;
+        permit.record(verdict(&outcome));
+        Ok(outcome?)
     }
 }
 

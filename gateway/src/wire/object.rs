@@ -12,7 +12,7 @@ use super::problem::Problem;
 
 /// The fields that were not taken yet.
 #[derive(Debug)]
-pub struct Object {
+pub(crate) struct Object {
     path: String,
     fields: Vec<(String, Value)>,
 }
@@ -44,7 +44,7 @@ impl Object {
     ///
     /// # Errors
     /// `malformed-request`.
-    pub fn parse(body: &[u8]) -> Result<Self, Problem> {
+    pub(crate) fn parse(body: &[u8]) -> Result<Self, Problem> {
         let root: Root = serde_json::from_slice(body)
             .map_err(|_| Problem::malformed("the body is not one JSON object of this form"))?;
         Ok(Self { path: String::new(), fields: root.0 })
@@ -54,7 +54,7 @@ impl Object {
     ///
     /// # Errors
     /// `malformed-request`, naming the field.
-    pub fn text(&mut self, name: &'static str) -> Result<String, Problem> {
+    pub(crate) fn text(&mut self, name: &'static str) -> Result<String, Problem> {
         self.optional_text(name)?.ok_or_else(|| self.missing(name))
     }
 
@@ -62,7 +62,7 @@ impl Object {
     ///
     /// # Errors
     /// `malformed-request` when it is something else.
-    pub fn optional_text(&mut self, name: &'static str) -> Result<Option<String>, Problem> {
+    pub(crate) fn optional_text(&mut self, name: &'static str) -> Result<Option<String>, Problem> {
         match self.take(name) {
             None => Ok(None),
             Some(Value::Text(mut text)) => Ok(Some(std::mem::take(&mut text.0))),
@@ -74,7 +74,7 @@ impl Object {
     ///
     /// # Errors
     /// `malformed-request`, naming the field and the parser's rule.
-    pub fn parsed<T, E: fmt::Display>(
+    pub(crate) fn parsed<T, E: fmt::Display>(
         &mut self,
         name: &'static str,
         parse: impl FnOnce(&str) -> Result<T, E>,
@@ -87,7 +87,7 @@ impl Object {
     ///
     /// # Errors
     /// `malformed-request`, naming the field.
-    pub fn hex(&mut self, name: &'static str, bytes_max: usize) -> Result<Vec<u8>, Problem> {
+    pub(crate) fn hex(&mut self, name: &'static str, bytes_max: usize) -> Result<Vec<u8>, Problem> {
         let text = zeroize::Zeroizing::new(self.text(name)?);
         if text.len() > bytes_max * 2 {
             return Err(self.wrong(name, &format!("has more than {bytes_max} bytes")));
@@ -99,7 +99,7 @@ impl Object {
     ///
     /// # Errors
     /// `malformed-request` when it is something else.
-    pub fn optional_number(&mut self, name: &'static str) -> Result<Option<u64>, Problem> {
+    pub(crate) fn optional_number(&mut self, name: &'static str) -> Result<Option<u64>, Problem> {
         match self.take(name) {
             None => Ok(None),
             Some(Value::Number(number)) => Ok(Some(number)),
@@ -113,7 +113,7 @@ impl Object {
     ///
     /// # Errors
     /// `malformed-request`, naming the field.
-    pub fn object(&mut self, name: &'static str) -> Result<Self, Problem> {
+    pub(crate) fn object(&mut self, name: &'static str) -> Result<Self, Problem> {
         self.optional_object(name)?.ok_or_else(|| self.missing(name))
     }
 
@@ -121,7 +121,7 @@ impl Object {
     ///
     /// # Errors
     /// `malformed-request` when it is something else.
-    pub fn optional_object(&mut self, name: &'static str) -> Result<Option<Self>, Problem> {
+    pub(crate) fn optional_object(&mut self, name: &'static str) -> Result<Option<Self>, Problem> {
         match self.take(name) {
             None => Ok(None),
             Some(Value::Object(fields)) => {
@@ -135,7 +135,7 @@ impl Object {
     ///
     /// # Errors
     /// `malformed-request`, naming the first field that this request does not have.
-    pub fn end(self) -> Result<(), Problem> {
+    pub(crate) fn end(self) -> Result<(), Problem> {
         let Some((name, _)) = self.fields.first() else { return Ok(()) };
         // The name is the caller's own text: shown only when it can be nothing but a name.
         let plain = |byte: u8| matches!(byte, b'a'..=b'z' | b'_');
@@ -148,7 +148,7 @@ impl Object {
 
     /// A refusal of this field in these words.
     #[must_use]
-    pub fn wrong(&self, name: &str, rule: &str) -> Problem {
+    pub(crate) fn wrong(&self, name: &str, rule: &str) -> Problem {
         Problem::malformed(format!("{}{name}: {rule}", self.path))
     }
 

@@ -1,0 +1,114 @@
+//! The admin listener: health, readiness, figures, the API document. Every path needs a role.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{FromRequestParts, State};
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::http::request::Parts;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use compliance::EventType;
+use serde::Serialize;
+
+use crate::audit::{AuditEntry, AuditLog};
+use crate::config::Role;
+use crate::edge::Peer;
+use crate::links::token::HsmLink;
+use crate::relay::Relay;
+use crate::telemetry::metrics::Metrics;
+use crate::wire::problem::{OwnBody, Problem, Slug};
+
+/// Paths that only tell about the gateway itself. They leave no record.
+pub const UNRECORDED: &[&str] = &["/healthz", "/readyz", "/metrics"];
+
+/// What the admin handlers share.
+#[derive(Debug, Clone)]
+pub struct Admin {
+    /// The token.
+    pub hsm: Arc<HsmLink>,
+    /// Payments.
+    pub relay: Arc<Relay>,
+    /// The audit log.
+    pub audit: AuditLog,
+    /// The figures.
+    pub metrics: Metrics,
+}
+
+/// Every path of the admin listener.
+pub fn router(admin: Admin) -> Router {
+    Router::new()
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .route("/openapi.json", get(openapi))
+        .with_state(admin)
+}
+
+/// Whether the gateway can do its work, part by part.
+#[derive(Debug, Serialize)]
+pub struct Readiness {
+    /// All of the following.
+    pub ready: bool,
+    /// A worker answers and the breaker lets calls pass.
+    pub hsm: bool,
+    /// Where clear PINs are.
+    pub hsm_mode: &'static str,
+    /// Payments can be sealed and made durable.
+    pub queue: bool,
+    /// Audit records become durable.
+    pub audit: bool,
+}
+
+impl Admin {
+    fn readiness(&self) -> Readiness {
+        let (hsm, queue) = (self.hsm.is_usable(), self.relay.is_ready());
+        let audit = self.audit.is_healthy();
+        let hsm_mode = self.hsm.mode();
+        Readiness { ready: hsm && queue && audit, hsm, hsm_mode, queue, audit }
+    }
+}
+
+/// Somebody with one of the admin roles.
+struct Watching;
+
+impl<S: Sync> FromRequestParts<S> for Watching {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let peer = parts.extensions.get::<Arc<Peer>>();
+        let client = peer.and_then(|peer| peer.client.as_ref());
+        let roles = [Role::Monitor, Role::Operator, Role::Auditor, Role::KeyOfficer];
+        if client.is_some_and(|client| roles.iter().any(|role| client.has_role(*role))) {
+            Ok(Self)
+        } else {
+            Err(Problem::new(Slug::NotAllowed))
+        }
+    }
+}
+
+async fn healthz(_: Watching) -> &'static str {
+    "ok\n"
+}
+
+async fn readyz(State(admin): State<Admin>, _: Watching) -> Response {
+    let readiness = admin.readiness();
+    let status = match readiness.ready {
+        true => StatusCode::OK,
+        false => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    // Not a problem: who may look here may see which part is missing.
+    (status, axum::Extension(OwnBody), axum::Json(readiness)).into_response()
+}
+
+async fn metrics(State(admin): State<Admin>, _: Watching) -> impl IntoResponse {
+    let up = if admin.hsm.is_usable() { 1.0 } else { 0.0 };
+    metrics::gauge!("tollgate_hsm_link_up", "link" => admin.hsm.name(), "role" => "primary").set(up);
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4")], admin.metrics.render())
+}
+
+async fn openapi(entry: AuditEntry, _: Watching) -> impl IntoResponse {
+    entry.event(EventType::AdminRead);
+    axum::Json(crate::routes::openapi())
+}

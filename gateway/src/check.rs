@@ -1,0 +1,157 @@
+//! `tollgate check`: looks at everything that `serve` needs, before it is needed.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use hsm_adapter::client::WorkerStatus;
+use serde::Serialize;
+use tokio::time::{Instant, sleep};
+
+use crate::config::Config;
+use crate::edge::TlsSource;
+use crate::links::token::HsmLink;
+use crate::store::{Store, StoreError};
+
+/// One row of the table.
+#[derive(Debug, Serialize)]
+struct Row {
+    check: &'static str,
+    ok: bool,
+    detail: String,
+}
+
+/// Free bytes below which the disk is red.
+const DISK_BYTES_MIN: u64 = 256 * 1024 * 1024;
+/// A certificate or CRL that ends sooner than this is red.
+const EXPIRY_S_MIN: i64 = 24 * 3600;
+
+/// Prints the table. Exit 0 when every row is good.
+pub async fn run(path: &Path, json: bool) -> ExitCode {
+    let mut rows = Vec::new();
+    match Config::load(path) {
+        Err(error) => rows.push(row("configuration", Err(hsm_adapter::worker::chain(&error)))),
+        Ok(config) => {
+            rows.push(row("configuration", Ok(path.display().to_string())));
+            tls(&config, &mut rows);
+            rows.push(row("database", database(&config).await));
+            hsm(&config, &mut rows).await;
+            rows.push(row("disk", disk(&config)));
+            rows.push(row("clock", clock()));
+        }
+    }
+    let good = rows.iter().all(|row| row.ok);
+    if json {
+        // Texts and booleans only: such rows always have a JSON form.
+        println!("{}", serde_json::to_string_pretty(&rows).unwrap_or_default());
+    } else {
+        for Row { check, ok, detail } in &rows {
+            println!("{}  {check:<18} {detail}", if *ok { "ok " } else { "RED" });
+        }
+    }
+    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn row(check: &'static str, outcome: Result<String, String>) -> Row {
+    let ok = outcome.is_ok();
+    let (Ok(detail) | Err(detail)) = outcome;
+    Row { check, ok, detail }
+}
+
+fn tls(config: &Config, rows: &mut Vec<Row>) {
+    for (name, files) in [("data", &config.tls.data), ("admin", &config.tls.admin)] {
+        let check = if name == "data" { "tls data" } else { "tls admin" };
+        match TlsSource::load(name, files, true) {
+            Err(error) => rows.push(row(check, Err(hsm_adapter::worker::chain(&error)))),
+            Ok(source) => {
+                for fact in source.facts() {
+                    let left = fact.expires_s - jiff::Timestamp::now().as_second();
+                    let text = format!("{}: {} days left", fact.name, left / 86_400);
+                    rows.push(row(check, if left > EXPIRY_S_MIN { Ok(text) } else { Err(text) }));
+                }
+            }
+        }
+    }
+}
+
+async fn database(config: &Config) -> Result<String, String> {
+    let path = config.store.path.display();
+    match Store::open(&config.store, &config.queue).await {
+        Ok(store) => {
+            store.close().await;
+            Ok(format!("{path}: opened and migrated"))
+        }
+        Err(StoreError::InstanceRunning { .. }) => Ok(format!("{path}: in use by a gateway")),
+        Err(error) => Err(hsm_adapter::worker::chain(&error)),
+    }
+}
+
+async fn hsm(config: &Config, rows: &mut Vec<Row>) {
+    let link = match crate::app::hsm_link(&config.hsm) {
+        Ok(link) => link,
+        Err(error) => return rows.push(row("hsm", Err(format!("{error:#}")))),
+    };
+    let limit = Instant::now() + Duration::from_millis(config.hsm.start_ms_max);
+    while link.workers().iter().any(waits) && Instant::now() < limit {
+        sleep(Duration::from_millis(20)).await;
+    }
+    for worker in link.workers() {
+        // A worker is ready only when its keys are locked down and every operation is proved.
+        let token = worker.token.unwrap_or_default();
+        let outcome = match (worker.ready, worker.trouble) {
+            (true, _) => Ok(format!("{token}: keys locked down, self-test passed")),
+            (false, trouble) => Err(trouble.unwrap_or_else(|| "not ready in time".into())),
+        };
+        rows.push(row("hsm worker", outcome));
+    }
+    if link.is_usable() {
+        rows.push(row("hsm mode", Ok(format!("{}: clear PINs are there only", link.mode()))));
+        keys(&link, limit, rows).await;
+    }
+    link.stop().await;
+}
+
+async fn keys(link: &HsmLink, limit: Instant, rows: &mut Vec<Row>) {
+    match link.list_keys(limit).await {
+        Err(error) => rows.push(row("keys", Err(error.to_string()))),
+        Ok(keys) => {
+            for key in keys {
+                let kcv = key.kcv.map_or_else(|| "-".into(), |kcv| kcv.to_string());
+                let source = if key.kcv_from_token { "token" } else { "register" };
+                let (label, version, role) = (&key.label, key.version, key.role);
+                let text = format!("{label}@{version}  {role}  kcv {kcv} ({source})");
+                rows.push(row("key", Ok(text)));
+            }
+        }
+    }
+}
+
+fn waits(worker: &WorkerStatus) -> bool {
+    !worker.ready && !worker.latched && worker.trouble.is_none()
+}
+
+fn disk(config: &Config) -> Result<String, String> {
+    let mut text = Vec::new();
+    let data = config.store.path.parent().unwrap_or(Path::new("."));
+    for (name, dir) in [("store", data), ("audit", config.audit.dir.as_path())] {
+        let existing = dir.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("/"));
+        let stat = rustix::fs::statvfs(existing).map_err(|error| format!("{name}: {error}"))?;
+        let free = stat.f_bavail * stat.f_frsize;
+        let line = format!("{name}: {} MiB free", free / (1024 * 1024));
+        if free < DISK_BYTES_MIN {
+            return Err(line);
+        }
+        text.push(line);
+    }
+    Ok(text.join(", "))
+}
+
+/// A clock before this release was made is wrong whatever it says.
+fn clock() -> Result<String, String> {
+    let now = jiff::Timestamp::now();
+    let text = format!("{now:.0}");
+    if now.as_second() > RELEASED_S { Ok(text) } else { Err(format!("{text}: is in the past")) }
+}
+
+/// 2026-11-01.
+const RELEASED_S: i64 = 1_793_491_200;

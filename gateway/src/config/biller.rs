@@ -1,0 +1,95 @@
+//! `[[biller]]`: where one biller's payments go and what may wait for it.
+
+use std::path::PathBuf;
+
+use hsm_adapter::vocabulary::{KeyLabel, PinBlockFormat};
+use serde::Deserialize;
+
+use super::within;
+use crate::links::breaker::BreakerConfig;
+
+/// One biller.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BillerConfig {
+    /// Its name in requests: lower-case letters, digits, `-`; at most 32. No default.
+    pub name: String,
+    /// `https://host:port/`. No default.
+    pub url: String,
+    /// PEM of the CA that its certificate must come from. No default.
+    pub ca: PathBuf,
+    /// Our client certificate towards it, PEM. No default.
+    pub certificate: PathBuf,
+    /// The key of that certificate, PEM. No default.
+    pub key: PathBuf,
+    /// The MAC key between us and it. No default.
+    pub mac_key: KeyLabel,
+    /// The zone PIN key under which it wants PIN blocks. Default none: it takes no PIN.
+    #[serde(default)]
+    pub pin_key: Option<KeyLabel>,
+    /// The format in which it wants them; needed with `pin_key`.
+    #[serde(default)]
+    pub pin_format: Option<PinBlockFormat>,
+    /// Whether a payment may wait in the queue when it is away. Default false.
+    #[serde(default)]
+    pub store: bool,
+    /// Whether the PIN block may wait with it, for `queue.pin_life_s`. Default false; PCI PIN
+    /// requirement 4 allows it for store-and-forward only.
+    #[serde(default)]
+    pub store_pin: bool,
+    /// The biller recognises a reference that it has seen and answers as it did then. Must be true:
+    /// without it a payment whose answer is lost could be made twice.
+    pub deduplicates: bool,
+    /// To connect, TLS included. Milliseconds; default 3000.
+    #[serde(default = "connect_ms_max")]
+    pub connect_ms_max: u64,
+    /// One attempt in all. Milliseconds; default 20000.
+    #[serde(default = "attempt_ms_max")]
+    pub attempt_ms_max: u64,
+    /// `[biller.breaker]`.
+    #[serde(default)]
+    pub breaker: BreakerConfig,
+}
+
+impl BillerConfig {
+    /// # Errors
+    /// Names the biller and the key.
+    pub fn check(&self, lease_s: u32) -> Result<(), String> {
+        self.check_keys(lease_s).map_err(|why| format!("biller {:?}: {why}", self.name))
+    }
+
+    fn check_keys(&self, lease_s: u32) -> Result<(), String> {
+        let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        if !(1..=32).contains(&self.name.len()) || !self.name.bytes().all(plain) {
+            return Err("name: use 1 to 32 of a-z, 0-9 and '-'".into());
+        }
+        if !self.url.starts_with("https://") {
+            return Err("url: must start with https://".into());
+        }
+        if self.pin_key.is_some() != self.pin_format.is_some() {
+            return Err("pin_key and pin_format come together".into());
+        }
+        if self.pin_format == Some(PinBlockFormat::Iso1) {
+            return Err("pin_format: iso1 is an input format only (PCI PIN 3-3)".into());
+        }
+        if self.store_pin && !(self.store && self.pin_key.is_some()) {
+            return Err("store_pin: needs store = true and a pin_key".into());
+        }
+        if !self.deduplicates {
+            return Err("deduplicates: a biller that does not deduplicate is not supported yet".into());
+        }
+        within("connect_ms_max", self.connect_ms_max, 10..=30_000)?;
+        within("attempt_ms_max", self.attempt_ms_max, 10..=20_000)?;
+        if self.attempt_ms_max > u64::from(lease_s) * 800 {
+            return Err("attempt_ms_max: must be below 80 % of queue.lease_s".into());
+        }
+        self.breaker.check().map_err(|why| format!("breaker.{why}"))
+    }
+}
+
+fn connect_ms_max() -> u64 {
+    3_000
+}
+fn attempt_ms_max() -> u64 {
+    20_000
+}

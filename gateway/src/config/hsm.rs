@@ -1,0 +1,146 @@
+//! `[hsm]`: the link to the token and the worker processes that hold it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use hsm_adapter::client::LinkOptions;
+use hsm_adapter::vocabulary::KeyLabel;
+use serde::Deserialize;
+
+use super::within;
+use crate::links::breaker::BreakerConfig;
+use crate::links::retry::RetryConfig;
+
+/// The `[hsm]` section.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HsmConfig {
+    /// The worker program; default `tollgate-hsm` beside this program.
+    #[serde(default)]
+    pub worker: Option<PathBuf>,
+    /// The PKCS#11 module, by absolute path. No default.
+    pub module: PathBuf,
+    /// The token's label. No default.
+    pub token_label: String,
+    /// A file that holds the HSM PIN, mode 0600; only the worker reads it. No default.
+    pub pin_file: PathBuf,
+    /// The key register, `keys.toml`. No default.
+    pub keys: PathBuf,
+    /// All of the worker's environment, such as SOFTHSM2_CONF. Default empty.
+    #[serde(default)]
+    pub environment: BTreeMap<String, String>,
+    /// Worker processes. Default 2, so that losing one is invisible.
+    #[serde(default = "workers")]
+    pub workers: usize,
+    /// Token sessions in each worker, a thread each. Default 1: right for SoftHSM; a network HSM
+    /// wants as many as hide its round trip.
+    #[serde(default = "sessions")]
+    pub sessions: u16,
+    /// Orders in flight at one worker. Default 256.
+    #[serde(default = "in_flight_max")]
+    pub in_flight_max: usize,
+    /// One attempt at one worker. Milliseconds; default 2000.
+    #[serde(default = "attempt_ms_max")]
+    pub attempt_ms_max: u64,
+    /// From a worker's start to its readiness. Milliseconds; default 15000.
+    #[serde(default = "start_ms_max")]
+    pub start_ms_max: u64,
+    /// Orders past their deadline at one worker at once before it is killed. Default 2.
+    #[serde(default = "lost_max")]
+    pub lost_max: usize,
+    /// The longest that one order may stay lost before its worker is killed. Milliseconds;
+    /// default 5000.
+    #[serde(default = "lost_ms_max")]
+    pub lost_ms_max: u64,
+    /// The label of the key that wraps the queue's data keys. Default `queue.kek`.
+    #[serde(default = "queue_kek")]
+    pub queue_kek: KeyLabel,
+    /// `[hsm.retry]`.
+    #[serde(default)]
+    pub retry: RetryConfig,
+    /// `[hsm.breaker]`.
+    #[serde(default)]
+    pub breaker: BreakerConfig,
+    /// Why clear PINs may be in worker memory although this is production: name, reason, until.
+    #[serde(default)]
+    pub in_worker_waiver: Option<String>,
+}
+
+impl HsmConfig {
+    /// # Errors
+    /// Names the key.
+    pub fn check(&self, production: bool) -> Result<(), String> {
+        if !self.module.is_absolute() {
+            return Err("hsm.module: must be an absolute path".into());
+        }
+        within("hsm.workers", self.workers, 1..=16)?;
+        within("hsm.sessions", self.sessions, 1..=256)?;
+        within("hsm.in_flight_max", self.in_flight_max, 1..=65_536)?;
+        within("hsm.attempt_ms_max", self.attempt_ms_max, 10..=30_000)?;
+        within("hsm.start_ms_max", self.start_ms_max, 1_000..=120_000)?;
+        within("hsm.lost_max", self.lost_max, 1..=1_000)?;
+        within("hsm.lost_ms_max", self.lost_ms_max, 100..=60_000)?;
+        self.retry.check().map_err(|why| format!("hsm.retry.{why}"))?;
+        self.breaker.check().map_err(|why| format!("hsm.breaker.{why}"))?;
+        if production && self.in_worker_waiver.is_none() {
+            return Err("environment is \"production\" and the worker's mode is in_worker: clear \
+                        PINs would be in worker memory. Name hsm.in_worker_waiver (who allows it, \
+                        why, until when)"
+                .into());
+        }
+        Ok(())
+    }
+
+    /// For the adapter.
+    ///
+    /// # Errors
+    /// When this program's own path is unknown and no worker is named.
+    pub fn link_options(&self) -> Result<LinkOptions, String> {
+        let program = match &self.worker {
+            Some(program) => program.clone(),
+            None => std::env::current_exe()
+                .map_err(|error| format!("hsm.worker: not set, and this program: {error}"))?
+                .with_file_name("tollgate-hsm"),
+        };
+        Ok(LinkOptions {
+            program,
+            module: self.module.clone(),
+            token_label: self.token_label.clone(),
+            pin_file: self.pin_file.clone(),
+            keys: self.keys.clone(),
+            environment: self.environment.clone(),
+            workers: self.workers,
+            sessions: self.sessions,
+            in_flight_max: self.in_flight_max,
+            start_limit: Duration::from_millis(self.start_ms_max),
+            lost_max: self.lost_max,
+            lost_limit: Duration::from_millis(self.lost_ms_max),
+        })
+    }
+}
+
+fn workers() -> usize {
+    2
+}
+fn sessions() -> u16 {
+    1
+}
+fn in_flight_max() -> usize {
+    256
+}
+fn attempt_ms_max() -> u64 {
+    2_000
+}
+fn start_ms_max() -> u64 {
+    15_000
+}
+fn lost_max() -> usize {
+    2
+}
+fn lost_ms_max() -> u64 {
+    5_000
+}
+fn queue_kek() -> KeyLabel {
+    KeyLabel::parse("queue.kek").expect("nine characters of the allowed set")
+}

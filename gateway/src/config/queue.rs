@@ -1,0 +1,119 @@
+//! `[queue]`: how many payments may wait, how long, and how long they are remembered.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::within;
+
+/// The `[queue]` section.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct QueueConfig {
+    /// Open payments, held ones included, before new ones are refused with `queue-full`. Rows;
+    /// default 10 000.
+    pub rows_max: u32,
+    /// How long one sender may keep a payment before it counts as lost. Seconds; default 30. An
+    /// attempt must end well before it.
+    pub lease_s: u32,
+    /// Attempts before a waiting payment is given up. Default 25.
+    pub attempts_max: u32,
+    /// How long a payment may wait. Seconds; default 86 400 (24 h).
+    pub payment_life_s: u32,
+    /// How long a payment with a stored PIN block may wait. Seconds; default 900, at most 3 600.
+    pub pin_life_s: u32,
+    /// How long finished payments can be looked up. Days; default 90.
+    pub retention_days: u32,
+    /// How long an idempotency key is remembered; for a payment that may wait, counted from the
+    /// end of the day after its life. Hours; default 24.
+    pub idempotency_h: u32,
+}
+
+impl Default for QueueConfig {
+    fn default() -> Self {
+        Self {
+            rows_max: 10_000,
+            lease_s: 30,
+            attempts_max: 25,
+            payment_life_s: 86_400,
+            pin_life_s: 900,
+            retention_days: 90,
+            idempotency_h: 24,
+        }
+    }
+}
+
+impl QueueConfig {
+    /// Whether every value is within its bounds.
+    ///
+    /// # Errors
+    /// Names the first key that is not, its value and the bounds.
+    pub fn check(&self) -> Result<(), String> {
+        within("queue.rows_max", self.rows_max, 100..=1_000_000)?;
+        within("queue.lease_s", self.lease_s, 5..=300)?;
+        within("queue.attempts_max", self.attempts_max, 1..=100)?;
+        within("queue.payment_life_s", self.payment_life_s, 60..=7 * 86_400)?;
+        within("queue.pin_life_s", self.pin_life_s, 60..=3_600)?;
+        within("queue.retention_days", self.retention_days, 1..=3_650)?;
+        within("queue.idempotency_h", self.idempotency_h, 24..=24 * 31)
+    }
+
+    /// `lease_s`.
+    #[must_use]
+    pub fn lease(&self) -> Duration {
+        Duration::from_secs(self.lease_s.into())
+    }
+
+    /// `pin_life_s`.
+    #[must_use]
+    pub fn pin_life(&self) -> Duration {
+        Duration::from_secs(self.pin_life_s.into())
+    }
+
+    /// `payment_life_s`.
+    #[must_use]
+    pub fn payment_life(&self) -> Duration {
+        Duration::from_secs(self.payment_life_s.into())
+    }
+
+    /// `idempotency_h`.
+    #[must_use]
+    pub fn idempotency(&self) -> Duration {
+        Duration::from_secs(u64::from(self.idempotency_h) * 3_600)
+    }
+
+    /// `retention_days`.
+    #[must_use]
+    pub fn retention(&self) -> Duration {
+        Duration::from_secs(u64::from(self.retention_days) * 86_400)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_within_their_own_bounds() {
+        let config: QueueConfig = toml::from_str("").unwrap();
+
+        assert_eq!(config.check(), Ok(()));
+        assert_eq!((config.rows_max, config.lease_s, config.attempts_max), (10_000, 30, 25));
+    }
+
+    #[test]
+    fn a_pin_may_not_wait_longer_than_an_hour() {
+        let config: QueueConfig = toml::from_str("pin_life_s = 3601").unwrap();
+
+        let refusal = config.check().unwrap_err();
+
+        assert_eq!(refusal, "queue.pin_life_s = 3601: must be from 60 to 3600");
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_by_name() {
+        let refusal = toml::from_str::<QueueConfig>("rows = 5").unwrap_err();
+
+        assert!(refusal.to_string().contains("rows"), "{refusal}");
+    }
+}

@@ -1,0 +1,165 @@
+//! A payment's later ways: what waits is forwarded when its biller is back.
+//!
+//! One task a biller, one payment at a time: by priority, then in the order of arrival. While the
+//! biller's breaker rests, nothing is claimed. A send that cannot be told from "never arrived"
+//! repeats the same bytes under the same reference.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::Relay;
+use super::biller::{Biller, NO_HSM, Settlement};
+use super::pay::{PayError, class};
+use super::payment::Due;
+use crate::links::backend::{BackendError, RESTING};
+use crate::links::jitter;
+use crate::store::{HoldReason, Parked, Parking, PruneRule, Status, StoreError};
+
+impl Relay {
+    /// Forwards what waits for one biller until `stop`.
+    pub async fn forward(self: Arc<Self>, biller: Arc<Biller>, stop: CancellationToken) {
+        loop {
+            let rest = tokio::select! {
+                () = stop.cancelled() => return,
+                rest = self.forward_next(&biller) => rest,
+            };
+            let Some(rest) = rest else { continue };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = sleep(jitter(rest, 0.1)) => {}
+                () = self.store.wake().notified() => {}
+            }
+        }
+    }
+
+    /// Forwards one payment. How long to rest when there is none to forward now.
+    async fn forward_next(&self, biller: &Biller) -> Option<Duration> {
+        let rest = biller.backend.breaker().rests_for();
+        if !rest.is_zero() {
+            return Some(rest.min(POLL));
+        }
+        if !self.hsm.is_usable() || !self.keys.ready() {
+            return Some(HSM_POLL);
+        }
+        let due = match self.payments.claim(vec![biller.name.clone()], 1).await {
+            Ok(mut due) => due.pop(),
+            Err(error) => {
+                tracing::error!(%error, biller = biller.name, "claiming from the queue");
+                return Some(POLL);
+            }
+        };
+        let due = match due {
+            Some(due) => due,
+            None => return Some(POLL),
+        };
+        let id = due.facts.id;
+        match self.deliver(biller, due).await {
+            Ok(outcome) => {
+                metrics::counter!("tollgate_queue_forwarded_total", "outcome" => outcome)
+                    .increment(1);
+                None
+            }
+            Err(error) => {
+                // The lease runs out and the payment is found again.
+                tracing::error!(%error, %id, "recording what became of a forwarded payment");
+                Some(POLL)
+            }
+        }
+    }
+
+    async fn deliver(&self, biller: &Biller, due: Due) -> Result<&'static str, PayError> {
+        let Due { lease, facts, order, pin, sent_unknown, attempts } = due;
+        let request = biller.request(facts.id, &order, pin.as_ref().map(|pin| &pin.block));
+        let limit = Instant::now() + self.queue.lease().mul_f64(0.8);
+        match biller.send(&self.hsm, facts.id, &request, limit).await {
+            Ok(settlement) => {
+                self.settle(&facts, &lease, &settlement).await?;
+                let status = if settlement.paid { Status::Success } else { Status::Failed };
+                self.queue_event(&facts, status).await;
+                Ok(if settlement.paid { "success" } else { "declined" })
+            }
+            Err(BackendError::Refused { .. }) if !sent_unknown => {
+                self.settle(&facts, &lease, &Settlement::refused()).await?;
+                self.queue_event(&facts, Status::Failed).await;
+                Ok("refused")
+            }
+            Err(BackendError::Refused { .. }) => {
+                self.store.hold(&lease, HoldReason::Ambiguous).await?;
+                self.queue_event(&facts, Status::Held).await;
+                Ok("ambiguous")
+            }
+            Err(error) => {
+                let (retry_in, counts) = rest_after(&error, attempts);
+                let class = class(&error);
+                let parking = Parking { retry_in, class, code: None, counts, pin: None };
+                match self.store.release(&lease, parking).await? {
+                    Parked::Failed => self.queue_event(&facts, Status::Failed).await,
+                    Parked::Held => self.queue_event(&facts, Status::Held).await,
+                    Parked::Waiting | Parked::Stale => {}
+                }
+                Ok(error.class())
+            }
+        }
+    }
+
+    /// Keeps the queue in order until `stop`: lost leases, expired payments, old rows, figures.
+    pub async fn keep(self: Arc<Self>, stop: CancellationToken) {
+        let mut rounds = 0u64;
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = sleep(jitter(Duration::from_secs(5), 0.1)) => {}
+            }
+            rounds += 1;
+            if let Err(error) = self.keep_once(rounds.is_multiple_of(60)).await {
+                tracing::error!(%error, "keeping the queue");
+            }
+        }
+    }
+
+    async fn keep_once(&self, prune: bool) -> Result<(), StoreError> {
+        let rescued = self.store.rescue().await?;
+        if rescued.any() {
+            tracing::warn!(freed = rescued.freed, held = rescued.held, "leases had run out");
+        }
+        self.store.expire().await?;
+        if prune {
+            let retention = i64::try_from(self.queue.retention().as_millis()).unwrap_or(i64::MAX);
+            let rule = PruneRule { ended_before: self.store.now().saturating_sub(retention) };
+            while self.store.prune(rule.clone()).await?.any() {}
+        }
+        let stats = self.store.stats().await?;
+        for depth in &stats.depth {
+            let labels = [
+                ("status", depth.status.name().to_owned()),
+                ("priority", depth.priority.name().to_owned()),
+            ];
+            metrics::gauge!("tollgate_queue_depth", &labels).set(depth.rows as f64);
+        }
+        let oldest = stats.oldest_ms.unwrap_or(0) as f64 / 1000.0;
+        metrics::gauge!("tollgate_queue_oldest_seconds").set(oldest);
+        Ok(())
+    }
+}
+
+/// When to try again, and whether the attempt counts towards the payment's own limit: what failed
+/// before a byte was sent, or with a plain "come back", says nothing about this payment.
+fn rest_after(error: &BackendError, attempts: u32) -> (Duration, bool) {
+    const LADDER_S: [u64; 9] = [1, 2, 4, 8, 16, 30, 60, 120, 300];
+    let step = LADDER_S[usize::try_from(attempts).unwrap_or(usize::MAX).min(LADDER_S.len() - 1)];
+    let rest = jitter(Duration::from_secs(step), 0.2);
+    match error {
+        BackendError::NotSent { why } if *why == RESTING => (Duration::ZERO, false),
+        BackendError::NotSent { why } if *why == NO_HSM => (Duration::from_secs(1), false),
+        BackendError::NotSent { .. } => (Duration::from_millis(200), false),
+        BackendError::TryAgain { after } => (rest.max(after.unwrap_or_default()), false),
+        BackendError::SentUnknown { .. } | BackendError::Refused { .. } => (rest, true),
+    }
+}
+
+/// How often to look when nobody wakes us.
+const POLL: Duration = Duration::from_secs(1);
+const HSM_POLL: Duration = Duration::from_millis(200);

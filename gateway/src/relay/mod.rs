@@ -1,0 +1,144 @@
+//! Now, later or never: forwarding, the queue, idempotency, sealing.
+//!
+//! A payment is durable before a byte of it leaves, and leaves again only as the same bytes under
+//! the same reference.
+
+pub mod biller; // one biller and the form of the exchange
+mod forwarder; // a payment's later ways
+pub mod idempotency; // what a client's key stands for
+pub mod keys; // the queue's data keys
+pub mod pay; // a payment's first way
+pub mod payment; // order -> sealed row -> order
+pub mod sealing; // bytes bound to their row
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use compliance::{
+    Actor, Event, EventType, Label, Origin, Outcome, Reason, Resource, ResourceType, Service,
+};
+use hsm_adapter::protocol::ClearDataKey;
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use self::payment::Payments;
+use self::keys::{DataKey, DataKeySource, KeySourceError, Keys};
+use crate::audit::AuditLog;
+use crate::config::QueueConfig;
+use crate::links::retry::{RetryConfig, Retryable};
+use crate::links::token::{HsmError, HsmLink};
+use crate::store::{ItemFacts, PaymentView, Status, Store, StoreError};
+
+/// What makes, stores and forwards payments.
+#[derive(Debug)]
+pub struct Relay {
+    hsm: Arc<HsmLink>,
+    store: Store,
+    keys: Keys,
+    payments: Payments,
+    queue: QueueConfig,
+    retry: RetryConfig,
+    audit: AuditLog,
+    tasks: TaskTracker,
+}
+
+impl Relay {
+    /// `owner` names this process in leases.
+    #[must_use]
+    pub fn new(
+        hsm: Arc<HsmLink>,
+        store: Store,
+        keys: Keys,
+        queue: QueueConfig,
+        retry: RetryConfig,
+        audit: AuditLog,
+        owner: String,
+    ) -> Self {
+        let payments = Payments::new(store.clone(), keys.clone(), queue.clone(), owner);
+        let tasks = TaskTracker::new();
+        Self { hsm, store, keys, payments, queue, retry, audit, tasks }
+    }
+
+    /// One payment of one client.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn payment(&self, id: Uuid, client: &str) -> Result<Option<PaymentView>, StoreError> {
+        self.store.payment(id, client).await
+    }
+
+    /// Whether payments can be made durable now.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.keys.ready()
+    }
+
+    /// Waits for payments whose clients have gone and whose outcome is still to be recorded.
+    pub async fn finish(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    /// A payment of the queue reached a status that no client's request tells of.
+    async fn queue_event(&self, facts: &ItemFacts, status: Status) {
+        let (kind, outcome, reason) = match status {
+            Status::Success => (EventType::QueueDeliver, Outcome::Success, None),
+            Status::Failed => {
+                (EventType::QueueDeliver, Outcome::Failure, Some(Reason::BackendRefused))
+            }
+            Status::Expired => (EventType::QueueExpire, Outcome::Failure, Some(Reason::Expired)),
+            Status::Held | Status::Pending | Status::Processing | Status::Cancelled => {
+                (EventType::QueueHold, Outcome::Error, Some(Reason::OutcomeUnknown))
+            }
+        };
+        let mut event = Event::new(
+            Actor::system(),
+            kind,
+            jiff::Timestamp::now(),
+            outcome,
+            Origin::inside(self.audit.host()),
+            Resource::new(ResourceType::Payment, Label::new(&facts.reference)),
+        )
+        .service(Service::Payment)
+        .link(Label::new(&facts.target));
+        if let Some(reason) = reason {
+            event = event.reason(reason);
+        }
+        // The outcome is durable in the queue already; a log that is failing shows in readiness.
+        if self.audit.append(event).await.is_err() {
+            tracing::error!(id = %facts.id, "the outcome of a queued payment was not recorded");
+        }
+    }
+}
+
+/// The queue's data keys come from the token.
+#[derive(Debug)]
+pub struct TokenKeys(pub Arc<HsmLink>);
+
+impl DataKeySource for TokenKeys {
+    async fn make(&self) -> Result<DataKey, KeySourceError> {
+        let made = self.0.make_data_key(patience()).await.map_err(source_error)?;
+        Ok(DataKey { clear: made.clear, wrapped: made.wrapped, kek_version: made.kek_version })
+    }
+
+    async fn open(&self, wrapped: &[u8], kek_version: u32) -> Result<ClearDataKey, KeySourceError> {
+        let opened = self.0.open_data_key(wrapped.to_vec(), kek_version, patience()).await;
+        opened.map_err(source_error)
+    }
+}
+
+fn source_error(error: HsmError) -> KeySourceError {
+    let passes = error.is_transient() || matches!(error, HsmError::Resting);
+    if passes {
+        KeySourceError::Unavailable(Box::new(error))
+    } else {
+        KeySourceError::Refused(Box::new(error))
+    }
+}
+
+fn patience() -> Instant {
+    Instant::now() + std::time::Duration::from_secs(5)
+}

@@ -1,0 +1,361 @@
+//! A payment's first way: made durable, forwarded now, or left to wait.
+//!
+//! The row comes before the first byte: a crash at any later point leaves a payment that the next
+//! start knows. A backend that deduplicates on our reference is sent the same bytes again; a
+//! payment that may not wait and of which nothing was sent is taken back; one that may have been
+//! sent and cannot be sent again is held for a person. It is never guessed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hsm_adapter::error::Failure;
+use hsm_adapter::protocol::PinKey;
+use hsm_adapter::vocabulary::{KeyName, Pan, PinBlock};
+use serde::Serialize;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::Relay;
+use super::biller::{Biller, Settlement};
+use super::idempotency::{IdempotencyKey, Request};
+use super::keys::OpenError;
+use super::payment::{Intake, PaymentError, PaymentOrder, Waiting, WaitingPin};
+use crate::links::backend::{BackendError, RESTING};
+use crate::links::token::HsmError;
+use crate::store::{
+    Begun, Class, HoldReason, ItemFacts, Lease, Outcome, Parked, Parking, Priority, Settled,
+    Status, StoreError,
+};
+
+/// A payment that its client may make, decoded and with its MAC verified.
+#[derive(Debug)]
+pub struct Instruction {
+    /// The client.
+    pub client: String,
+    /// What the client calls this request.
+    pub key: IdempotencyKey,
+    /// The exact body.
+    pub body: Bytes,
+    /// Whom to pay.
+    pub biller: Arc<Biller>,
+    /// Before others, or after.
+    pub priority: Priority,
+    /// What is paid.
+    pub order: PaymentOrder,
+    /// The client's PIN block.
+    pub pin: Option<PinOrder>,
+}
+
+/// A PIN block to translate to the biller's zone.
+#[derive(Debug, Clone)]
+pub struct PinOrder {
+    /// Which card.
+    pub pan: Pan,
+    /// The block.
+    pub block: PinBlock,
+    /// Its key and format.
+    pub from: PinKey,
+    /// The biller's.
+    pub to: PinKey,
+}
+
+/// What the client is told.
+#[derive(Debug)]
+pub enum Receipt {
+    /// The biller has answered: this status and these bytes, now and at every repeat.
+    Final {
+        /// HTTP.
+        status: u16,
+        /// JSON.
+        body: Bytes,
+        /// The payment.
+        id: Uuid,
+        /// Whether the answer is a stored one.
+        replayed: bool,
+    },
+    /// It is durable and not yet paid.
+    Accepted {
+        /// The payment.
+        id: Uuid,
+        /// PENDING in most cases.
+        status: Status,
+        /// Whether the key was known already.
+        replayed: bool,
+    },
+}
+
+#[derive(Serialize)]
+struct FinalAnswer<'a> {
+    id: Uuid,
+    status: Status,
+    response_code: &'a str,
+    reference: Uuid,
+}
+
+impl Relay {
+    /// Makes the payment durable and forwards it. Runs to its end whatever becomes of the client.
+    ///
+    /// # Errors
+    /// See [`PayError`]: nothing was sent, unless it says otherwise.
+    pub async fn pay(
+        self: &Arc<Self>,
+        instruction: Instruction,
+        deadline: Instant,
+    ) -> Result<Receipt, PayError> {
+        let relay = Arc::clone(self);
+        let running = self.tasks.spawn(async move { relay.run(instruction, deadline).await });
+        running.await.unwrap_or(Err(PayError::Unclear))
+    }
+
+    async fn run(
+        &self,
+        instruction: Instruction,
+        deadline: Instant,
+    ) -> Result<Receipt, PayError> {
+        let Instruction { client, key, body, biller, priority, order, pin } = instruction;
+        let (method, path) = ("POST", "/v1/payments");
+        let request = Request { scope: &client, key: &key, method, path, body: &body };
+        let mut waiting_pin = None;
+        if let Some(pin) = pin {
+            // A repeat costs no PIN operation.
+            if let Some(known) = self.payments.known(request).await? {
+                return self.known(known, None).await;
+            }
+            waiting_pin = Some(self.translate(pin, deadline).await?);
+        }
+        let intake = Intake {
+            tenant: &client,
+            biller: &biller.name,
+            order: &order,
+            pin: waiting_pin.as_ref(),
+            priority,
+            waiting: Waiting { payment: biller.store, pin: biller.store_pin },
+            request,
+        };
+        let (facts, lease) = match self.payments.begin(intake).await? {
+            (facts, Begun::Forward(lease)) => (facts, lease),
+            (facts, known) => return self.known(known, Some(facts.id)).await,
+        };
+        let block = waiting_pin.as_ref().map(|pin| &pin.block);
+        let bytes = biller.request(facts.id, &order, block);
+        let mut may_have_arrived = false;
+        let mut attempts = self.retry.attempts("backend", deadline);
+        let sent = loop {
+            match biller.send(&self.hsm, facts.id, &bytes, attempts.limit()).await {
+                Ok(settlement) => {
+                    attempts.done();
+                    break Ok(settlement);
+                }
+                Err(error) => {
+                    may_have_arrived |= matches!(error, BackendError::SentUnknown { .. });
+                    if !attempts.again(&error).await {
+                        break Err(error);
+                    }
+                }
+            }
+        };
+        let way = FirstWay { biller: &biller, facts: &facts, lease: &lease, may_have_arrived };
+        self.after(way, sent, waiting_pin.as_ref()).await
+    }
+
+    /// Decides what becomes of a payment after its first way, and makes it durable.
+    async fn after(
+        &self,
+        way: FirstWay<'_>,
+        sent: Result<Settlement, BackendError>,
+        pin: Option<&WaitingPin>,
+    ) -> Result<Receipt, PayError> {
+        let FirstWay { biller, facts, lease, may_have_arrived } = way;
+        let id = facts.id;
+        let may_wait = biller.store && (pin.is_none() || biller.store_pin);
+        match sent {
+            Ok(settlement) => {
+                let body = self.settle(facts, lease, &settlement).await?;
+                Ok(Receipt::Final { status: 200, body, id, replayed: false })
+            }
+            // Not a word of ours was acceptable to the biller, and no earlier send is in doubt.
+            Err(BackendError::Refused { .. }) if !may_have_arrived => {
+                let body = self.settle(facts, lease, &Settlement::refused()).await?;
+                Ok(Receipt::Final { status: 200, body, id, replayed: false })
+            }
+            Err(error) if may_wait && !matches!(error, BackendError::Refused { .. }) => {
+                let parking = Parking {
+                    retry_in: first_rest(&error),
+                    class: if may_have_arrived { Class::SentUnknown } else { class(&error) },
+                    code: None,
+                    counts: may_have_arrived,
+                    pin: None,
+                };
+                let status = match self.payments.wait(lease, facts, parking, pin).await? {
+                    Parked::Waiting | Parked::Stale => Status::Pending,
+                    Parked::Failed => Status::Failed,
+                    Parked::Held => Status::Held,
+                };
+                metrics::counter!("tollgate_queue_enqueued_total").increment(1);
+                self.count_payment(&biller.name, status);
+                Ok(Receipt::Accepted { id, status, replayed: false })
+            }
+            Err(_) if may_have_arrived => {
+                self.store.hold(lease, HoldReason::Ambiguous).await?;
+                self.count_payment(&biller.name, Status::Held);
+                Ok(Receipt::Accepted { id, status: Status::Held, replayed: false })
+            }
+            Err(error) => match self.store.withdraw(lease, error.class()).await? {
+                Settled::Recorded | Settled::Stale => Err(PayError::BackendAway {
+                    retry_after: biller.backend.breaker().rests_for(),
+                }),
+                Settled::Held => {
+                    Ok(Receipt::Accepted { id, status: Status::Held, replayed: false })
+                }
+            },
+        }
+    }
+
+    /// Records the biller's final word together with the answer that every repeat gets.
+    pub(super) async fn settle(
+        &self,
+        facts: &ItemFacts,
+        lease: &Lease,
+        settlement: &Settlement,
+    ) -> Result<Bytes, PayError> {
+        let (outcome, status) = match settlement.paid {
+            true => (Outcome::Done, Status::Success),
+            false => (Outcome::Failed, Status::Failed),
+        };
+        let body = final_answer(facts.id, status, &settlement.response_code);
+        // Repeating is safe, and worth it: unrecorded, the payment would be sent once more.
+        let mut tries = 0;
+        loop {
+            let answer = (200, &*body);
+            let code = &settlement.response_code;
+            match self.payments.finish(lease, facts, outcome, code, answer).await {
+                Ok(_) => break,
+                Err(error) if tries >= 3 => return Err(error.into()),
+                Err(_) => tries += 1,
+            }
+            tokio::time::sleep(Duration::from_millis(50 << tries)).await;
+        }
+        self.count_payment(&facts.target, status);
+        Ok(body)
+    }
+
+    async fn translate(&self, pin: PinOrder, deadline: Instant) -> Result<WaitingPin, PayError> {
+        let PinOrder { pan, block, from, to } = pin;
+        match self.hsm.translate_pin(pan, block, from, to.clone(), deadline).await {
+            // The version that made the block belongs to it: another one cannot open it.
+            Ok(done) => {
+                let label = to.key.label;
+                let key = KeyName { label, version: Some(done.key_version) };
+                Ok(WaitingPin { key: PinKey { key, format: to.format }, block: done.block })
+            }
+            Err(error) => Err(match error.failure() {
+                Some(Failure::PinBlockRefused) => PayError::PinBlockRefused,
+                Some(Failure::UnknownKey | Failure::KeyNotForThis(_)) => PayError::KeyRefused,
+                Some(_) | None => PayError::HsmAway(error),
+            }),
+        }
+    }
+
+    /// What a request gets whose payment is not forwarded by it. `new` names a payment that was
+    /// made durable just now.
+    async fn known(&self, begun: Begun, new: Option<Uuid>) -> Result<Receipt, PayError> {
+        match begun {
+            Begun::Replay { facts, answer: Some(answer), .. } => {
+                let opened = self.payments.replay(&facts, &answer).await;
+                let (status, body) = opened.map_err(PayError::AnswerClosed)?;
+                Ok(Receipt::Final { status, body: body.into(), id: facts.id, replayed: true })
+            }
+            Begun::Replay { facts, status, answer: None } => {
+                Ok(Receipt::Accepted { id: facts.id, status, replayed: true })
+            }
+            Begun::Queued { .. } | Begun::Forward(_) => {
+                metrics::counter!("tollgate_queue_enqueued_total").increment(1);
+                let id = new.ok_or(PayError::Unclear)?;
+                Ok(Receipt::Accepted { id, status: Status::Pending, replayed: false })
+            }
+            Begun::Running { retry_after } => Err(PayError::Running { retry_after }),
+            Begun::KeyReused => Err(PayError::KeyReused),
+            Begun::QueueFull => Err(PayError::QueueFull),
+            Begun::Busy => Err(PayError::BackendAway { retry_after: Duration::from_secs(1) }),
+        }
+    }
+
+    pub(super) fn count_payment(&self, biller: &str, status: Status) {
+        let labels = [("biller", biller.to_owned()), ("status", status.name().to_owned())];
+        metrics::counter!("tollgate_payments_total", &labels).increment(1);
+    }
+}
+
+impl Receipt {
+    /// The payment.
+    #[must_use]
+    pub fn id(&self) -> Uuid {
+        match self {
+            Self::Final { id, .. } | Self::Accepted { id, .. } => *id,
+        }
+    }
+}
+
+fn final_answer(id: Uuid, status: Status, response_code: &str) -> Bytes {
+    let answer = FinalAnswer { id, status, response_code, reference: id };
+    // Texts only: such a value always has a JSON form.
+    serde_json::to_vec(&answer).unwrap_or_default().into()
+}
+
+pub(super) fn class(error: &BackendError) -> Class {
+    match error {
+        BackendError::NotSent { .. } => Class::NotSent,
+        BackendError::SentUnknown { .. } => Class::SentUnknown,
+        BackendError::TryAgain { .. } | BackendError::Refused { .. } => Class::AnsweredRetryable,
+    }
+}
+
+/// When a payment that waits is first tried again.
+fn first_rest(error: &BackendError) -> Duration {
+    match error {
+        BackendError::NotSent { why } if *why == RESTING => Duration::ZERO,
+        BackendError::TryAgain { after: Some(after) } => *after,
+        BackendError::NotSent { .. }
+        | BackendError::SentUnknown { .. }
+        | BackendError::TryAgain { .. }
+        | BackendError::Refused { .. } => Duration::from_secs(1),
+    }
+}
+
+/// One payment on its first way.
+struct FirstWay<'a> {
+    biller: &'a Biller,
+    facts: &'a ItemFacts,
+    lease: &'a Lease,
+    /// A byte of it left and was not answered for.
+    may_have_arrived: bool,
+}
+
+/// Why a payment has no receipt.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "each error text is the documentation")]
+pub enum PayError {
+    #[error("the backend is away, and the payment may not wait")]
+    BackendAway { retry_after: Duration },
+    #[error("the first request with this key is still running")]
+    Running { retry_after: Duration },
+    #[error("the idempotency key belongs to another request")]
+    KeyReused,
+    #[error("the queue is full")]
+    QueueFull,
+    #[error("the PIN block was refused")]
+    PinBlockRefused,
+    #[error("a key of this payment is not for this")]
+    KeyRefused,
+    #[error("the HSM is away")]
+    HsmAway(#[source] HsmError),
+    #[error(transparent)]
+    Payment(#[from] PaymentError),
+    #[error("the stored answer does not open")]
+    AnswerClosed(#[source] OpenError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("the payment's task ended before its outcome was known")]
+    Unclear,
+}

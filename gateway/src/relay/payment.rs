@@ -1,0 +1,302 @@
+//! A payment between its order and its sealed row.
+//!
+//! [`PaymentOrder`] is all that is ever stored of a payment in one piece, and it has no field for
+//! PIN data. A PIN block waits only where the biller's route says so, sealed on its own, for
+//! minutes; everywhere else a payment with a PIN is forwarded now or refused.
+
+use std::time::Duration;
+
+use hsm_adapter::protocol::PinKey;
+use hsm_adapter::vocabulary::{Pan, PinBlock};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+use zeroize::Zeroizing;
+
+use super::idempotency::Request;
+use super::keys::{Keys, OpenError, SealingUnavailable};
+use super::sealing::Tampered;
+use crate::config::QueueConfig;
+use crate::store::{
+    Begun, Claim, Claimed, Ending, HoldReason, ItemFacts, Lease, NewPayment, Outcome, Parked,
+    Parking, Priority, Sealed, Settled, Store, StoreError,
+};
+use crate::wire::Amount;
+
+/// What is stored of a payment. There is no PIN field.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PaymentOrder {
+    /// The bill.
+    pub bill_id: String,
+    /// Whose bill. Payments of one bill leave in order, one at a time.
+    pub customer_id: String,
+    /// How much.
+    pub amount: Amount,
+    /// The card, where one pays.
+    pub pan: Option<Pan>,
+}
+
+/// A PIN block under the biller's key, as it may wait.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WaitingPin {
+    /// The outbound key, with its version, and the format.
+    pub key: PinKey,
+    /// The block.
+    pub block: PinBlock,
+}
+
+/// What the biller's route allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Waiting {
+    /// A payment may wait.
+    pub payment: bool,
+    /// Also its PIN block, for `queue.pin_life_s`.
+    pub pin: bool,
+}
+
+/// A payment as it arrives.
+#[derive(Debug, Clone, Copy)]
+pub struct Intake<'a> {
+    /// Its client.
+    pub tenant: &'a str,
+    /// Where it goes.
+    pub biller: &'a str,
+    /// What it orders.
+    pub order: &'a PaymentOrder,
+    /// Its translated PIN block, when it has one.
+    pub pin: Option<&'a WaitingPin>,
+    /// Its urgency.
+    pub priority: Priority,
+    /// What may wait.
+    pub waiting: Waiting,
+    /// The request around it.
+    pub request: Request<'a>,
+}
+
+/// A waiting payment whose turn has come.
+#[derive(Debug)]
+pub struct Due {
+    /// The right to send it.
+    pub lease: Lease,
+    /// What its answer is sealed to.
+    pub facts: ItemFacts,
+    /// What to send.
+    pub order: PaymentOrder,
+    /// Its PIN block.
+    pub pin: Option<WaitingPin>,
+    /// It may have reached the biller before.
+    pub sent_unknown: bool,
+    /// Attempts that counted.
+    pub attempts: u32,
+}
+
+/// Why a payment could not be taken or reported.
+#[derive(Debug, thiserror::Error)]
+pub enum PaymentError {
+    /// Answer `hsm-unavailable`.
+    #[error(transparent)]
+    Sealing(#[from] SealingUnavailable),
+    /// Answer `overloaded` when transient.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Takes payments in, and gives them back when their turn comes.
+#[derive(Debug, Clone)]
+pub struct Payments {
+    store: Store,
+    keys: Keys,
+    queue: QueueConfig,
+    owner: String,
+}
+
+impl Payments {
+    /// `owner` names this gateway in the rows that it leases.
+    #[must_use]
+    pub fn new(store: Store, keys: Keys, queue: QueueConfig, owner: String) -> Self {
+        Self { store, keys, queue, owner }
+    }
+
+    /// Makes a payment durable. With [`Begun::Forward`] the caller sends it now.
+    ///
+    /// # Errors
+    /// [`PaymentError`]; nothing was sent.
+    pub async fn begin(&self, intake: Intake<'_>) -> Result<(ItemFacts, Begun), PaymentError> {
+        let new = self.seal(intake).await?;
+        let facts = new.facts.clone();
+        Ok((facts, self.store.begin(new).await?))
+    }
+
+    /// What the request's key stands for, when it was used before. Costs a read and stores nothing.
+    ///
+    /// # Errors
+    /// [`PaymentError`].
+    pub async fn known(&self, request: Request<'_>) -> Result<Option<Begun>, PaymentError> {
+        let idempotency = request.identify(&self.keys, 0)?;
+        Ok(self.store.known(&idempotency).await?)
+    }
+
+    /// Records the final answer, sealed for replays.
+    ///
+    /// # Errors
+    /// [`PaymentError`]; repeat until the lease is lost.
+    pub async fn finish(
+        &self,
+        lease: &Lease,
+        facts: &ItemFacts,
+        outcome: Outcome,
+        code: &str,
+        answer: (u16, &[u8]),
+    ) -> Result<Settled, PaymentError> {
+        let answer = Some(self.keys.seal_answer(facts, answer.0, answer.1)?);
+        Ok(self.store.complete(lease, Ending { outcome, code: code.to_owned(), answer }).await?)
+    }
+
+    /// Lets a payment wait. `pin` only where the route stores one, and at its first pause.
+    ///
+    /// # Errors
+    /// [`PaymentError`]; repeat until the lease is lost.
+    pub async fn wait(
+        &self,
+        lease: &Lease,
+        facts: &ItemFacts,
+        parking: Parking,
+        pin: Option<&WaitingPin>,
+    ) -> Result<Parked, PaymentError> {
+        let pin = match pin {
+            Some(pin) => Some(self.keys.seal_pin(facts, &text(pin)).await?),
+            None => None,
+        };
+        Ok(self.store.release(lease, Parking { pin, ..parking }).await?)
+    }
+
+    /// The stored answer of a replay: status and body, byte for byte.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub async fn replay(
+        &self,
+        facts: &ItemFacts,
+        answer: &Sealed,
+    ) -> Result<(u16, Vec<u8>), OpenError> {
+        self.keys.open_answer(facts, answer).await
+    }
+
+    /// Up to `rows` payments whose turn has come, opened. One that does not open is held for a
+    /// person; one whose key cannot be had now waits a little longer.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn claim(&self, targets: Vec<String>, rows: u32) -> Result<Vec<Due>, StoreError> {
+        let (owner, lease) = (self.owner.clone(), self.queue.lease());
+        let mut due = Vec::new();
+        for claimed in self.store.claim(Claim { targets, rows, owner, lease }).await? {
+            match self.open(&claimed).await {
+                Ok((order, pin)) => {
+                    let Claimed { lease, facts, sent_unknown, attempts, .. } = claimed;
+                    due.push(Due { lease, facts, order, pin, sent_unknown, attempts });
+                }
+                Err(error) => self.put_back(&claimed, &error).await,
+            }
+        }
+        Ok(due)
+    }
+
+    /// A claimed payment that did not open. If this is not taken, the lease runs out by itself.
+    async fn put_back(&self, claimed: &Claimed, error: &OpenError) {
+        let payment = claimed.facts.id;
+        let outcome = match error {
+            OpenError::Tampered(_) => {
+                tracing::error!(%payment, %error, "held");
+                self.store.hold(&claimed.lease, HoldReason::Tampered).await.map(drop)
+            }
+            OpenError::Token(_) | OpenError::Store(_) => {
+                tracing::warn!(%payment, %error, "waits for its key");
+                self.store.release(&claimed.lease, no_key()).await.map(drop)
+            }
+        };
+        if let Err(error) = outcome {
+            tracing::warn!(%payment, %error, "not put back");
+        }
+    }
+
+    async fn seal(&self, intake: Intake<'_>) -> Result<NewPayment, SealingUnavailable> {
+        let Intake { tenant, biller, order, pin, priority, waiting, request } = intake;
+        let (id, now) = (Uuid::now_v7(), self.store.now());
+        let may_wait = waiting.payment && (pin.is_none() || waiting.pin);
+        let life = if pin.is_some() { self.queue.pin_life() } else { self.queue.payment_life() };
+        let facts = ItemFacts {
+            id,
+            tenant: tenant.to_owned(),
+            kind: "payment".to_owned(),
+            target: biller.to_owned(),
+            reference: id.to_string(),
+            ord_key: self.keys.ord_key(&[
+                biller.as_bytes(),
+                order.customer_id.as_bytes(),
+                order.bill_id.as_bytes(),
+            ])?,
+            prio: priority,
+            created_at: now,
+            expires_at: now + millis(life),
+        };
+        let payload =
+            if may_wait { Some(self.keys.seal_record(&facts, &text(order))?) } else { None };
+        let sealed_pin = match pin {
+            Some(pin) if may_wait => Some(self.keys.seal_pin(&facts, &text(pin)).await?),
+            Some(_) | None => None,
+        };
+        // A key pruned before a delayed repeat would be a second charge: the life of the payment
+        // and the settlement day after it come first.
+        let from = if may_wait { facts.expires_at + millis(2 * DAY) } else { now };
+        let idempotency = request.identify(&self.keys, from + millis(self.queue.idempotency()))?;
+        Ok(NewPayment {
+            facts,
+            payload,
+            needs_pin: pin.is_some(),
+            pin: sealed_pin,
+            idempotency,
+            owner: self.owner.clone(),
+            lease: self.queue.lease(),
+        })
+    }
+
+    async fn open(&self, row: &Claimed) -> Result<(PaymentOrder, Option<WaitingPin>), OpenError> {
+        let order = parse(&self.keys.open_record(&row.facts, &row.payload).await?)?;
+        let pin = match &row.pin {
+            Some(pin) => Some(parse(&self.keys.open_pin(&row.facts, pin).await?)?),
+            None => None,
+        };
+        Ok((order, pin))
+    }
+}
+
+fn no_key() -> Parking {
+    Parking {
+        retry_in: Duration::from_secs(5),
+        class: crate::store::Class::NotSent,
+        code: Some("hsm-unavailable".to_owned()),
+        counts: false,
+        pin: None,
+    }
+}
+
+/// JSON in memory that is wiped; roomy, because a buffer that grows leaves copies behind.
+fn text(value: &impl Serialize) -> Zeroizing<Vec<u8>> {
+    let mut text = Zeroizing::new(Vec::with_capacity(2_048));
+    serde_json::to_writer(&mut *text, value).expect("strings and numbers have a JSON form");
+    text
+}
+
+/// What we sealed ourselves and cannot read is as good as tampered with.
+fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T, Tampered> {
+    serde_json::from_slice(text).map_err(|_| Tampered)
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX / 4)
+}
+
+const DAY: Duration = Duration::from_secs(86_400);

@@ -1,0 +1,63 @@
+//! POST /v1/mac/generate.
+
+use axum::Json;
+use axum::extract::State;
+use compliance::{EventType, ResourceType};
+use serde::Serialize;
+
+use super::Gateway;
+use super::asked::{Asking, JsonBody, MAC, Permitted, not_allowed};
+use super::refusal::problem_of;
+use crate::audit::AuditEntry;
+use crate::wire::orders::{GenerateMacOrder, GenerateMacRequest};
+use crate::wire::problem::{Problem, ProblemBody};
+
+/// A MAC.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(crate) struct MadeMac {
+    /// Hex, the left-most bytes.
+    #[schema(example = "459D91B050EFF81D")]
+    mac: String,
+    /// The key's algorithm.
+    #[schema(example = "retail")]
+    algorithm: &'static str,
+    /// The version that made it.
+    #[schema(example = 1)]
+    key_version: u32,
+}
+
+/// Makes a MAC. Algorithm and padding belong to the key, and so do the lengths that it allows.
+#[utoipa::path(
+    post,
+    path = "/v1/mac/generate",
+    request_body = GenerateMacRequest,
+    responses(
+        (status = 200, body = MadeMac),
+        (status = 400, description = "malformed-request", body = ProblemBody),
+        (status = 403, description = "not-allowed: the key is not granted for generation", body = ProblemBody),
+        (status = 429, description = "too-many-requests", body = ProblemBody),
+        (status = 503, description = "hsm-unavailable, audit-unavailable, overloaded", body = ProblemBody),
+    )
+)]
+pub(super) async fn generate_mac(
+    State(gateway): State<Gateway>,
+    entry: AuditEntry,
+    Asking(client): Asking,
+    permit: Permitted<MAC>,
+    JsonBody(body): JsonBody,
+) -> Result<(Permitted<MAC>, Json<MadeMac>), Problem> {
+    entry.event(EventType::MacGenerate);
+    let GenerateMacOrder { key, message, length } = GenerateMacOrder::parse(&body)?;
+    entry.resource(ResourceType::Key, &key.to_string());
+    if !gateway.authority.grants(client.id()).mac_generate.contains(&key.label) {
+        return Err(not_allowed(&entry));
+    }
+    let made = gateway
+        .hsm
+        .generate_mac(key, message, length, gateway.deadline())
+        .await
+        .map_err(|error| problem_of(&error))?;
+    let mac = hex::encode_upper(made.mac);
+    let (algorithm, key_version) = (made.algorithm.name(), made.key_version);
+    Ok((permit, Json(MadeMac { mac, algorithm, key_version })))
+}

@@ -1,0 +1,360 @@
+//! POST /v1/payments and GET /v1/payments/{id}.
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use compliance::{EventType, Outcome, PanLastFour, Reason, ResourceType};
+use hsm_adapter::protocol::PinKey;
+use hsm_adapter::vocabulary::{KeyLabel, PinBlock};
+use serde::Serialize;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::asked::{Asking, JsonBody, PAYMENT, Permitted, header as header_text, json, not_allowed};
+use super::refusal::problem_of;
+use super::{Authority, Gateway};
+use crate::audit::AuditEntry;
+use crate::config::Grants;
+use crate::relay::biller::Biller;
+use crate::relay::idempotency::IdempotencyKey;
+use crate::relay::pay::{Instruction, PayError, PinOrder, Receipt};
+use crate::relay::payment::{PaymentError, PaymentOrder};
+use crate::store::Status;
+use crate::wire::orders::{PaymentRequest, PaymentText};
+use crate::wire::problem::{Problem, ProblemBody, Slug};
+
+const MAC_HEADER: HeaderName = HeaderName::from_static("tollgate-mac");
+const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
+
+/// The final answer to a payment.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(crate) struct Paid {
+    /// The payment.
+    id: Uuid,
+    /// SUCCESS or FAILED.
+    #[schema(example = "SUCCESS")]
+    status: String,
+    /// DE 39 of ISO 8583.
+    #[schema(example = "00")]
+    response_code: String,
+    /// What the biller knows the payment by.
+    reference: Uuid,
+}
+
+/// A payment that is durable and not yet paid.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(crate) struct Accepted {
+    /// The payment.
+    id: Uuid,
+    /// PENDING; HELD when it may have been made and a person has to find out.
+    #[schema(value_type = String, example = "PENDING")]
+    status: Status,
+}
+
+/// A payment as its client may see it.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(crate) struct PaymentState {
+    /// The payment.
+    id: Uuid,
+    /// PENDING PROCESSING SUCCESS FAILED EXPIRED CANCELLED HELD.
+    #[schema(value_type = String, example = "SUCCESS")]
+    status: Status,
+    /// Once the biller has answered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    response_code: Option<String>,
+    /// Attempts at the biller.
+    attempts: u32,
+    /// RFC 3339.
+    created_at: String,
+    /// RFC 3339.
+    updated_at: String,
+    /// What happened, in order.
+    history: Vec<Happened>,
+}
+
+/// One thing that happened to a payment.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(crate) struct Happened {
+    /// RFC 3339.
+    at: String,
+    /// What.
+    what: String,
+    /// The biller's code or the cause.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    code: Option<String>,
+}
+
+/// Makes a payment, once for each idempotency key.
+///
+/// The MAC covers the exact bytes of the body. 200 is the biller's final answer; 202 says that the
+/// payment is durable and will be forwarded: it must be treated as not yet paid.
+#[utoipa::path(
+    post,
+    path = "/v1/payments",
+    params(
+        ("Idempotency-Key" = String, Header, description = "A quoted string of 1 to 255 printable ASCII characters"),
+        ("Tollgate-Mac" = String, Header, description = "<key label>:<hex MAC of the exact body>"),
+    ),
+    request_body = PaymentText,
+    responses(
+        (status = 200, body = Paid),
+        (status = 202, body = Accepted),
+        (status = 400, description = "malformed-request", body = ProblemBody),
+        (status = 403, description = "not-allowed", body = ProblemBody),
+        (status = 409, description = "request-in-progress", body = ProblemBody),
+        (status = 422, description = "mac-refused, pin-block-refused, idempotency-key-reused", body = ProblemBody),
+        (status = 429, description = "too-many-requests", body = ProblemBody),
+        (status = 503, description = "backend-unavailable, hsm-unavailable, queue-full, overloaded, audit-unavailable", body = ProblemBody),
+    )
+)]
+pub(super) async fn make_payment(
+    State(gateway): State<Gateway>,
+    entry: AuditEntry,
+    Asking(client): Asking,
+    permit: Permitted<PAYMENT>,
+    headers: HeaderMap,
+    JsonBody(body): JsonBody,
+) -> Result<Response, Problem> {
+    entry.event(EventType::PaymentAccept);
+    let deadline = gateway.deadline();
+    let key = idempotency_key(&headers)?;
+    let grants = gateway.authority.grants(client.id());
+    let Some(mac_key) = Authority::payment_key(&grants) else { return Err(not_allowed(&entry)) };
+    verify_mac(&gateway, &entry, mac_key, &headers, &body, deadline).await?;
+    let request = PaymentRequest::parse(&body)?;
+    let Some(biller) = gateway.authority.biller(&grants, &request.biller) else {
+        return Err(not_allowed(&entry));
+    };
+    if let Some(pan) = &request.pan
+        && let Ok(last_four) = PanLastFour::parse(&pan.last_four())
+    {
+        entry.pan_last4(last_four);
+    }
+    let pin = pin_order(&entry, &grants, &biller, &request)?;
+    let instruction = Instruction {
+        client: client.id().to_owned(),
+        key,
+        body,
+        biller,
+        priority: request.priority,
+        order: PaymentOrder {
+            bill_id: request.bill_id,
+            customer_id: request.customer_id,
+            amount: request.amount,
+            pan: request.pan,
+        },
+        pin,
+    };
+    let receipt = gateway.relay.pay(instruction, deadline).await.map_err(|error| problem(&entry, &error))?;
+    entry.resource(ResourceType::Payment, &receipt.id().to_string());
+    let answer = answer(&entry, receipt);
+    let answer = match grants.payments.as_ref().is_some_and(|payments| payments.answer_mac) {
+        true => with_mac(&gateway, mac_key, answer, deadline).await?,
+        false => answer.into_response(),
+    };
+    Ok((permit, answer).into_response())
+}
+
+/// Tells what became of a payment of this client.
+#[utoipa::path(
+    get,
+    path = "/v1/payments/{id}",
+    params(("id" = Uuid, Path, description = "The payment")),
+    responses(
+        (status = 200, body = PaymentState),
+        (status = 403, description = "not-allowed", body = ProblemBody),
+        (status = 404, description = "unknown-payment: no such payment of this client", body = ProblemBody),
+        (status = 429, description = "too-many-requests", body = ProblemBody),
+        (status = 503, description = "overloaded, audit-unavailable", body = ProblemBody),
+    )
+)]
+pub(super) async fn read_payment(
+    State(gateway): State<Gateway>,
+    entry: AuditEntry,
+    Asking(client): Asking,
+    permit: Permitted<PAYMENT>,
+    Path(id): Path<String>,
+) -> Result<(Permitted<PAYMENT>, Json<PaymentState>), Problem> {
+    entry.event(EventType::PaymentRead);
+    let unknown = || Problem::new(Slug::UnknownPayment);
+    let id = Uuid::parse_str(&id).map_err(|_| unknown())?;
+    entry.resource(ResourceType::Payment, &id.to_string());
+    let found = gateway.relay.payment(id, client.id()).await;
+    let view = found.map_err(|_| Problem::new(Slug::Overloaded))?.ok_or_else(unknown)?;
+    let history = view.history.into_iter().map(|entry| {
+        let what = if entry.late { format!("{} (late)", entry.what) } else { entry.what };
+        Happened { at: timestamp(entry.at), what, code: entry.code }
+    });
+    Ok((
+        permit,
+        Json(PaymentState {
+            id: view.id,
+            status: view.status,
+            response_code: view.response_code,
+            attempts: view.attempts,
+            created_at: timestamp(view.created_at),
+            updated_at: timestamp(view.updated_at),
+            history: history.collect(),
+        }),
+    ))
+}
+
+fn idempotency_key(headers: &HeaderMap) -> Result<IdempotencyKey, Problem> {
+    let refused = || {
+        Problem::malformed("Idempotency-Key: one quoted string of 1 to 255 printable ASCII characters")
+    };
+    let text = header_text(headers, "idempotency-key").ok_or_else(refused)?;
+    IdempotencyKey::parse(text).map_err(|_| refused())
+}
+
+/// The MAC of the exact body under the client's own key. Missing, malformed, under another key and
+/// wrong look the same.
+async fn verify_mac(
+    gateway: &Gateway,
+    entry: &AuditEntry,
+    key: &KeyLabel,
+    headers: &HeaderMap,
+    body: &Bytes,
+    deadline: Instant,
+) -> Result<(), Problem> {
+    let refused = || {
+        entry.reason(Reason::MacWrong);
+        Problem::new(Slug::MacRefused)
+    };
+    let text = header_text(headers, MAC_HEADER.as_str()).ok_or_else(refused)?;
+    let (label, mac) = text.split_once(':').ok_or_else(refused)?;
+    let mac = hex::decode(mac).map_err(|_| refused())?;
+    // No call for what cannot be right, and no body for one that has no MAC.
+    if label != key.as_str() || mac.is_empty() || body.is_empty() {
+        return Err(refused());
+    }
+    let verified = gateway.hsm.verify_mac(key.clone().into(), body.to_vec(), mac, deadline).await;
+    match verified {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(refused()),
+        Err(error) => Err(problem_of(&error)),
+    }
+}
+
+fn pin_order(
+    entry: &AuditEntry,
+    grants: &Grants,
+    biller: &Biller,
+    request: &PaymentRequest,
+) -> Result<Option<PinOrder>, Problem> {
+    let (Some(pan), Some(pin)) = (&request.pan, &request.pin) else { return Ok(None) };
+    let to: &PinKey = match &biller.pin {
+        Some(to) => to,
+        None => return Err(Problem::malformed("pin_block: this biller takes none")),
+    };
+    let (from, to_label) = (&pin.from, &to.key.label);
+    if !grants.may_translate(&from.key.label, from.format, to_label, to.format) {
+        return Err(not_allowed(entry));
+    }
+    let block = PinBlock::new(pin.block.clone()).map_err(|_| {
+        entry.reason(Reason::Refused);
+        Problem::new(Slug::PinBlockRefused)
+    })?;
+    Ok(Some(PinOrder { pan: pan.clone(), block, from: from.clone(), to: to.clone() }))
+}
+
+/// An answer before its MAC.
+struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+impl IntoResponse for Answer {
+    fn into_response(self) -> Response {
+        let mut response = json(self.status, self.body);
+        response.headers_mut().extend(self.headers);
+        response
+    }
+}
+
+fn answer(entry: &AuditEntry, receipt: Receipt) -> Answer {
+    let mut headers = HeaderMap::new();
+    let mut replayed_header = |replayed: bool| {
+        if replayed {
+            headers.insert(REPLAYED, HeaderValue::from_static("true"));
+        }
+    };
+    match receipt {
+        Receipt::Final { status, body, replayed, .. } => {
+            replayed_header(replayed);
+            let status = StatusCode::from_u16(status).unwrap_or(StatusCode::OK);
+            Answer { status, headers, body }
+        }
+        Receipt::Accepted { id, status, replayed } => {
+            replayed_header(replayed);
+            if status == Status::Held {
+                entry.outcome(Outcome::Error).reason(Reason::OutcomeUnknown);
+            }
+            if let Ok(location) = HeaderValue::try_from(format!("/v1/payments/{id}")) {
+                headers.insert(header::LOCATION, location);
+            }
+            // An id and a word: such a value always has a JSON form.
+            let body = serde_json::to_vec(&Accepted { id, status }).unwrap_or_default();
+            Answer { status: StatusCode::ACCEPTED, headers, body: body.into() }
+        }
+    }
+}
+
+/// Adds the MAC of the exact answer under the client's key.
+async fn with_mac(
+    gateway: &Gateway,
+    key: &KeyLabel,
+    mut answer: Answer,
+    deadline: Instant,
+) -> Result<Response, Problem> {
+    // A payment that took all the time there was still gets its answer signed.
+    let deadline = deadline.max(Instant::now() + std::time::Duration::from_secs(1));
+    let body = answer.body.to_vec();
+    let made = gateway.hsm.generate_mac(key.clone().into(), body, None, deadline).await;
+    let mac = made.map_err(|error| problem_of(&error))?.mac;
+    if let Ok(value) = HeaderValue::try_from(format!("{key}:{}", hex::encode_upper(mac))) {
+        answer.headers.insert(MAC_HEADER, value);
+    }
+    Ok(answer.into_response())
+}
+
+fn problem(entry: &AuditEntry, error: &PayError) -> Problem {
+    let wait = |duration: std::time::Duration| {
+        u32::try_from(duration.as_millis().div_ceil(1000)).unwrap_or(u32::MAX).clamp(1, 300)
+    };
+    match error {
+        PayError::BackendAway { retry_after } => {
+            Problem::new(Slug::BackendUnavailable).retry_after_s(wait(*retry_after))
+        }
+        PayError::Running { retry_after } => {
+            Problem::new(Slug::RequestInProgress).retry_after_s(wait(*retry_after))
+        }
+        PayError::KeyReused => Problem::new(Slug::IdempotencyKeyReused),
+        PayError::QueueFull => Problem::new(Slug::QueueFull).retry_after_s(5),
+        PayError::PinBlockRefused => {
+            entry.reason(Reason::Refused);
+            Problem::new(Slug::PinBlockRefused)
+        }
+        PayError::KeyRefused => not_allowed(entry),
+        PayError::HsmAway(error) => problem_of(error),
+        PayError::Payment(PaymentError::Sealing(_)) => Problem::new(Slug::HsmUnavailable),
+        PayError::Store(error) | PayError::Payment(PaymentError::Store(error)) => {
+            tracing::error!(%error, "the store");
+            Problem::new(Slug::Overloaded)
+        }
+        PayError::AnswerClosed(error) => {
+            tracing::error!(%error, "a stored answer");
+            Problem::new(Slug::Internal)
+        }
+        PayError::Unclear => Problem::new(Slug::Internal),
+    }
+}
+
+/// RFC 3339 in UTC with milliseconds, from epoch milliseconds.
+fn timestamp(epoch_ms: i64) -> String {
+    let time = jiff::Timestamp::from_millisecond(epoch_ms).unwrap_or_default();
+    format!("{time:.3}")
+}

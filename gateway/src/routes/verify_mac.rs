@@ -1,0 +1,57 @@
+//! POST /v1/mac/verify.
+
+use axum::Json;
+use axum::extract::State;
+use compliance::{EventType, Outcome, Reason, ResourceType};
+use serde::Serialize;
+
+use super::Gateway;
+use super::asked::{Asking, JsonBody, MAC, Permitted, not_allowed};
+use super::refusal::problem_of;
+use crate::audit::AuditEntry;
+use crate::wire::orders::{VerifyMacOrder, VerifyMacRequest};
+use crate::wire::problem::{Problem, ProblemBody};
+
+/// Whether the MAC is right.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(crate) struct Verified {
+    /// False for a wrong MAC and for one of another length than the key's.
+    verified: bool,
+}
+
+/// Verifies a MAC of the key's own length, in constant time.
+#[utoipa::path(
+    post,
+    path = "/v1/mac/verify",
+    request_body = VerifyMacRequest,
+    responses(
+        (status = 200, body = Verified),
+        (status = 400, description = "malformed-request", body = ProblemBody),
+        (status = 403, description = "not-allowed: the key is not granted for verification", body = ProblemBody),
+        (status = 429, description = "too-many-requests", body = ProblemBody),
+        (status = 503, description = "hsm-unavailable, audit-unavailable, overloaded", body = ProblemBody),
+    )
+)]
+pub(super) async fn verify_mac(
+    State(gateway): State<Gateway>,
+    entry: AuditEntry,
+    Asking(client): Asking,
+    permit: Permitted<MAC>,
+    JsonBody(body): JsonBody,
+) -> Result<(Permitted<MAC>, Json<Verified>), Problem> {
+    entry.event(EventType::MacVerify);
+    let VerifyMacOrder { key, message, mac } = VerifyMacOrder::parse(&body)?;
+    entry.resource(ResourceType::Key, &key.to_string());
+    if !gateway.authority.grants(client.id()).mac_verify.contains(&key.label) {
+        return Err(not_allowed(&entry));
+    }
+    let verified = gateway
+        .hsm
+        .verify_mac(key, message, mac, gateway.deadline())
+        .await
+        .map_err(|error| problem_of(&error))?;
+    if !verified {
+        entry.outcome(Outcome::Failure).reason(Reason::MacWrong);
+    }
+    Ok((permit, Json(Verified { verified })))
+}

@@ -1,0 +1,260 @@
+//! Rows of sealed bytes in one SQLite file: payments, the lanes that order them, and their keys.
+//!
+//! A payment is a row before a byte of it leaves. One writer task owns the only connection that
+//! writes and commits what waits as one group; reads go through a small pool beside it. Nothing
+//! here can open what it holds: sealing is `relay`'s.
+//!
+//! The rule of the lanes: at most one payment of an ordering key is in flight, under a lease with
+//! a token of its own; whoever has lost the lease changes nothing any more.
+
+mod begin;
+mod claim;
+mod clock;
+mod dek;
+mod error;
+mod lane;
+mod open;
+mod outcome;
+mod prune;
+mod read;
+mod row;
+mod upkeep;
+mod writer;
+
+#[cfg(test)]
+mod model_test;
+#[cfg(test)]
+pub(crate) mod tests;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::SqlitePool;
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+pub use begin::Begun;
+pub use claim::{Claim, Claimed};
+pub(crate) use clock::Clock;
+pub use dek::{DekClass, DekRow, NewDek};
+pub use error::StoreError;
+pub use outcome::{Ending, Outcome, Parked, Parking, Settled};
+pub use prune::{PruneRule, Pruned};
+pub use read::{Depth, HistoryEntry, PaymentView, Stats};
+pub use row::{
+    Class, ENC_V, FINGERPRINT_BYTES, HoldReason, Idempotency, ItemFacts, Lease, NewPayment, OrdKey,
+    Priority, Sealed, Status,
+};
+pub use upkeep::{Expired, Rescued};
+
+use crate::config::{QueueConfig, StoreConfig};
+use writer::Writer;
+
+/// How long a call waits for the database before it answers [`StoreError::Unavailable`].
+pub const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+
+/// The store: cheap to clone, closed when its last clone is dropped.
+#[derive(Debug, Clone)]
+pub struct Store {
+    writer: Writer,
+    readers: SqlitePool,
+    clock: Clock,
+    wake: Arc<Notify>,
+}
+
+impl Store {
+    /// Opens or makes the file, takes the instance lock, migrates, and frees the leases of earlier
+    /// boots: the lock proves that their owners are dead.
+    ///
+    /// # Errors
+    /// Names the file and the remedy: another gateway holds it, the directory is missing, the file
+    /// system keeps no write-ahead log, the schema is not ours.
+    pub async fn open(store: &StoreConfig, queue: &QueueConfig) -> Result<Self, StoreError> {
+        Self::open_at(store, queue, Clock::system()).await
+    }
+
+    pub(crate) async fn open_at(
+        store: &StoreConfig,
+        queue: &QueueConfig,
+        clock: Clock,
+    ) -> Result<Self, StoreError> {
+        let opened = open::open(store).await?;
+        let readers = opened.readers.clone();
+        let wake = Arc::new(Notify::new());
+        let writer = Writer::start(opened, store, queue, clock.clone(), wake.clone()).await?;
+        let this = Self { writer, readers, clock, wake };
+        while this.writer.ask(upkeep::Rescue { all: true }).await?.any() {}
+        Ok(this)
+    }
+
+    /// Ends the writer after what it has accepted, folds the write-ahead log into the file and
+    /// gives the instance lock back. Later calls answer [`StoreError::Unavailable`].
+    pub async fn close(&self) {
+        self.readers.close().await;
+        self.writer.close().await;
+    }
+
+    /// Epoch milliseconds now, for `created_at` and `expires_at`.
+    #[must_use]
+    pub fn now(&self) -> i64 {
+        self.clock.wall()
+    }
+
+    /// Notified when a lane may have become claimable: somebody should [`claim`](Self::claim).
+    #[must_use]
+    pub fn wake(&self) -> &Notify {
+        &self.wake
+    }
+
+    /// The database file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.writer.path()
+    }
+
+    /// Makes a payment durable, or says what its idempotency key already stands for.
+    ///
+    /// With [`Begun::Forward`] the caller holds the lease and forwards the payment itself, now. Do
+    /// so in a task that outlives the client's connection: a lease that is dropped counts as sent.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`] when the writer has too much to do: nothing was stored.
+    /// [`StoreError::Unavailable`] when the database does not answer: the payment may be stored,
+    /// the same key tells.
+    pub async fn begin(&self, payment: NewPayment) -> Result<Begun, StoreError> {
+        self.writer.ask(begin::Begin(payment)).await
+    }
+
+    /// What an idempotency key stands for, when it was used before. Stores nothing.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn known(&self, key: &Idempotency) -> Result<Option<Begun>, StoreError> {
+        error::within(begin::known(&self.readers, key, self.clock.steady())).await
+    }
+
+    /// Leases the heads of up to `claim.rows` lanes. Expired payments leave first.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`], [`StoreError::Unavailable`].
+    pub async fn claim(&self, claim: Claim) -> Result<Vec<Claimed>, StoreError> {
+        self.writer.ask(claim).await
+    }
+
+    /// Prolongs a lease to `lease` from now.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`], [`StoreError::Unavailable`].
+    pub async fn renew(&self, held: &Lease, lease: Duration) -> Result<Settled, StoreError> {
+        self.writer.ask(claim::Renew { held: held.clone(), lease }).await
+    }
+
+    /// Records the final answer, empties the sealed payload and the PIN block, keeps the sealed
+    /// answer for replays and advances the lane: one transaction. May be repeated.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`], [`StoreError::Unavailable`]; then repeat until the lease is lost.
+    pub async fn complete(&self, held: &Lease, ending: Ending) -> Result<Settled, StoreError> {
+        self.writer.ask(outcome::Complete { held: held.clone(), ending }).await
+    }
+
+    /// Takes back a payment of which nothing was sent and that may not wait: failed, and its
+    /// idempotency key is free again. A payment that may have been sent is held instead.
+    ///
+    /// # Errors
+    /// As [`complete`](Self::complete).
+    pub async fn withdraw(&self, held: &Lease, code: &str) -> Result<Settled, StoreError> {
+        self.writer.ask(outcome::Withdraw { held: held.clone(), code: code.to_owned() }).await
+    }
+
+    /// Lets a payment wait for its next attempt. From here on its client has been told "pending".
+    ///
+    /// # Errors
+    /// As [`complete`](Self::complete).
+    pub async fn release(&self, held: &Lease, parking: Parking) -> Result<Parked, StoreError> {
+        self.writer.ask(outcome::Release { held: held.clone(), parking }).await
+    }
+
+    /// Leaves a payment, and its lane behind it, to a person. Its PIN block is wiped.
+    ///
+    /// # Errors
+    /// As [`complete`](Self::complete).
+    pub async fn hold(&self, held: &Lease, reason: HoldReason) -> Result<Settled, StoreError> {
+        self.writer.ask(outcome::Hold { held: held.clone(), reason }).await
+    }
+
+    /// Frees leases that have run out. Call every 5 s.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`], [`StoreError::Unavailable`].
+    pub async fn rescue(&self) -> Result<Rescued, StoreError> {
+        self.writer.ask(upkeep::Rescue { all: false }).await
+    }
+
+    /// Ends payments that have waited too long. Call every 5 s.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`], [`StoreError::Unavailable`].
+    pub async fn expire(&self) -> Result<Expired, StoreError> {
+        self.writer.ask(upkeep::Expire).await
+    }
+
+    /// Deletes one small batch of what retention has released. Call until nothing is left, every
+    /// few minutes.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`], [`StoreError::Unavailable`].
+    pub async fn prune(&self, rule: PruneRule) -> Result<Pruned, StoreError> {
+        self.writer.ask(rule).await
+    }
+
+    /// One payment of one client.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn payment(&self, id: Uuid, tenant: &str) -> Result<Option<PaymentView>, StoreError> {
+        error::within(read::payment(&self.readers, id, tenant)).await
+    }
+
+    /// What waits.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn stats(&self) -> Result<Stats, StoreError> {
+        error::within(read::stats(&self.readers, self.clock.wall())).await
+    }
+
+    /// Stores a wrapped data key; its number is what sealed rows refer to.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`], [`StoreError::Unavailable`].
+    pub async fn insert_dek(&self, dek: NewDek) -> Result<i64, StoreError> {
+        self.writer.ask(dek).await
+    }
+
+    /// One data key, unless it is unknown or destroyed.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn dek(&self, dek_id: i64) -> Result<Option<DekRow>, StoreError> {
+        error::within(dek::one(&self.readers, dek_id)).await
+    }
+
+    /// The data keys of a class that are not destroyed, oldest first.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn deks(&self, class: DekClass) -> Result<Vec<DekRow>, StoreError> {
+        error::within(dek::of_class(&self.readers, class)).await
+    }
+
+    /// Destroys the data keys of a class that sealed last before `before` and that no sealed row
+    /// refers to any more. Gives their numbers.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`], [`StoreError::Unavailable`].
+    pub async fn destroy_deks(&self, class: DekClass, before: i64) -> Result<Vec<i64>, StoreError> {
+        self.writer.ask(dek::Destroy { class, before }).await
+    }
+}

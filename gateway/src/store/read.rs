@@ -1,0 +1,141 @@
+//! What may be read without a key: status, history, depth.
+
+use sqlx::Row;
+use sqlx::sqlite::SqlitePool;
+use uuid::Uuid;
+
+use super::{Priority, Status, StoreError};
+
+/// One payment as its client may see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PaymentView {
+    /// Its identity.
+    pub id: Uuid,
+    /// Its status.
+    pub status: Status,
+    /// The final answer's code, once there is one.
+    pub response_code: Option<String>,
+    /// Attempts that counted.
+    pub attempts: u32,
+    /// Epoch milliseconds.
+    pub created_at: i64,
+    /// Epoch milliseconds.
+    pub updated_at: i64,
+    /// What happened, oldest first.
+    pub history: Vec<HistoryEntry>,
+}
+
+/// One thing that happened to a payment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HistoryEntry {
+    /// Epoch milliseconds.
+    pub at: i64,
+    /// `accepted`, `not-sent`, `sent-unknown`, `answered-retryable`, `lease-lost`, `done`,
+    /// `failed`, `withdrawn`, `expired`, `held`.
+    pub what: String,
+    /// The response code, or our own word for the cause.
+    pub code: Option<String>,
+    /// Reported under a lease that was lost: evidence, without effect.
+    pub late: bool,
+}
+
+/// What waits.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Stats {
+    /// Open payments by status (`Pending`, `Processing`, `Held`) and priority; empty cells are left
+    /// out.
+    pub depth: Vec<Depth>,
+    /// Age of the oldest pending payment, in milliseconds.
+    pub oldest_ms: Option<i64>,
+    /// Held payments by reason.
+    pub held: Vec<(String, u64)>,
+    /// Lanes that wait for a person.
+    pub blocked_lanes: u64,
+}
+
+/// One cell of [`Stats::depth`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
+pub struct Depth {
+    pub status: Status,
+    pub priority: Priority,
+    pub rows: u64,
+}
+
+pub(super) async fn payment(
+    readers: &SqlitePool,
+    id: Uuid,
+    tenant: &str,
+) -> Result<Option<PaymentView>, StoreError> {
+    // One snapshot for both statements.
+    let mut snapshot = readers.begin().await?;
+    let row = sqlx::query(PAYMENT).bind(id).bind(tenant).fetch_optional(&mut *snapshot).await?;
+    let Some(row) = row else { return Ok(None) };
+    let seq: i64 = row.try_get("seq")?;
+    let created_at = row.try_get("created_at")?;
+    let mut history =
+        vec![HistoryEntry { at: created_at, what: "accepted".into(), code: None, late: false }];
+    for entry in sqlx::query(HISTORY).bind(seq).fetch_all(&mut *snapshot).await? {
+        history.push(HistoryEntry {
+            at: entry.try_get("ended_at")?,
+            what: entry.try_get("what")?,
+            code: entry.try_get("code")?,
+            late: entry.try_get("late")?,
+        });
+    }
+    let state: i64 = row.try_get("state")?;
+    let code: Option<String> = row.try_get("last_code")?;
+    Ok(Some(PaymentView {
+        id,
+        status: Status::of(state, row.try_get("leased")?)?,
+        response_code: code.filter(|_| state >= 2),
+        attempts: row.try_get("attempts")?,
+        created_at,
+        updated_at: row.try_get("updated_at")?,
+        history,
+    }))
+}
+
+pub(super) async fn stats(readers: &SqlitePool, now: i64) -> Result<Stats, StoreError> {
+    let mut snapshot = readers.begin().await?;
+    let mut stats = Stats::default();
+    for row in sqlx::query(DEPTH).fetch_all(&mut *snapshot).await? {
+        stats.depth.push(Depth {
+            status: Status::of(row.try_get("state")?, row.try_get("leased")?)?,
+            priority: Priority::of_rank(row.try_get("prio")?)?,
+            rows: row.try_get("n")?,
+        });
+        let oldest: i64 = row.try_get("oldest")?;
+        if row.try_get::<i64, _>("state")? == 0 && !row.try_get::<bool, _>("leased")? {
+            stats.oldest_ms = stats.oldest_ms.max(Some((now - oldest).max(0)));
+        }
+    }
+    for row in sqlx::query(HELD).fetch_all(&mut *snapshot).await? {
+        stats.held.push((row.try_get("hold_reason")?, row.try_get("n")?));
+    }
+    stats.blocked_lanes =
+        sqlx::query_scalar("SELECT count(*) FROM saf_lane WHERE blocked IS NOT NULL")
+            .fetch_one(&mut *snapshot)
+            .await?;
+    Ok(stats)
+}
+
+const PAYMENT: &str = "
+SELECT i.seq, i.state, i.last_code, i.attempts, i.created_at, i.updated_at,
+       EXISTS (SELECT 1 FROM saf_lane l
+               WHERE l.ord_key = i.ord_key AND l.head_seq = i.seq AND l.leased = 1) AS leased
+FROM saf_item i WHERE i.id = ?1 AND i.tenant = ?2";
+
+const HISTORY: &str = "
+SELECT ended_at, what, code, late FROM saf_attempt WHERE item_seq = ?1 ORDER BY n";
+
+const DEPTH: &str = "
+SELECT i.state, i.prio, l.leased IS NOT NULL AS leased, count(*) AS n, min(i.created_at) AS oldest
+FROM saf_item i
+LEFT JOIN saf_lane l ON l.ord_key = i.ord_key AND l.head_seq = i.seq AND l.leased = 1
+WHERE i.state < 2
+GROUP BY 1, 2, 3 ORDER BY 1, 3, 2";
+
+const HELD: &str = "
+SELECT hold_reason, count(*) AS n FROM saf_item
+WHERE state < 2 AND hold_reason IS NOT NULL GROUP BY 1 ORDER BY 1";

@@ -1,0 +1,301 @@
+//! What a row says, as types: identity, order, sealed bytes, and the lease.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use sqlx::Row;
+use sqlx::sqlite::SqliteRow;
+use uuid::Uuid;
+
+use super::StoreError;
+
+/// The form of the sealed bytes, bound into each of them.
+pub const ENC_V: i64 = 1;
+
+/// Length of a request's fingerprint and of an idempotency key's hash.
+pub const FINGERPRINT_BYTES: usize = 32;
+
+/// Keyed hash of the account or bill: payments with the same one leave one after the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct OrdKey(pub [u8; 16]);
+
+/// How urgent a payment is among the heads of the lanes.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Priority {
+    /// The gateway's own reversals and confirmations.
+    Critical,
+    /// Before the normal ones.
+    High,
+    /// When nothing is said.
+    #[default]
+    Normal,
+    /// When nothing else waits.
+    Low,
+}
+
+impl Priority {
+    /// Most urgent first.
+    pub const ALL: [Self; 4] = [Self::Critical, Self::High, Self::Normal, Self::Low];
+
+    /// `critical` and so on, as in the API and in metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Critical => "critical",
+            Self::High => "high",
+            Self::Normal => "normal",
+            Self::Low => "low",
+        }
+    }
+
+    /// 0 for critical to 3 for low.
+    #[must_use]
+    pub fn rank(self) -> i64 {
+        self as i64
+    }
+
+    pub(super) fn of_rank(rank: i64) -> Result<Self, StoreError> {
+        Self::ALL.into_iter().find(|it| it.rank() == rank).ok_or(StoreError::Foreign("prio"))
+    }
+}
+
+/// A payment's status as its client sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+#[expect(missing_docs, reason = "the contract's own words")]
+pub enum Status {
+    Pending,
+    Processing,
+    Success,
+    Failed,
+    Expired,
+    Cancelled,
+    Held,
+}
+
+impl Status {
+    /// `PENDING` and so on, as in the API.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pending => "PENDING",
+            Self::Processing => "PROCESSING",
+            Self::Success => "SUCCESS",
+            Self::Failed => "FAILED",
+            Self::Expired => "EXPIRED",
+            Self::Cancelled => "CANCELLED",
+            Self::Held => "HELD",
+        }
+    }
+
+    pub(super) fn of(state: i64, leased: bool) -> Result<Self, StoreError> {
+        Ok(match state {
+            0 if leased => Self::Processing,
+            0 => Self::Pending,
+            1 => Self::Held,
+            2 => Self::Success,
+            3 => Self::Failed,
+            4 => Self::Expired,
+            5 => Self::Cancelled,
+            _ => return Err(StoreError::Foreign("state")),
+        })
+    }
+}
+
+/// Why a payment waits for a person.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum HoldReason {
+    /// It may have been sent and cannot be asked about.
+    Ambiguous,
+    /// Five senders were lost with it.
+    Poison,
+    /// Its row was changed: it does not open.
+    Tampered,
+    /// The backend answered an advice, and did not accept it.
+    NotAccepted,
+}
+
+impl HoldReason {
+    /// `ambiguous` and so on, as in the database and in metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ambiguous => "ambiguous",
+            Self::Poison => "poison",
+            Self::Tampered => "tampered",
+            Self::NotAccepted => "not-accepted",
+        }
+    }
+}
+
+/// What an attempt without a final answer proved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// Not one byte left.
+    NotSent,
+    /// A byte left and no final answer came.
+    SentUnknown,
+    /// An answer that asks to come again.
+    AnsweredRetryable,
+}
+
+impl Class {
+    /// `not-sent` and so on, as in a payment's history.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NotSent => "not-sent",
+            Self::SentUnknown => "sent-unknown",
+            Self::AnsweredRetryable => "answered-retryable",
+        }
+    }
+}
+
+/// What never changes in a payment's row. Sealed bytes are bound to all of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ItemFacts {
+    /// UUIDv7, public.
+    pub id: Uuid,
+    /// The client.
+    pub tenant: String,
+    /// What it is: `payment`.
+    pub kind: String,
+    /// The biller.
+    pub target: String,
+    /// What the backend sees, and deduplicates on.
+    pub reference: String,
+    /// Its lane.
+    pub ord_key: OrdKey,
+    /// Its urgency.
+    pub prio: Priority,
+    /// Epoch milliseconds.
+    pub created_at: i64,
+    /// Epoch milliseconds: after it, nothing is sent.
+    pub expires_at: i64,
+}
+
+impl ItemFacts {
+    /// Reads `id, tenant, kind, target, reference, ord_key, prio, created_at, expires_at`.
+    pub(super) fn read(row: &SqliteRow) -> Result<Self, StoreError> {
+        Ok(Self {
+            id: row.try_get("id")?,
+            tenant: row.try_get("tenant")?,
+            kind: row.try_get("kind")?,
+            target: row.try_get("target")?,
+            reference: row.try_get("reference")?,
+            ord_key: OrdKey(bytes(row, "ord_key")?),
+            prio: Priority::of_rank(row.try_get("prio")?)?,
+            created_at: row.try_get("created_at")?,
+            expires_at: row.try_get("expires_at")?,
+        })
+    }
+}
+
+/// Bytes under a data key.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Sealed {
+    /// [`ENC_V`], as the row says it.
+    pub enc_v: i64,
+    /// Which data key.
+    pub dek_id: i64,
+    /// Drawn at random.
+    pub nonce: [u8; 12],
+    /// Ciphertext and tag.
+    pub bytes: Vec<u8>,
+}
+
+impl fmt::Debug for Sealed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Sealed({} bytes under data key {})", self.bytes.len(), self.dek_id)
+    }
+}
+
+impl Sealed {
+    /// Reads a column triple; `None` when it is empty.
+    pub(super) fn read(
+        row: &SqliteRow,
+        enc_v: i64,
+        [dek_id, nonce, bytes]: [&'static str; 3],
+    ) -> Result<Option<Self>, StoreError> {
+        let Some(sealed) = row.try_get::<Option<Vec<u8>>, _>(bytes)? else { return Ok(None) };
+        let dek_id = row.try_get(dek_id)?;
+        Ok(Some(Self { enc_v, dek_id, nonce: self::bytes(row, nonce)?, bytes: sealed }))
+    }
+}
+
+/// What an idempotency key is checked by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Idempotency {
+    /// Whose key it is: the client.
+    pub scope: String,
+    /// SHA-256 over scope and key.
+    pub key_hash: [u8; FINGERPRINT_BYTES],
+    /// Keyed hash of the request.
+    pub fp: [u8; FINGERPRINT_BYTES],
+    /// Epoch milliseconds: until then the key is remembered.
+    pub expires_at: i64,
+}
+
+/// A payment to make durable.
+#[derive(Debug, Clone)]
+pub struct NewPayment {
+    /// Its identity.
+    pub facts: ItemFacts,
+    /// Its sealed payload, which has no PIN in it. `None`: it may not wait, only be forwarded now.
+    pub payload: Option<Sealed>,
+    /// Whether it is worth nothing without its PIN block.
+    pub needs_pin: bool,
+    /// The sealed PIN block, where the route stores one. Written only when the payment has to
+    /// queue behind another.
+    pub pin: Option<Sealed>,
+    /// The client's key.
+    pub idempotency: Idempotency,
+    /// Who forwards it, for the record.
+    pub owner: String,
+    /// How long the caller may keep it. An attempt must end well before.
+    pub lease: Duration,
+}
+
+impl NewPayment {
+    /// Whether it could be sent later from what is stored.
+    pub(super) fn may_wait(&self) -> bool {
+        self.payload.is_some() && (!self.needs_pin || self.pin.is_some())
+    }
+}
+
+/// The right to send one payment, until it runs out. Its token is unique for ever: whoever comes
+/// too late changes nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lease {
+    pub(super) seq: i64,
+    pub(super) ord_key: OrdKey,
+    pub(super) token: i64,
+    pub(super) leased_at: i64,
+}
+
+impl Lease {
+    /// The payment's place in its lane.
+    #[must_use]
+    pub fn seq(&self) -> i64 {
+        self.seq
+    }
+}
+
+/// A token that no lease has had: 63 random bits.
+pub(super) fn new_token() -> Result<i64, StoreError> {
+    let random =
+        getrandom::u64().map_err(|_| StoreError::unavailable("the system gives no randomness"))?;
+    Ok((random >> 1) as i64)
+}
+
+/// A blob of exactly `N` bytes.
+pub(super) fn bytes<const N: usize>(
+    row: &SqliteRow,
+    column: &'static str,
+) -> Result<[u8; N], StoreError> {
+    row.try_get::<Vec<u8>, _>(column)?.try_into().map_err(|_| StoreError::Foreign(column))
+}

@@ -1,0 +1,217 @@
+//! Groups, crashes, locks, full disks.
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sixty_four_clients_at_once_leave_one_durable_row_for_each_key() {
+    let world = World::new().await;
+    let payments: Vec<_> = (0..256).map(|n| world.new_payment(n as u8)).collect();
+    let mut tasks = tokio::task::JoinSet::new();
+    for client in 0..64 {
+        let (store, mine) = (world.store.clone(), payments.clone());
+        tasks.spawn(async move {
+            // Four clients send each payment: the same key from four sides.
+            for payment in mine.into_iter().skip(client % 16).step_by(16) {
+                let mut copy = new_payment(payment.facts.created_at, 0);
+                copy.facts.ord_key = payment.facts.ord_key;
+                copy.idempotency = payment.idempotency;
+                store.begin(copy).await.unwrap();
+            }
+        });
+    }
+    tasks.join_all().await;
+
+    let world = world.after_a_crash().await;
+
+    assert_eq!((world.count("saf_item").await, world.count("idem_key").await), (256, 256));
+}
+
+#[tokio::test]
+async fn a_crash_loses_nothing_and_the_next_start_frees_its_leases() {
+    let world = World::new().await;
+    let (sent, waiting, ended) = (world.new_payment(1), world.new_payment(1), world.new_payment(2));
+    world.forward(sent.clone()).await;
+    world.queue(waiting.clone()).await;
+    let lease = world.forward(ended.clone()).await;
+    world.store.complete(&lease, done()).await.unwrap();
+
+    let world = world.after_a_crash().await;
+    world.clock.advance(Duration::from_secs(2));
+    let claimed = world.claim(10).await;
+
+    assert_eq!(claimed.len(), 1);
+    assert_eq!(claimed[0].facts, sent.facts);
+    assert!(claimed[0].sent_unknown);
+    assert_eq!(world.status(waiting.facts.id).await, Status::Pending);
+    assert_eq!(world.status(ended.facts.id).await, Status::Success);
+}
+
+/// Nobody closes the store: it is dropped with orders in flight.
+#[tokio::test]
+async fn a_store_that_was_dropped_opens_again() {
+    let World { store, clock, directory, queue } = World::new().await;
+    let payment = new_payment(store.now(), 1);
+    let id = payment.facts.id;
+    store.begin(payment).await.unwrap();
+    drop(store);
+
+    let config = StoreConfig::at(directory.path().join("tollgate.db"));
+    let mut store = Store::open_at(&config, &queue, clock.clone()).await;
+    for _ in 0..100 {
+        if store.is_ok() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        store = Store::open_at(&config, &queue, clock.clone()).await;
+    }
+
+    let view = store.unwrap().payment(id, "acquirer-a").await.unwrap();
+    assert_eq!(view.unwrap().status, Status::Pending);
+}
+
+#[tokio::test]
+async fn a_second_gateway_on_the_file_is_refused_until_the_first_is_gone() {
+    let world = World::new().await;
+    let config = StoreConfig::at(world.store.path());
+
+    let refused = Store::open(&config, &world.queue).await.unwrap_err();
+    world.store.close().await;
+    let after = Store::open(&config, &world.queue).await;
+
+    assert!(matches!(refused, StoreError::InstanceRunning { .. }));
+    let text = refused.to_string();
+    assert!(text.contains("tollgate.db") && text.contains("store.path"), "{text}");
+    assert!(after.is_ok(), "{after:?}");
+    let closed = world.store.begin(world.new_payment(1)).await.unwrap_err();
+    assert!(closed.is_transient(), "{closed}");
+}
+
+#[tokio::test]
+async fn the_files_are_ours_alone() {
+    let world = World::new().await;
+    world.forward(world.new_payment(1)).await;
+
+    for suffix in ["", "-wal", "-shm", ".lock"] {
+        let mut path = world.store.path().as_os_str().to_owned();
+        path.push(suffix);
+        let mode = std::fs::metadata(PathBuf::from(path)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{suffix}");
+    }
+}
+
+#[tokio::test]
+async fn a_missing_directory_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = StoreConfig::at(directory.path().join("absent/tollgate.db"));
+
+    let error = Store::open(&config, &QueueConfig::default()).await.unwrap_err();
+
+    assert!(error.to_string().contains("absent/tollgate.db"), "{error}");
+}
+
+#[tokio::test]
+async fn a_bad_row_does_not_fail_its_neighbours() {
+    let world = World::new().await;
+    let stored = world.new_payment(1);
+    world.forward(stored.clone()).await;
+    let mut twice = world.new_payment(2);
+    twice.facts.id = stored.facts.id;
+    let (left, right) = (world.new_payment(3), world.new_payment(4));
+
+    let (left, bad, right) =
+        tokio::join!(world.store.begin(left), world.store.begin(twice), world.store.begin(right));
+
+    assert!(matches!(left, Ok(Begun::Forward(_))), "{left:?}");
+    assert!(matches!(bad, Err(StoreError::Refused(_))), "{bad:?}");
+    assert!(matches!(right, Ok(Begun::Forward(_))), "{right:?}");
+    assert_eq!(world.count("saf_item").await, 3);
+}
+
+#[tokio::test]
+async fn a_locked_database_is_an_answer_and_not_a_hang() {
+    let world = World::new().await;
+    let mut intruder = world.intruder().await;
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut intruder).await.unwrap();
+
+    let locked = world.store.begin(world.new_payment(1)).await.unwrap_err();
+    sqlx::query("ROLLBACK").execute(&mut intruder).await.unwrap();
+    let after = world.store.begin(world.new_payment(1)).await;
+
+    assert!(matches!(locked, StoreError::Unavailable { .. }), "{locked}");
+    assert!(after.is_ok(), "{after:?}");
+}
+
+#[tokio::test]
+async fn a_database_that_was_moved_away_takes_nothing_any_more() {
+    let world = World::new().await;
+    let away = world.directory.path().join("elsewhere.db");
+    std::fs::rename(world.store.path(), &away).unwrap();
+
+    let gone = world.store.begin(world.new_payment(1)).await.unwrap_err();
+    std::fs::rename(&away, world.store.path()).unwrap();
+    let back = world.store.begin(world.new_payment(1)).await;
+
+    assert!(matches!(gone, StoreError::Unavailable { .. }), "{gone}");
+    assert!(gone.to_string().contains("moved or deleted"), "{gone}");
+    assert!(back.is_ok(), "{back:?}");
+}
+
+/// Lets the file grow no further, as a full disk would.
+struct FillTheDisk;
+
+impl Order for FillTheDisk {
+    type Answer = ();
+
+    async fn run(&self, db: &mut SqliteConnection, _: &mut Batch) -> Result<(), StoreError> {
+        sqlx::query("PRAGMA max_page_count = 1").execute(db).await?;
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_new_payments_and_loses_none() {
+    let world = World::new().await;
+    let kept = world.new_payment(1);
+    world.forward(kept.clone()).await;
+    world.store.writer.ask(FillTheDisk).await.unwrap();
+    let mut large = world.new_payment(2);
+    large.payload = Some(sealed(&[7; 100_000]));
+
+    let full = world.store.begin(large.clone()).await.unwrap_err();
+    let room = world.store.begin(large).await;
+
+    assert!(full.to_string().contains("disk is full"), "{full}");
+    assert!(room.is_ok(), "{room:?}");
+    assert_eq!(world.status(kept.facts.id).await, Status::Processing);
+}
+
+/// Takes longer than anybody waits.
+struct Dawdle;
+
+impl Order for Dawdle {
+    type Answer = ();
+
+    async fn run(&self, _: &mut SqliteConnection, _: &mut Batch) -> Result<(), StoreError> {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_writer_with_too_much_to_do_says_so_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = StoreConfig::at(directory.path().join("tollgate.db"));
+    config.writer_queue_max = 1;
+    let store = Store::open(&config, &QueueConfig::default()).await.unwrap();
+    let busy = tokio::spawn({
+        let writer = store.writer.clone();
+        async move { writer.ask(Dawdle).await }
+    });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+
+    let (waits, refused) = tokio::join!(store.expire(), store.expire());
+
+    assert!(waits.is_ok(), "{waits:?}");
+    assert!(matches!(refused, Err(StoreError::Busy)), "{refused:?}");
+    busy.await.unwrap().unwrap();
+}

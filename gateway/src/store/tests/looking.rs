@@ -1,0 +1,106 @@
+//! Reading, forgetting, waking.
+
+use super::*;
+
+#[tokio::test]
+async fn a_client_sees_its_own_payments_and_their_history() {
+    let world = World::new().await;
+    let payment = world.new_payment(1);
+    let id = payment.facts.id;
+    let lease = world.forward(payment).await;
+    world.store.release(&lease, parking(Class::AnsweredRetryable)).await.unwrap();
+    world.clock.advance(Duration::from_secs(1));
+    let lease = world.claim(1).await.remove(0).lease;
+    world.store.complete(&lease, done()).await.unwrap();
+
+    let view = world.view(id).await;
+
+    assert_eq!((view.status, view.attempts), (Status::Success, 2));
+    assert_eq!(view.response_code.as_deref(), Some("00"));
+    assert_eq!(view.updated_at - view.created_at, 1_000);
+    let history: Vec<_> = view.history.iter().map(|it| (&*it.what, it.code.as_deref())).collect();
+    let told = [("accepted", None), ("answered-retryable", Some("91")), ("done", Some("00"))];
+    assert_eq!(history, told);
+    assert_eq!(world.store.payment(id, "acquirer-b").await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn the_depth_is_told_by_status_and_priority() {
+    let world = World::new().await;
+    world.forward(world.new_payment(1)).await;
+    let mut behind = world.new_payment(1);
+    behind.facts.prio = Priority::High;
+    world.queue(behind).await;
+    let held = world.forward(world.new_payment(2)).await;
+    world.store.hold(&held, HoldReason::Ambiguous).await.unwrap();
+    world.clock.advance(Duration::from_secs(7));
+
+    let stats = world.store.stats().await.unwrap();
+
+    let cells: HashSet<_> =
+        stats.depth.iter().map(|it| (it.status, it.priority, it.rows)).collect();
+    let expected = [
+        (Status::Processing, Priority::Normal, 1),
+        (Status::Pending, Priority::High, 1),
+        (Status::Held, Priority::Normal, 1),
+    ];
+    assert_eq!(cells, HashSet::from(expected));
+    assert_eq!(stats.oldest_ms, Some(7_000));
+}
+
+#[tokio::test]
+async fn retention_forgets_keys_then_payments_and_never_what_is_open() {
+    let world = World::new().await;
+    let (ended, open) = (world.new_payment(1), world.new_payment(2));
+    let lease = world.forward(ended.clone()).await;
+    let mut held = open.clone();
+    held.facts.expires_at = i64::MAX;
+    let stays = world.forward(held).await;
+    world.store.complete(&lease, done()).await.unwrap();
+    world.store.hold(&stays, HoldReason::Ambiguous).await.unwrap();
+
+    let too_early = world.store.prune(PruneRule { ended_before: world.store.now() + 1 }).await;
+    world.clock.advance(Duration::from_secs(86_401));
+    let later = world.store.prune(PruneRule { ended_before: world.store.now() }).await;
+
+    assert_eq!(too_early.unwrap(), Pruned::default(), "its key still refers to it");
+    assert_eq!(later.unwrap(), Pruned { keys: 1, payments: 1, deks: 0 });
+    assert_eq!((world.count("saf_item").await, world.count("idem_key").await), (1, 1));
+}
+
+#[tokio::test]
+async fn a_data_key_is_destroyed_when_nothing_refers_to_it_and_then_forgotten() {
+    let world = World::new().await;
+    let lease = world.forward(world.new_payment(1)).await;
+    let end = i64::MAX;
+
+    let in_use = world.store.destroy_deks(DekClass::Record, end).await.unwrap();
+    world.store.complete(&lease, Ending { answer: None, ..done() }).await.unwrap();
+    let unused = world.store.destroy_deks(DekClass::Record, end).await.unwrap();
+
+    assert!(in_use.is_empty());
+    assert!(unused.is_empty(), "not before its time");
+    let mut db = world.intruder().await;
+    sqlx::query("UPDATE saf_dek SET not_after = 5").execute(&mut db).await.unwrap();
+    assert_eq!(world.store.destroy_deks(DekClass::Record, end).await.unwrap(), [1]);
+    assert!(world.store.dek(1).await.unwrap().is_none());
+    world.clock.advance(Duration::from_secs(1));
+    let pruned = world.store.prune(PruneRule { ended_before: world.store.now() }).await;
+    assert_eq!(pruned.unwrap().deks, 1);
+    assert_eq!(world.count("saf_dek").await, 0);
+}
+
+#[tokio::test]
+async fn somebody_is_woken_when_a_lane_can_move() {
+    let world = World::new().await;
+    let lease = world.forward(world.new_payment(1)).await;
+    world.queue(world.new_payment(1)).await;
+    let woken = tokio::time::timeout(Duration::from_millis(20), world.store.wake().notified());
+    let before = woken.await;
+
+    world.store.complete(&lease, done()).await.unwrap();
+
+    let woken = tokio::time::timeout(Duration::from_secs(5), world.store.wake().notified());
+    assert!(before.is_err());
+    assert!(woken.await.is_ok());
+}

@@ -1,0 +1,157 @@
+//! What time does to payments: leases run out, lives end.
+
+use sqlx::Row;
+use sqlx::sqlite::SqliteConnection;
+
+use super::lane::{self, Settling};
+use super::row::bytes;
+use super::writer::{Batch, Order};
+use super::{HoldReason, OrdKey, StoreError};
+
+/// What a rescue found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Rescued {
+    /// Payments that wait again. They count as sent.
+    pub freed: u32,
+    /// Payments left to a person: not sendable from what is stored, or poisonous.
+    pub held: u32,
+}
+
+impl Rescued {
+    /// Whether there was anything.
+    #[must_use]
+    pub fn any(self) -> bool {
+        self.freed + self.held > 0
+    }
+}
+
+/// What an expiry found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Expired {
+    /// Payments of which nothing was ever sent: expired.
+    pub expired: u32,
+    /// Payments that may have been sent: held, `ambiguous`.
+    pub held: u32,
+}
+
+/// Frees up to [`BATCH`] leases that have run out, or all of an earlier boot.
+pub(super) struct Rescue {
+    pub(super) all: bool,
+}
+
+impl Order for Rescue {
+    type Answer = Rescued;
+
+    async fn run(
+        &self,
+        db: &mut SqliteConnection,
+        batch: &mut Batch,
+    ) -> Result<Rescued, StoreError> {
+        let until = if self.all { i64::MAX } else { batch.steady };
+        let lost = sqlx::query(LOST).bind(until).bind(BATCH).fetch_all(&mut *db).await?;
+        let mut rescued = Rescued::default();
+        for row in &lost {
+            let seq: i64 = row.try_get("head_seq")?;
+            let ord_key = OrdKey(bytes(row, "ord_key")?);
+            let lease = Some((row.try_get("lease_token")?, row.try_get("leased_at")?));
+            let abandoned = row.try_get::<i64, _>("abandoned")? + 1;
+            let tries = row.try_get::<i64, _>("attempts")? + abandoned;
+            sqlx::query(ABANDON).bind(seq).bind(batch.now).execute(&mut *db).await?;
+            lane::note(db, batch, seq, lease, "lease-lost", None, false).await?;
+            let reason = if !row.try_get::<bool, _>("sendable")? {
+                Some(HoldReason::Ambiguous)
+            } else if abandoned >= ABANDONED_MAX {
+                Some(HoldReason::Poison)
+            } else {
+                None
+            };
+            if let Some(reason) = reason {
+                lane::hold(db, batch, seq, reason).await?;
+                lane::note(db, batch, seq, None, "held", Some(reason.name()), false).await?;
+                lane::settle(db, batch, ord_key, Settling::EndLease).await?;
+                rescued.held += 1;
+            } else {
+                lane::park(db, batch, ord_key, batch.steady + back_off_ms(tries)?).await?;
+                rescued.freed += 1;
+            }
+        }
+        Ok(rescued)
+    }
+}
+
+/// Ends what is past its time.
+pub(super) struct Expire;
+
+impl Order for Expire {
+    type Answer = Expired;
+
+    async fn run(
+        &self,
+        db: &mut SqliteConnection,
+        batch: &mut Batch,
+    ) -> Result<Expired, StoreError> {
+        expire_due(db, batch).await
+    }
+}
+
+/// Expires up to [`BATCH`] open payments that nobody holds.
+pub(super) async fn expire_due(
+    db: &mut SqliteConnection,
+    batch: &mut Batch,
+) -> Result<Expired, StoreError> {
+    let due = sqlx::query(DUE).bind(batch.now).bind(BATCH).fetch_all(&mut *db).await?;
+    let mut expired = Expired::default();
+    for row in &due {
+        let seq: i64 = row.try_get("seq")?;
+        if row.try_get("sent_unknown")? {
+            let reason = HoldReason::Ambiguous;
+            lane::hold(db, batch, seq, reason).await?;
+            lane::note(db, batch, seq, None, "held", Some(reason.name()), false).await?;
+            expired.held += 1;
+        } else {
+            lane::end(db, batch, seq, EXPIRED, "expired", 0).await?;
+            lane::note(db, batch, seq, None, "expired", None, false).await?;
+            expired.expired += 1;
+        }
+        let ord_key = OrdKey(bytes(row, "ord_key")?);
+        lane::settle(db, batch, ord_key, Settling::KeepLease).await?;
+    }
+    Ok(expired)
+}
+
+/// 1, 2, 4, 8, 16 s, then 30, 60, 120 and at most 300 s, each 20 % up or down.
+fn back_off_ms(tries: i64) -> Result<i64, StoreError> {
+    let step = usize::try_from(tries - 1).unwrap_or(0).min(STEPS_S.len() - 1);
+    let random =
+        getrandom::u64().map_err(|_| StoreError::unavailable("the system gives no randomness"))?;
+    Ok(STEPS_S[step] * (800 + (random % 401) as i64))
+}
+
+const STEPS_S: [i64; 9] = [1, 2, 4, 8, 16, 30, 60, 120, 300];
+
+/// Rows that one order works through: a transaction must not keep the others waiting.
+const BATCH: i64 = 256;
+
+/// A payment that has taken this many senders with it takes no sixth.
+const ABANDONED_MAX: i64 = 5;
+
+const EXPIRED: i64 = 4;
+
+const LOST: &str = "
+SELECT l.ord_key, l.head_seq, l.lease_token, l.leased_at, i.attempts, i.abandoned,
+       i.ct IS NOT NULL AND (i.needs_pin = 0 OR i.pin_ct IS NOT NULL) AS sendable
+FROM saf_lane l JOIN saf_item i ON i.seq = l.head_seq
+WHERE l.leased = 1 AND l.lease_until <= ?1
+ORDER BY l.lease_until LIMIT ?2";
+
+const ABANDON: &str = "
+UPDATE saf_item
+SET sent_unknown = 1, abandoned = abandoned + 1, queued = 1, updated_at = ?2
+WHERE seq = ?1";
+
+const DUE: &str = "
+SELECT seq, ord_key, sent_unknown FROM saf_item i
+WHERE state = 0 AND expires_at <= ?1
+  AND NOT EXISTS (SELECT 1 FROM saf_lane l
+                  WHERE l.ord_key = i.ord_key AND l.head_seq = i.seq AND l.leased = 1)
+ORDER BY expires_at LIMIT ?2";

@@ -1,0 +1,242 @@
+//! The routes. A payment request passes identity, fault, handler, in that order.
+//!
+//! Every answer of a payment handler carries `Tollgate-Mac` over its exact bytes. What a fault
+//! answers carries none, as if a proxy in between had spoken.
+
+use std::path::Path as FilePath;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{DefaultBodyLimit, Extension, Path, Request, State};
+use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::fault::{Fault, Faults, Mode};
+use super::ledger::{Ledger, LedgerReport, Settled};
+use super::order::{Keys, Order, PAID};
+
+/// Who the client certificate says the client is.
+#[derive(Debug, Clone)]
+pub(crate) struct Identity(pub(crate) Arc<str>);
+
+/// The connection a request came on; cancelling it drops the socket without a farewell.
+#[derive(Debug, Clone)]
+pub(crate) struct Connection(pub(crate) CancellationToken);
+
+/// What the handlers share.
+#[derive(Clone)]
+pub(crate) struct App {
+    ledger: Arc<Ledger>,
+    faults: Arc<Faults>,
+    keys: Arc<Keys>,
+}
+
+impl App {
+    pub(crate) fn open(journal: &FilePath) -> anyhow::Result<Self> {
+        Ok(Self {
+            ledger: Arc::new(Ledger::open(journal)?),
+            faults: Arc::new(Faults::none()),
+            keys: Arc::new(Keys::demo()),
+        })
+    }
+
+    /// The whole API. Expects [`Identity`] and [`Connection`] among the request's extensions.
+    pub(crate) fn router(self) -> Router {
+        let payments = Router::new()
+            .route("/v1/payments", post(pay))
+            .route("/v1/payments/{reference}", get(enquire))
+            .layer(from_fn_with_state(self.clone(), misbehave))
+            .layer(from_fn(only_tollgate));
+        Router::new()
+            .route("/healthz", get(|| async { StatusCode::OK }))
+            .route("/control", post(set_fault))
+            .route("/control/ledger", get(show_ledger))
+            .merge(payments)
+            .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+            .with_state(self)
+    }
+
+    /// An answer under the biller's MAC.
+    fn answer(&self, status: StatusCode, content_type: &'static str, body: &Value) -> Response {
+        let bytes = Bytes::from(body.to_string());
+        let header = self.keys.mac_header(&bytes).ok();
+        match header.and_then(|header| HeaderValue::try_from(header).ok()) {
+            Some(code) => {
+                let headers =
+                    [(CONTENT_TYPE, HeaderValue::from_static(content_type)), (TOLLGATE_MAC, code)];
+                (status, headers, bytes).into_response()
+            }
+            None => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+        }
+    }
+
+    fn problem(&self, status: StatusCode, slug: &str, title: &str) -> Response {
+        let body =
+            json!({"type": format!("/problems/{slug}"), "title": title, "status": status.as_u16()});
+        self.answer(status, "application/problem+json", &body)
+    }
+
+    fn result(&self, reference: &Uuid, response_code: &str, replayed: bool) -> Response {
+        let status = if response_code == PAID { "SUCCESS" } else { "FAILED" };
+        let body = json!({"reference": reference, "status": status, "response_code": response_code,
+            "replayed": replayed});
+        self.answer(StatusCode::OK, "application/json", &body)
+    }
+}
+
+/// POST /v1/payments: pays a bill, once per reference.
+///
+/// 200 with the result, paid or not; 422 when the MAC is missing or wrong; 400 when the body is
+/// no order; 409 when the reference was used for another body; 500 when the disk refuses.
+async fn pay(State(app): State<App>, headers: HeaderMap, body: Bytes) -> Response {
+    let code = headers.get(TOLLGATE_MAC).and_then(|value| value.to_str().ok());
+    if !code.is_some_and(|code| app.keys.proves(code, &body)) {
+        app.ledger.mac_refused.fetch_add(1, Relaxed);
+        let title = "The MAC is missing or does not match";
+        return app.problem(StatusCode::UNPROCESSABLE_ENTITY, "mac-refused", title);
+    }
+    let order = match Order::parse(&body) {
+        Ok(order) => order,
+        Err(defect) => return app.problem(StatusCode::BAD_REQUEST, "malformed-request", defect),
+    };
+    let verdict = app.keys.judge(&order);
+    let Ok(fingerprint) = app.keys.fingerprint(&body) else {
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    };
+
+    // On a thread of its own, which finishes even when the client hangs up meanwhile.
+    let reference = order.reference;
+    let ledger = app.ledger.clone();
+    let task = tokio::task::spawn_blocking(move || ledger.settle(&order, verdict, fingerprint));
+    match task.await {
+        Ok(Ok(Settled::Now { response_code })) => app.result(&reference, &response_code, false),
+        Ok(Ok(Settled::Before { response_code })) => app.result(&reference, &response_code, true),
+        Ok(Ok(Settled::Conflict)) => {
+            let title = "The reference was used for another body";
+            app.problem(StatusCode::CONFLICT, "reference-reused", title)
+        }
+        Ok(Err(error)) => journal_failed(&error),
+        Err(error) => journal_failed(&error),
+    }
+}
+
+/// GET /v1/payments/{reference}: the recorded result, or 404.
+async fn enquire(State(app): State<App>, Path(reference): Path<String>) -> Response {
+    let ledger = app.ledger.clone();
+    let parsed = Uuid::try_parse(&reference).ok();
+    let task = tokio::task::spawn_blocking(move || match parsed {
+        Some(reference) => Ok(ledger.find(&reference)?.map(|code| (reference, code))),
+        None => Ok::<_, std::io::Error>(None),
+    });
+    match task.await {
+        Ok(Ok(Some((reference, code)))) => app.result(&reference, &code, true),
+        Ok(Ok(None)) => app.problem(StatusCode::NOT_FOUND, "unknown-payment", "No such reference"),
+        Ok(Err(error)) => journal_failed(&error),
+        Err(error) => journal_failed(&error),
+    }
+}
+
+/// POST /control: 204, and the fault is in force; 400 when it makes no sense.
+async fn set_fault(State(app): State<App>, body: Bytes) -> Response {
+    let fault: Fault = match serde_json::from_slice(&body) {
+        Ok(fault) => fault,
+        Err(error) => return (StatusCode::BAD_REQUEST, error.to_string()).into_response(),
+    };
+    if let Some(defect) = fault.defect() {
+        return (StatusCode::BAD_REQUEST, defect).into_response();
+    }
+    app.faults.set(fault);
+    StatusCode::NO_CONTENT.into_response()
+}
+
+/// GET /control/ledger: all effects and counters, without PAN and PIN.
+async fn show_ledger(State(app): State<App>) -> Json<LedgerReport> {
+    Json(app.ledger.report())
+}
+
+/// 403 unless the gateway itself asks.
+async fn only_tollgate(
+    Extension(identity): Extension<Identity>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if &*identity.0 == TOLLGATE {
+        next.run(request).await
+    } else {
+        (StatusCode::FORBIDDEN, "payments are for the gateway's certificate").into_response()
+    }
+}
+
+/// The fault in force, before and after the handler.
+async fn misbehave(
+    State(app): State<App>,
+    Extension(connection): Extension<Connection>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let counter =
+        if request.method() == Method::POST { &app.ledger.requests } else { &app.ledger.enquiries };
+    counter.fetch_add(1, Relaxed);
+    let fault = app.faults.take();
+    match fault.mode {
+        Mode::Normal => next.run(request).await,
+        Mode::Slow => {
+            tokio::time::sleep(fault.delay()).await;
+            next.run(request).await
+        }
+        Mode::Fail => (StatusCode::SERVICE_UNAVAILABLE, [(RETRY_AFTER, "1")]).into_response(),
+        Mode::TooMany => (StatusCode::TOO_MANY_REQUESTS, [(RETRY_AFTER, "1")]).into_response(),
+        Mode::Error500 => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+        Mode::Hang => std::future::pending().await,
+        Mode::HangAfter => {
+            next.run(request).await;
+            std::future::pending().await
+        }
+        Mode::CutBefore => cut(&connection).await,
+        Mode::CutAfter => {
+            next.run(request).await;
+            cut(&connection).await
+        }
+        Mode::Garbage => {
+            next.run(request).await;
+            (StatusCode::OK, Body::from("<html>It works!</html>")).into_response()
+        }
+        Mode::WrongMac => with_wrong_mac(next.run(request).await),
+    }
+}
+
+async fn cut(connection: &Connection) -> Response {
+    connection.0.cancel();
+    std::future::pending().await
+}
+
+/// Changes the last digit of the code, so that the form stays right.
+fn with_wrong_mac(mut response: Response) -> Response {
+    if let Some(value) = response.headers_mut().get_mut(TOLLGATE_MAC) {
+        let mut bytes = value.as_bytes().to_vec();
+        if let Some(last) = bytes.last_mut() {
+            *last = if *last == b'0' { b'1' } else { b'0' };
+        }
+        if let Ok(wrong) = HeaderValue::from_bytes(&bytes) {
+            *value = wrong;
+        }
+    }
+    response
+}
+
+fn journal_failed(error: &(dyn std::error::Error + 'static)) -> Response {
+    tracing::error!(error, "the journal failed");
+    StatusCode::INTERNAL_SERVER_ERROR.into_response()
+}
+
+const TOLLGATE: &str = "spiffe://tollgate.test/tollgate";
+const TOLLGATE_MAC: HeaderName = HeaderName::from_static("tollgate-mac");
+const BODY_BYTES_MAX: usize = 64 * 1024;

@@ -11,3 +11,4 @@ pub mod mtls; // one private CA, both ends
 pub mod billing; // who is paid, and can be told to misbehave
 pub mod acquirer; // who sends payments
 pub mod load; // many requests at once, and how long each took
+pub mod world; // all of it in one call

@@ -1,0 +1,378 @@
+//! A whole world in one call: token, certificates, billing simulator and gateway, each a program
+//! of its own on loopback, in a directory of its own. Any number of them run side by side.
+//!
+//! Dropping a world ends its processes, by their ids, and removes its directory.
+
+mod config;
+mod process;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use reqwest::Method;
+use pki::{Authority, Leaf, issue_demo};
+use softhsm::{PlannedKey, TokenDirectory, demo_plan, find_module};
+use tempfile::TempDir;
+
+pub use self::process::{Process, program, signal};
+use crate::acquirer::Client;
+use crate::billing::Control;
+
+/// What a world is made of. `Default` is the demo's.
+#[derive(Debug, Default)]
+pub struct Wanted {
+    /// Where it lives; a temporary directory when absent.
+    pub dir: Option<PathBuf>,
+    /// Data, admin and billing ports; free ones when absent.
+    pub ports: Option<Ports>,
+    /// Keys beside the demo's.
+    pub more_keys: Vec<PlannedKey>,
+    /// Changes the configuration before it is written.
+    pub edit: Option<fn(&mut toml::Table)>,
+}
+
+/// Where a world listens, on 127.0.0.1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ports {
+    /// The data API.
+    pub data: u16,
+    /// The admin API.
+    pub admin: u16,
+    /// The billing simulator.
+    pub billing: u16,
+}
+
+/// A running world.
+#[derive(Debug)]
+pub struct World {
+    dir: PathBuf,
+    /// Where it listens.
+    pub ports: Ports,
+    gateway: Option<Process>,
+    billing: Option<Process>,
+    _temporary: Option<TempDir>,
+}
+
+impl World {
+    /// The demo's world, ready.
+    ///
+    /// # Errors
+    /// What did not start, with the last lines of its log.
+    pub async fn start() -> anyhow::Result<Self> {
+        Self::start_as(Wanted::default()).await
+    }
+
+    /// A world as wanted, ready.
+    ///
+    /// # Errors
+    /// What did not start, with the last lines of its log.
+    pub async fn start_as(wanted: Wanted) -> anyhow::Result<Self> {
+        let mut world = Self::prepare(wanted)?;
+        world.start_billing().await?;
+        world.start_gateway().await?;
+        Ok(world)
+    }
+
+    /// Token, certificates and configuration; no process yet.
+    ///
+    /// # Errors
+    /// What could not be made.
+    pub fn prepare(wanted: Wanted) -> anyhow::Result<Self> {
+        crate::mtls::install_provider();
+        let temporary = match &wanted.dir {
+            Some(_) => None,
+            None => Some(tempfile::Builder::new().prefix("tollgate-").tempdir()?),
+        };
+        let dir = match (&wanted.dir, &temporary) {
+            (Some(dir), _) => std::path::absolute(dir)?,
+            (None, Some(temporary)) => temporary.path().to_owned(),
+            (None, None) => anyhow::bail!("a world needs a directory"),
+        };
+        std::fs::create_dir_all(dir.join("data")).with_context(|| dir.display().to_string())?;
+        let ports = match wanted.ports {
+            Some(ports) => ports,
+            None => free_ports()?,
+        };
+        make_token(&dir, wanted.more_keys)?;
+        let mut authority = Authority::create(&dir.join("pki"), "Tollgate demo CA")?;
+        issue_demo(&mut authority)?;
+        let mut table = config::table(&dir, ports)?;
+        if let Some(edit) = wanted.edit {
+            edit(&mut table);
+        }
+        std::fs::write(dir.join("gateway.toml"), toml::to_string(&table)?)?;
+        Ok(Self { dir, ports, gateway: None, billing: None, _temporary: temporary })
+    }
+
+    /// Starts the gateway and waits until it is ready.
+    ///
+    /// # Errors
+    /// With the last lines of its log.
+    pub async fn start_gateway(&mut self) -> anyhow::Result<()> {
+        self.spawn_gateway()?;
+        self.wait_ready(Duration::from_secs(30)).await
+    }
+
+    /// Starts the gateway and waits for nothing.
+    ///
+    /// # Errors
+    /// When there is no such program.
+    pub fn spawn_gateway(&mut self) -> anyhow::Result<()> {
+        let config = self.config();
+        let arguments = ["serve".as_ref(), "--config".as_ref(), config.as_os_str()];
+        self.gateway = Some(Process::start("tollgate", &arguments, &self.dir.join("gateway.log"))?);
+        Ok(())
+    }
+
+    /// Waits until `/readyz` says so.
+    ///
+    /// # Errors
+    /// When it does not within `patience`, or the gateway has ended.
+    pub async fn wait_ready(&mut self, patience: Duration) -> anyhow::Result<()> {
+        let monitor = self.admin("monitor")?;
+        let limit = Instant::now() + patience;
+        loop {
+            let answer = monitor.send(Method::GET, "/readyz", &[], Vec::new()).await;
+            if answer.is_ok_and(|answer| answer.status == 200) {
+                return Ok(());
+            }
+            let gateway = self.gateway.as_mut().context("no gateway runs")?;
+            if let Some(status) = gateway.ended()? {
+                anyhow::bail!("the gateway ended ({status}):\n{}", gateway.last_lines());
+            }
+            ensure!(Instant::now() < limit, "not ready in time:\n{}", gateway.last_lines());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Starts the billing simulator: on the same port and journal as before.
+    ///
+    /// # Errors
+    /// With the last lines of its log.
+    pub async fn start_billing(&mut self) -> anyhow::Result<()> {
+        let listen = self.billing_address().to_string();
+        let (pki, journal) = (self.pki(), self.dir.join("data/billing.journal"));
+        let arguments = [
+            "--listen".as_ref(),
+            listen.as_ref(),
+            "--pki".as_ref(),
+            pki.as_os_str(),
+            "--journal".as_ref(),
+            journal.as_os_str(),
+        ];
+        let mut process = Process::start("billing", &arguments, &self.dir.join("billing.log"))?;
+        let limit = Instant::now() + Duration::from_secs(10);
+        while tokio::net::TcpStream::connect(self.billing_address()).await.is_err() {
+            if let Some(status) = process.ended()? {
+                anyhow::bail!("the biller ended ({status}):\n{}", process.last_lines());
+            }
+            ensure!(Instant::now() < limit, "the biller does not listen");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        self.billing = Some(process);
+        Ok(())
+    }
+
+    /// SIGKILL to the biller.
+    pub fn kill_billing(&mut self) {
+        self.billing = None;
+    }
+
+    /// SIGKILL to the gateway. Its workers see their socket end and follow.
+    pub fn kill_gateway(&mut self) {
+        self.gateway = None;
+    }
+
+    /// SIGTERM to the gateway, and the wait for its end.
+    ///
+    /// # Errors
+    /// When it does not end well in time.
+    pub async fn stop_gateway(&mut self) -> anyhow::Result<()> {
+        let mut gateway = self.gateway.take().context("no gateway runs")?;
+        gateway.terminate()?;
+        let limit = Instant::now() + Duration::from_secs(40);
+        loop {
+            if let Some(status) = gateway.ended()? {
+                ensure!(status.success(), "{status}:\n{}", gateway.last_lines());
+                return Ok(());
+            }
+            ensure!(Instant::now() < limit, "it does not stop:\n{}", gateway.last_lines());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// The gateway's process.
+    #[must_use]
+    pub fn gateway(&self) -> Option<&Process> {
+        self.gateway.as_ref()
+    }
+
+    /// The biller's process.
+    #[must_use]
+    pub fn billing(&self) -> Option<&Process> {
+        self.billing.as_ref()
+    }
+
+    /// The ids of the HSM workers that run now.
+    #[must_use]
+    pub fn workers(&self) -> Vec<u32> {
+        self.gateway.as_ref().map(Process::children).unwrap_or_default()
+    }
+
+    /// A client of the data API with this certificate.
+    ///
+    /// # Errors
+    /// When there is no such certificate.
+    pub fn client(&self, name: &str) -> anyhow::Result<Client> {
+        Client::new(&self.pki(), name, &self.data_url())
+    }
+
+    /// A client of the admin API with this certificate.
+    ///
+    /// # Errors
+    /// When there is no such certificate.
+    pub fn admin(&self, name: &str) -> anyhow::Result<Client> {
+        Client::new(&self.pki(), name, &format!("https://127.0.0.1:{}", self.ports.admin))
+    }
+
+    /// A hand on the biller.
+    ///
+    /// # Errors
+    /// When the certificates cannot be read.
+    pub fn billing_control(&self) -> anyhow::Result<Control> {
+        Control::new(&self.pki(), "operator", self.billing_address())
+    }
+
+    /// A new client certificate in `pki/`.
+    ///
+    /// # Errors
+    /// When the authority refuses.
+    pub fn issue(&self, name: &str, leaf: &Leaf) -> anyhow::Result<()> {
+        Authority::open(&self.pki())?.issue(name, leaf)?;
+        Ok(())
+    }
+
+    /// Revokes every certificate of this name and writes the list.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn revoke(&self, name: &str) -> anyhow::Result<()> {
+        Ok(Authority::open(&self.pki())?.revoke(name)?)
+    }
+
+    /// Every line of the audit log, in order of the files.
+    ///
+    /// # Errors
+    /// When a line is not JSON.
+    pub fn audit(&self) -> anyhow::Result<Vec<serde_json::Value>> {
+        let mut files: Vec<PathBuf> = std::fs::read_dir(self.dir.join("audit"))?
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|path| path.extension().is_some_and(|extension| extension == "jsonl"))
+            .collect();
+        files.sort();
+        let mut events = Vec::new();
+        for file in files {
+            for line in std::fs::read_to_string(&file)?.lines() {
+                events.push(serde_json::from_str(line).with_context(|| line.to_owned())?);
+            }
+        }
+        Ok(events)
+    }
+
+    /// The value of one metric line, 0 when it is not there.
+    ///
+    /// # Errors
+    /// When the admin listener does not answer.
+    pub async fn metric(&self, line_start: &str) -> anyhow::Result<f64> {
+        let answer = self.admin("monitor")?.send(Method::GET, "/metrics", &[], Vec::new()).await?;
+        ensure!(answer.status == 200, "/metrics answered {}", answer.status);
+        let text = String::from_utf8_lossy(&answer.body);
+        let values = text.lines().filter(|line| line.starts_with(line_start));
+        let values = values.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+        Ok(values.sum())
+    }
+
+    /// `https://127.0.0.1:<data>`.
+    #[must_use]
+    pub fn data_url(&self) -> String {
+        format!("https://127.0.0.1:{}", self.ports.data)
+    }
+
+    /// Where the data API listens.
+    #[must_use]
+    pub fn data_address(&self) -> SocketAddr {
+        ([127, 0, 0, 1], self.ports.data).into()
+    }
+
+    fn billing_address(&self) -> SocketAddr {
+        ([127, 0, 0, 1], self.ports.billing).into()
+    }
+
+    /// Certificates: `<name>.crt`, `<name>.key`, `ca.crt`, `crl.pem`.
+    #[must_use]
+    pub fn pki(&self) -> PathBuf {
+        self.dir.join("pki")
+    }
+
+    /// `gateway.toml`.
+    #[must_use]
+    pub fn config(&self) -> PathBuf {
+        self.dir.join("gateway.toml")
+    }
+
+    /// Everything of this world.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+}
+
+fn make_token(dir: &Path, more: Vec<PlannedKey>) -> anyhow::Result<()> {
+    let mut plan = demo_plan()?;
+    plan.extend(more);
+    let file = dir.join("token-plan.json");
+    std::fs::write(&file, serde_json::to_vec(&plan)?)?;
+    let token = dir.join("token");
+    let output = std::process::Command::new(program("tollgate-token")?)
+        .args(["init", "--label", config::TOKEN_LABEL, "--dir"])
+        .arg(&token)
+        .arg("--plan")
+        .arg(&file)
+        .env_remove("SOFTHSM2_CONF")
+        .output()
+        .context("running tollgate-token")?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "tollgate-token: {text}");
+    std::fs::remove_file(&file)?;
+    Ok(())
+}
+
+fn token_directory(dir: &Path) -> anyhow::Result<TokenDirectory> {
+    Ok(TokenDirectory::new(&dir.join("token"))?)
+}
+
+fn module() -> anyhow::Result<PathBuf> {
+    find_module().context("SoftHSM is not installed: run softhsm/install.sh")
+}
+
+/// Three ports that nothing listens on, below the range from which the kernel takes its own. Each
+/// process looks in a place of its own, so that worlds that start at once do not meet.
+fn free_ports() -> anyhow::Result<Ports> {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let mut free = Vec::new();
+    for _ in 0..3000 {
+        let step = NEXT.fetch_add(1, Ordering::Relaxed);
+        let offset = (std::process::id().wrapping_mul(31)).wrapping_add(step) % 17_000;
+        let port = 15_000 + offset as u16;
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            free.push(port);
+        }
+        if let [data, admin, billing] = free[..] {
+            return Ok(Ports { data, admin, billing });
+        }
+    }
+    anyhow::bail!("no free ports between 15000 and 32000")
+}

@@ -1,0 +1,206 @@
+//! The demo's `gateway.toml`, with the paths and ports of one world.
+
+use std::path::Path;
+
+use anyhow::Context as _;
+
+use super::Ports;
+
+/// The token's label in every world.
+pub(super) const TOKEN_LABEL: &str = "tollgate-demo";
+
+/// The configuration as a table, so that a test can change any value of it.
+pub(super) fn table(dir: &Path, ports: Ports) -> anyhow::Result<toml::Table> {
+    let token = super::token_directory(dir)?;
+    let text = TEXT
+        .replace("@DIR@", &dir.display().to_string())
+        .replace("@TOKEN_LABEL@", TOKEN_LABEL)
+        .replace("@MODULE@", &super::module()?.display().to_string())
+        .replace("@TOKEN_CONF@", &token.configuration().display().to_string())
+        .replace("@PIN_FILE@", &token.pin_file().display().to_string())
+        .replace("@KEYS@", &token.key_register().display().to_string())
+        .replace("@DATA@", &ports.data.to_string())
+        .replace("@ADMIN@", &ports.admin.to_string())
+        .replace("@BILLING@", &ports.billing.to_string());
+    toml::from_str(&text).context("the demo's configuration")
+}
+
+/// Limits are high enough for a load run; waits are short enough for a person who watches.
+const TEXT: &str = r#"
+environment = "demo"
+
+[data]
+listen = "127.0.0.1:@DATA@"
+body_bytes_max = 163840
+
+[admin]
+listen = "127.0.0.1:@ADMIN@"
+
+[tls.data]
+certificate = "@DIR@/pki/gateway.crt"
+key = "@DIR@/pki/gateway.key"
+client_ca = "@DIR@/pki/ca.crt"
+crl = "@DIR@/pki/crl.pem"
+
+[tls.admin]
+certificate = "@DIR@/pki/gateway.crt"
+key = "@DIR@/pki/gateway.key"
+client_ca = "@DIR@/pki/ca.crt"
+crl = "@DIR@/pki/crl.pem"
+
+[probe]
+ca = "@DIR@/pki/ca.crt"
+certificate = "@DIR@/pki/monitor.crt"
+key = "@DIR@/pki/monitor.key"
+
+[limits]
+exempt_addresses = ["127.0.0.1"]
+verify_per_minute = 10000000
+translate_per_minute = 10000000
+mac_per_minute = 10000000
+payment_per_minute = 10000000
+admin_per_minute = 10000000
+
+[hsm]
+module = "@MODULE@"
+token_label = "@TOKEN_LABEL@"
+pin_file = "@PIN_FILE@"
+keys = "@KEYS@"
+environment = { SOFTHSM2_CONF = "@TOKEN_CONF@" }
+attempt_ms_max = 1000
+lost_ms_max = 1500
+
+[hsm.breaker]
+open_ms = 500
+open_ms_max = 2000
+
+[store]
+path = "@DIR@/data/tollgate.sqlite"
+
+[queue]
+rows_max = 10000
+lease_s = 10
+
+[audit]
+dir = "@DIR@/audit"
+
+[retry]
+attempts = 3
+wait_ms = 50
+wait_ms_max = 500
+total_ms_max = 2500
+
+[[biller]]
+name = "pln"
+url = "https://127.0.0.1:@BILLING@/"
+ca = "@DIR@/pki/ca.crt"
+certificate = "@DIR@/pki/tollgate.crt"
+key = "@DIR@/pki/tollgate.key"
+mac_key = "zak.billing"
+pin_key = "zpk.billing-aes"
+pin_format = "iso4"
+store = true
+store_pin = true
+deduplicates = true
+connect_ms_max = 1000
+attempt_ms_max = 2000
+breaker = { open_ms = 500, open_ms_max = 2000 }
+
+[[biller]]
+name = "pdam"
+url = "https://127.0.0.1:@BILLING@/"
+ca = "@DIR@/pki/ca.crt"
+certificate = "@DIR@/pki/tollgate.crt"
+key = "@DIR@/pki/tollgate.key"
+mac_key = "zak.billing"
+pin_key = "zpk.billing"
+pin_format = "iso0"
+store = true
+store_pin = false
+deduplicates = true
+connect_ms_max = 1000
+attempt_ms_max = 2000
+breaker = { open_ms = 500, open_ms_max = 2000 }
+
+[[biller]]
+name = "telkom"
+url = "https://127.0.0.1:@BILLING@/"
+ca = "@DIR@/pki/ca.crt"
+certificate = "@DIR@/pki/tollgate.crt"
+key = "@DIR@/pki/tollgate.key"
+mac_key = "zak.billing"
+pin_key = "zpk.billing"
+pin_format = "iso0"
+store = false
+deduplicates = true
+connect_ms_max = 1000
+attempt_ms_max = 2000
+breaker = { open_ms = 500, open_ms_max = 2000 }
+
+[[client]]
+id = "acquirer-a"
+uri = "spiffe://tollgate.test/acquirer-a"
+roles = ["client"]
+requests_per_minute = 10000000
+burst = 1000000
+concurrent = 10000
+
+[client.grants]
+mac_generate = ["zak.acquirer-a", "zak.acquirer-c", "zak.acquirer-d"]
+mac_verify = ["zak.acquirer-a", "zak.acquirer-c", "zak.acquirer-d"]
+payments = { mac_key = "zak.acquirer-a", billers = ["pln", "pdam", "telkom"] }
+
+[[client.grants.translate]]
+from = { key = "zpk.acquirer-a", formats = ["iso0", "iso1", "iso3"] }
+to = [
+    { key = "zpk.billing", formats = ["iso0", "iso3"] },
+    { key = "zpk.billing-aes", formats = ["iso4"] },
+]
+
+[[client]]
+id = "acquirer-b"
+uri = "spiffe://tollgate.test/acquirer-b"
+roles = ["client"]
+requests_per_minute = 10000000
+burst = 1000000
+concurrent = 10000
+
+[client.grants]
+mac_generate = ["zak.acquirer-b"]
+mac_verify = ["zak.acquirer-b"]
+payments = { mac_key = "zak.acquirer-b", billers = ["pln", "pdam", "telkom"] }
+
+[[client.grants.translate]]
+from = { key = "zpk.acquirer-b", formats = ["iso4"] }
+to = [
+    { key = "zpk.billing-aes", formats = ["iso4"] },
+    { key = "zpk.billing", formats = ["iso0", "iso3"] },
+]
+
+[[client]]
+id = "terminal-1"
+uri = "spiffe://tollgate.test/terminal-1"
+roles = ["client"]
+
+[[client]]
+id = "operator"
+uri = "spiffe://tollgate.test/operator"
+roles = ["operator"]
+
+[[client]]
+id = "auditor"
+uri = "spiffe://tollgate.test/auditor"
+roles = ["auditor"]
+
+[[client]]
+id = "monitor"
+uri = "spiffe://tollgate.test/monitor"
+roles = ["monitor"]
+requests_per_minute = 10000000
+burst = 1000000
+
+[[client]]
+id = "key-officer"
+uri = "spiffe://tollgate.test/key-officer"
+roles = ["key-officer"]
+"#;

@@ -1,0 +1,3 @@
+//! System tests: one binary, one file a story. Each test has a world of its own.
+
+mod smoke;

@@ -12,3 +12,4 @@ pub mod billing; // who is paid, and can be told to misbehave
 pub mod acquirer; // who sends payments
 pub mod load; // many requests at once, and how long each took
 pub mod world; // all of it in one call
+pub mod demo; // the story of `make demo`

@@ -16,7 +16,7 @@ use pki::{Authority, Leaf, issue_demo};
 use softhsm::{PlannedKey, TokenDirectory, demo_plan, find_module};
 use tempfile::TempDir;
 
-pub use self::process::{Process, program, signal};
+pub use self::process::{Process, children, program, signal};
 use crate::acquirer::Client;
 use crate::billing::Control;
 

@@ -1,4 +1,5 @@
 //! The billing simulator as a program: says where it listens, serves until told to stop.
+#![forbid(unsafe_code)]
 
 use std::io::Write as _;
 use std::net::SocketAddr;

@@ -40,13 +40,7 @@ impl Process {
     /// The ids of its children.
     #[must_use]
     pub fn children(&self) -> Vec<u32> {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.id()));
-        let mut children = Vec::new();
-        for task in tasks.into_iter().flatten().flatten() {
-            let text = std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
-            children.extend(text.split_whitespace().filter_map(|id| id.parse::<u32>().ok()));
-        }
-        children
+        children(self.id())
     }
 
     /// How it ended, when it has.
@@ -80,6 +74,18 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The ids of a process's children.
+#[must_use]
+pub fn children(id: u32) -> Vec<u32> {
+    let tasks = std::fs::read_dir(format!("/proc/{id}/task"));
+    let mut children = Vec::new();
+    for task in tasks.into_iter().flatten().flatten() {
+        let text = std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
+        children.extend(text.split_whitespace().filter_map(|id| id.parse::<u32>().ok()));
+    }
+    children
 }
 
 /// Sends a signal to a process that a world started.

@@ -70,7 +70,11 @@ impl std::fmt::Debug for Ceremony {
 impl Ceremony {
     /// # Errors
     /// When the token is not there or the PIN is wrong.
-    pub fn open(module: &Path, label: &str, user_pin: &SecretString) -> Result<Self, CeremonyError> {
+    pub fn open(
+        module: &Path,
+        label: &str,
+        user_pin: &SecretString,
+    ) -> Result<Self, CeremonyError> {
         let token = Token::open(module, label, pin(user_pin))?;
         Ok(Self { session: token.session()?, _token: token })
     }

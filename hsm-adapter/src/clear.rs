@@ -203,7 +203,8 @@ mod tests {
                 let id = text(&vector, "id");
                 let pan = vector["pan"].as_str().unwrap_or("41111111111111111");
                 let pan = Pan::parse(pan).unwrap();
-                let block = if format == PinBlockFormat::Iso4 { "pin_field" } else { "clear_block" };
+                let block =
+                    if format == PinBlockFormat::Iso4 { "pin_field" } else { "clear_block" };
                 let block = hex::decode(text(&vector, block)).unwrap();
                 let field = ClearPinField::new(format, &block, &pan).unwrap();
 

@@ -43,10 +43,9 @@ impl Failure {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Token { class, .. } => match class {
-                CkrClass::Transient
-                | CkrClass::Refind
-                | CkrClass::Relogin
-                | CkrClass::Restart => true,
+                CkrClass::Transient | CkrClass::Refind | CkrClass::Relogin | CkrClass::Restart => {
+                    true
+                }
                 CkrClass::Permanent
                 | CkrClass::Configuration
                 | CkrClass::Caller
@@ -124,9 +123,11 @@ fn class(rv: &RvError) -> CkrClass {
         | R::WrappingKeyHandleInvalid
         | R::UnwrappingKeyHandleInvalid => CkrClass::Refind,
         R::UserNotLoggedIn => CkrClass::Relogin,
-        R::PinIncorrect | R::PinLocked | R::PinExpired | R::PinLenRange | R::UserPinNotInitialized => {
-            CkrClass::Permanent
-        }
+        R::PinIncorrect
+        | R::PinLocked
+        | R::PinExpired
+        | R::PinLenRange
+        | R::UserPinNotInitialized => CkrClass::Permanent,
         R::MechanismInvalid
         | R::MechanismParamInvalid
         | R::KeyFunctionNotPermitted

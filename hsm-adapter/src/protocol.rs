@@ -12,7 +12,9 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::error::Failure;
 use crate::register::KeyAlgorithm;
-use crate::vocabulary::{Kcv, KeyLabel, KeyName, KeyRole, MacAlgorithm, Pan, PinBlock, PinBlockFormat};
+use crate::vocabulary::{
+    Kcv, KeyLabel, KeyName, KeyRole, MacAlgorithm, Pan, PinBlock, PinBlockFormat,
+};
 
 /// Both sides speak this version or none.
 pub const VERSION: u16 = 1;
@@ -341,8 +343,7 @@ impl FrameBuffer {
             return Err(FrameError::TooLong);
         }
         let Some(body) = waiting.get(4..4 + length) else { return Ok(None) };
-        let (message, rest) =
-            postcard::take_from_bytes(body).map_err(|_| FrameError::Malformed)?;
+        let (message, rest) = postcard::take_from_bytes(body).map_err(|_| FrameError::Malformed)?;
         if !rest.is_empty() {
             return Err(FrameError::Malformed);
         }

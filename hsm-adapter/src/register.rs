@@ -127,14 +127,20 @@ impl KeyProfile {
                     (MacAlgorithm::Retail, Tdes) | (MacAlgorithm::Cmac, Tdes) => 8,
                     (MacAlgorithm::Cmac, Aes) => 16,
                     (MacAlgorithm::HmacSha256, Hmac) => 32,
-                    _ => return Err(format!("{} does not run under this algorithm", mac.algorithm)),
+                    _ => {
+                        return Err(format!("{} does not run under this algorithm", mac.algorithm));
+                    }
                 };
                 if (mac.algorithm == MacAlgorithm::Retail) != mac.padding.is_some() {
-                    return Err("`padding` (1 or 2) belongs to a retail MAC key, and only there".into());
+                    return Err(
+                        "`padding` (1 or 2) belongs to a retail MAC key, and only there".into()
+                    );
                 }
                 let shortest = mac.length_min.unwrap_or(mac.length);
                 if !(4..=longest).contains(&mac.length) || !(4..=mac.length).contains(&shortest) {
-                    return Err(format!("MAC lengths are 4 to {longest} bytes here, shortest first"));
+                    return Err(format!(
+                        "MAC lengths are 4 to {longest} bytes here, shortest first"
+                    ));
                 }
                 true
             }

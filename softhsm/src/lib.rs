@@ -20,7 +20,9 @@ pub enum TokenToolError {
     NoModule,
     #[error("{path}: {why}")]
     File { path: String, why: String },
-    #[error("key {key}: check value {found} where {stated} was stated; the key is not what it says")]
+    #[error(
+        "key {key}: check value {found} where {stated} was stated; the key is not what it says"
+    )]
     CheckValue { key: String, found: String, stated: String },
     #[error("key {key}: {why}")]
     Key { key: String, why: String },

@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::acquirer::{Acquirer, Answer, Client, Payment};
 use crate::load::Latencies;
@@ -350,7 +351,11 @@ impl Table {
         let milliseconds = |value: f64| format!("{value:.1} ms");
         vec![
             ("payments sent", self.sent.to_string(), ""),
-            ("succeeded at once", self.succeeded.to_string(), "the biller's final answer, MAC right"),
+            (
+                "succeeded at once",
+                self.succeeded.to_string(),
+                "the biller's final answer, MAC right",
+            ),
             ("queued", self.queued.to_string(), "202 while the biller was away"),
             ("drained", self.drained.to_string(), "of the queued, when it was back"),
             ("refused", self.refused.to_string(), "503, not stored: this biller's policy"),

@@ -8,13 +8,14 @@ mod process;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use reqwest::Method;
 use pki::{Authority, Leaf, issue_demo};
+use reqwest::Method;
 use softhsm::{PlannedKey, TokenDirectory, demo_plan, find_module};
 use tempfile::TempDir;
+use tokio::time::Instant;
 
 pub use self::process::{Process, children, program, signal};
 use crate::acquirer::Client;

@@ -104,7 +104,8 @@ async fn readyz(State(admin): State<Admin>, _: Watching) -> Response {
 
 async fn metrics(State(admin): State<Admin>, _: Watching) -> impl IntoResponse {
     let up = if admin.hsm.is_usable() { 1.0 } else { 0.0 };
-    metrics::gauge!("tollgate_hsm_link_up", "link" => admin.hsm.name(), "role" => "primary").set(up);
+    metrics::gauge!("tollgate_hsm_link_up", "link" => admin.hsm.name(), "role" => "primary")
+        .set(up);
     ([(CONTENT_TYPE, "text/plain; version=0.0.4")], admin.metrics.render())
 }
 

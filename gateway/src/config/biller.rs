@@ -76,7 +76,9 @@ impl BillerConfig {
             return Err("store_pin: needs store = true and a pin_key".into());
         }
         if !self.deduplicates {
-            return Err("deduplicates: a biller that does not deduplicate is not supported yet".into());
+            return Err(
+                "deduplicates: a biller that does not deduplicate is not supported yet".into()
+            );
         }
         within("connect_ms_max", self.connect_ms_max, 10..=30_000)?;
         within("attempt_ms_max", self.attempt_ms_max, 10..=20_000)?;

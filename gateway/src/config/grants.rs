@@ -127,7 +127,8 @@ mod tests {
                         let cell = (from.as_str(), from_format, to.as_str(), to_format);
                         let wanted = matches!(
                             cell,
-                            ("zpk.a", Iso0 | Iso1, "zpk.b", Iso0) | ("zpk.a", Iso0 | Iso1, "zpk.c", Iso4)
+                            ("zpk.a", Iso0 | Iso1, "zpk.b", Iso0)
+                                | ("zpk.a", Iso0 | Iso1, "zpk.c", Iso4)
                         );
                         let granted = grants.may_translate(from, from_format, to, to_format);
                         assert_eq!(granted, wanted, "{cell:?}");

@@ -126,8 +126,8 @@ impl Config {
             .prefix_separator("__")
             .separator("__")
             .try_parsing(true);
-        let overridden = std::env::vars_os()
-            .any(|(name, _)| name.to_string_lossy().starts_with("TOLLGATE__"));
+        let overridden =
+            std::env::vars_os().any(|(name, _)| name.to_string_lossy().starts_with("TOLLGATE__"));
         let parsed: Self = if overridden {
             config::Config::builder()
                 .add_source(config::File::from_str(&text, config::FileFormat::Toml))

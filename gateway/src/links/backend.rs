@@ -92,8 +92,7 @@ impl BackendLink {
             .no_proxy()
             .build()
             .map_err(|error| explain("the HTTP client", error))?;
-        let payments =
-            options.url.join("v1/payments").map_err(|error| format!("url: {error}"))?;
+        let payments = options.url.join("v1/payments").map_err(|error| format!("url: {error}"))?;
         let attempt_max = options.attempt_max;
         Ok(Self { name: options.name, client, payments, breaker, attempt_max })
     }

@@ -81,10 +81,12 @@ impl HsmLink {
         to: PinKey,
         deadline: Instant,
     ) -> Result<Translated, HsmError> {
-        match self.ask(Order::TranslatePin { pan, block, from, to }, deadline).await? {
-            Answer::Block { block, key_version } => Ok(Translated { block, key_version }),
-            other => Err(wrong(&other)),
-        }
+        let Answer::Block { block, key_version } =
+            self.ask(Order::TranslatePin { pan, block, from, to }, deadline).await?
+        else {
+            return Err(wrong());
+        };
+        Ok(Translated { block, key_version })
     }
 
     /// Makes a MAC over `message`.
@@ -99,10 +101,10 @@ impl HsmLink {
         deadline: Instant,
     ) -> Result<Made, HsmError> {
         let order = Order::GenerateMac { key, message: Message(message), length };
-        match self.ask(order, deadline).await? {
-            Answer::Mac { mac, algorithm, key_version } => Ok(Made { mac, algorithm, key_version }),
-            other => Err(wrong(&other)),
-        }
+        let Answer::Mac { mac, algorithm, key_version } = self.ask(order, deadline).await? else {
+            return Err(wrong());
+        };
+        Ok(Made { mac, algorithm, key_version })
     }
 
     /// Whether `mac` is the message's.
@@ -117,10 +119,10 @@ impl HsmLink {
         deadline: Instant,
     ) -> Result<bool, HsmError> {
         let order = Order::VerifyMac { key, message: Message(message), mac };
-        match self.ask(order, deadline).await? {
-            Answer::Verified(verified) => Ok(verified),
-            other => Err(wrong(&other)),
-        }
+        let Answer::Verified(verified) = self.ask(order, deadline).await? else {
+            return Err(wrong());
+        };
+        Ok(verified)
     }
 
     /// A new data key under the queue KEK.
@@ -129,12 +131,12 @@ impl HsmLink {
     /// See [`HsmError`].
     pub async fn make_data_key(&self, deadline: Instant) -> Result<MadeDataKey, HsmError> {
         let kek = self.kek.clone().into();
-        match self.ask(Order::MakeDataKey { kek }, deadline).await? {
-            Answer::DataKey { clear, wrapped, kek_version } => {
-                Ok(MadeDataKey { clear, wrapped, kek_version })
-            }
-            other => Err(wrong(&other)),
-        }
+        let Answer::DataKey { clear, wrapped, kek_version } =
+            self.ask(Order::MakeDataKey { kek }, deadline).await?
+        else {
+            return Err(wrong());
+        };
+        Ok(MadeDataKey { clear, wrapped, kek_version })
     }
 
     /// Opens a wrapped data key.
@@ -148,10 +150,12 @@ impl HsmLink {
         deadline: Instant,
     ) -> Result<ClearDataKey, HsmError> {
         let kek = KeyName { label: self.kek.clone(), version: Some(kek_version) };
-        match self.ask(Order::OpenDataKey { kek, wrapped }, deadline).await? {
-            Answer::OpenedDataKey(clear) => Ok(clear),
-            other => Err(wrong(&other)),
-        }
+        let Answer::OpenedDataKey(clear) =
+            self.ask(Order::OpenDataKey { kek, wrapped }, deadline).await?
+        else {
+            return Err(wrong());
+        };
+        Ok(clear)
     }
 
     /// Every key with its check value.
@@ -159,10 +163,10 @@ impl HsmLink {
     /// # Errors
     /// See [`HsmError`].
     pub async fn list_keys(&self, deadline: Instant) -> Result<Vec<KeyFacts>, HsmError> {
-        match self.ask(Order::ListKeys, deadline).await? {
-            Answer::Keys(keys) => Ok(keys),
-            other => Err(wrong(&other)),
-        }
+        let Answer::Keys(keys) = self.ask(Order::ListKeys, deadline).await? else {
+            return Err(wrong());
+        };
+        Ok(keys)
     }
 
     /// Runs the known-answer test on every ready worker, past breaker and retry.
@@ -262,7 +266,7 @@ fn verdict(outcome: &Result<Answer, LinkError>) -> Verdict {
     }
 }
 
-fn wrong(_: &Answer) -> HsmError {
+fn wrong() -> HsmError {
     HsmError::Link(LinkError::WrongAnswer)
 }
 

@@ -129,7 +129,7 @@ impl Relay {
         if prune {
             let retention = i64::try_from(self.queue.retention().as_millis()).unwrap_or(i64::MAX);
             let rule = PruneRule { ended_before: self.store.now().saturating_sub(retention) };
-            while self.store.prune(rule.clone()).await?.any() {}
+            while self.store.prune(rule).await?.any() {}
         }
         let stats = self.store.stats().await?;
         for depth in &stats.depth {

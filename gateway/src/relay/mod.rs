@@ -24,8 +24,8 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use self::payment::Payments;
 use self::keys::{DataKey, DataKeySource, KeySourceError, Keys};
+use self::payment::Payments;
 use crate::audit::AuditLog;
 use crate::config::QueueConfig;
 use crate::links::retry::{RetryConfig, Retryable};

@@ -108,11 +108,7 @@ impl Relay {
         running.await.unwrap_or(Err(PayError::Unclear))
     }
 
-    async fn run(
-        &self,
-        instruction: Instruction,
-        deadline: Instant,
-    ) -> Result<Receipt, PayError> {
+    async fn run(&self, instruction: Instruction, deadline: Instant) -> Result<Receipt, PayError> {
         let Instruction { client, key, body, biller, priority, order, pin } = instruction;
         let (method, path) = ("POST", "/v1/payments");
         let request = Request { scope: &client, key: &key, method, path, body: &body };
@@ -202,9 +198,9 @@ impl Relay {
                 Ok(Receipt::Accepted { id, status: Status::Held, replayed: false })
             }
             Err(error) => match self.store.withdraw(lease, error.class()).await? {
-                Settled::Recorded | Settled::Stale => Err(PayError::BackendAway {
-                    retry_after: biller.backend.breaker().rests_for(),
-                }),
+                Settled::Recorded | Settled::Stale => {
+                    Err(PayError::BackendAway { retry_after: biller.backend.breaker().rests_for() })
+                }
                 Settled::Held => {
                     Ok(Receipt::Accepted { id, status: Status::Held, replayed: false })
                 }

@@ -15,10 +15,10 @@ use super::keys::{
 use super::payment::{Due, Intake, PaymentError, PaymentOrder, Payments, Waiting, WaitingPin};
 use super::sealing::Tampered;
 use crate::store::tests::World;
-use crate::wire::Amount;
 use crate::store::{
     Begun, Class, DekClass, ItemFacts, Lease, Outcome, Parked, Parking, Priority, Settled, Status,
 };
+use crate::wire::Amount;
 
 /// A token that can be away.
 #[derive(Debug, Clone, Default)]

@@ -111,7 +111,10 @@ mod tests {
         for (path, methods) in paths {
             for (method, operation) in methods.as_object().unwrap() {
                 let answers = operation["responses"].as_object().unwrap();
-                assert!(answers.contains_key("403") && answers.contains_key("429"), "{method} {path}");
+                assert!(
+                    answers.contains_key("403") && answers.contains_key("429"),
+                    "{method} {path}"
+                );
             }
         }
     }

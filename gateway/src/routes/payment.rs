@@ -12,7 +12,9 @@ use serde::Serialize;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::asked::{Asking, JsonBody, PAYMENT, Permitted, header as header_text, json, not_allowed};
+use super::asked::{
+    Asking, JsonBody, PAYMENT, Permitted, header as header_text, json, not_allowed,
+};
 use super::refusal::problem_of;
 use super::{Authority, Gateway};
 use crate::audit::AuditEntry;
@@ -147,7 +149,8 @@ pub(super) async fn make_payment(
         },
         pin,
     };
-    let receipt = gateway.relay.pay(instruction, deadline).await.map_err(|error| problem(&entry, &error))?;
+    let receipt =
+        gateway.relay.pay(instruction, deadline).await.map_err(|error| problem(&entry, &error))?;
     entry.resource(ResourceType::Payment, &receipt.id().to_string());
     let answer = answer(&entry, receipt);
     let answer = match grants.payments.as_ref().is_some_and(|payments| payments.answer_mac) {
@@ -203,7 +206,9 @@ pub(super) async fn read_payment(
 
 fn idempotency_key(headers: &HeaderMap) -> Result<IdempotencyKey, Problem> {
     let refused = || {
-        Problem::malformed("Idempotency-Key: one quoted string of 1 to 255 printable ASCII characters")
+        Problem::malformed(
+            "Idempotency-Key: one quoted string of 1 to 255 printable ASCII characters",
+        )
     };
     let text = header_text(headers, "idempotency-key").ok_or_else(refused)?;
     IdempotencyKey::parse(text).map_err(|_| refused())

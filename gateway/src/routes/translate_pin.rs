@@ -66,14 +66,13 @@ pub(super) async fn translate_pin(
     // A block of a size that no format has is refused as every other bad block.
     let block = PinBlock::new(pin_block).map_err(|_| refused(&entry))?;
     let (format, key) = (to.format.name(), to.key.label.to_string());
-    let translated = gateway
-        .hsm
-        .translate_pin(pan, block, from, to, gateway.deadline())
-        .await
-        .map_err(|error| match error.failure() {
-            Some(Failure::PinBlockRefused) => refused(&entry),
-            Some(_) | None => problem_of(&error),
-        })?;
+    let translated =
+        gateway.hsm.translate_pin(pan, block, from, to, gateway.deadline()).await.map_err(
+            |error| match error.failure() {
+                Some(Failure::PinBlockRefused) => refused(&entry),
+                Some(_) | None => problem_of(&error),
+            },
+        )?;
     let pin_block = hex::encode_upper(translated.block.expose());
     let key_version = translated.key_version;
     Ok((permit, Json(Translated { pin_block, format, key, key_version })))

@@ -1,13 +1,15 @@
 //! The first transaction of a payment: is its key known, is there room, is its lane free.
 
-use sqlx::{Row, SqlitePool};
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
+use sqlx::{Row, SqlitePool};
 use std::time::Duration;
 
 use super::clock::ms;
 use super::row::{bytes, new_token};
 use super::writer::{Batch, Order};
-use super::{FINGERPRINT_BYTES, Idempotency, ItemFacts, Lease, NewPayment, Sealed, Status, StoreError};
+use super::{
+    FINGERPRINT_BYTES, Idempotency, ItemFacts, Lease, NewPayment, Sealed, Status, StoreError,
+};
 
 /// What became of a new payment.
 #[derive(Debug, Clone, PartialEq, Eq)]

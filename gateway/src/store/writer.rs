@@ -251,7 +251,9 @@ impl Desk {
         for job in group {
             job.run(&mut transaction, &mut batch).await?;
         }
+        let committing = tokio::time::Instant::now();
         transaction.commit().await?;
+        metrics::histogram!(crate::telemetry::metrics::QUEUE_COMMIT).record(committing.elapsed());
         Ok(batch)
     }
 

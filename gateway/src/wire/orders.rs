@@ -101,7 +101,8 @@ impl PaymentRequest {
         let customer_id = object.parsed("customer_id", |text| identifier(text, 64))?;
         let mut amount = object.object("amount")?;
         let (value, currency) = (amount.text("value")?, amount.text("currency")?);
-        let parsed = Amount::parse(&value, &currency).map_err(|rule| object.wrong("amount", rule))?;
+        let parsed =
+            Amount::parse(&value, &currency).map_err(|rule| object.wrong("amount", rule))?;
         amount.end()?;
         let priority = match object.optional_text("priority")?.as_deref() {
             None => Priority::default(),
@@ -153,7 +154,9 @@ fn identifier(text: &str, length_max: usize) -> Result<String, String> {
     if (1..=length_max).contains(&text.len()) && text.bytes().all(plain) {
         Ok(text.to_owned())
     } else {
-        Err(format!("has 1 to {length_max} printable ASCII characters, without blanks, '\"' and '\\'"))
+        Err(format!(
+            "has 1 to {length_max} printable ASCII characters, without blanks, '\"' and '\\'"
+        ))
     }
 }
 

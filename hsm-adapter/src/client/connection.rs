@@ -36,7 +36,9 @@ pub(super) struct Connection {
 enum Waiting {
     Caller(oneshot::Sender<Reply>),
     /// Its caller has been answered already: the deadline passed.
-    Lost { since: Instant },
+    Lost {
+        since: Instant,
+    },
 }
 
 impl Connection {

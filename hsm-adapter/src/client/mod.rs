@@ -63,8 +63,7 @@ impl TokenLink {
     pub fn start(options: LinkOptions) -> Self {
         let slots: Vec<_> = (0..options.workers.max(1)).map(|_| Arc::new(Slot::new())).collect();
         let stop = CancellationToken::new();
-        let supervisor =
-            tokio::spawn(supervisor::supervise(options, slots.clone(), stop.clone()));
+        let supervisor = tokio::spawn(supervisor::supervise(options, slots.clone(), stop.clone()));
         Self { slots, supervisor, stop }
     }
 

@@ -108,7 +108,11 @@ async fn keep_running(
             state.connection = None;
             state.pid = None;
             let Some(trouble) = trouble else { return };
-            tracing::error!(trouble = trouble.why, permanent = trouble.permanent, "HSM worker lost");
+            tracing::error!(
+                trouble = trouble.why,
+                permanent = trouble.permanent,
+                "HSM worker lost"
+            );
             state.trouble = Some(trouble.why);
             state.latched = trouble.permanent;
             if trouble.permanent {
@@ -127,11 +131,7 @@ async fn keep_running(
 }
 
 /// Starts one worker and watches it to its end.
-async fn one_life(
-    options: &LinkOptions,
-    slot: &Slot,
-    starting: &Starting,
-) -> StartFailure {
+async fn one_life(options: &LinkOptions, slot: &Slot, starting: &Starting) -> StartFailure {
     let mut turn = starting.lock().await;
     if let Some(latched) = &*turn {
         return latched.clone();

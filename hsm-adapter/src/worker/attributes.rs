@@ -121,7 +121,8 @@ pub(crate) fn deviations(
     let mut names: Vec<String> =
         missing.map(|attribute| attribute.attribute_type().to_string()).collect();
     let (_, mechanism) = uses(profile, part);
-    let good = raw.allowed_mechanisms(session, object).into_iter().map(mechanism_type).eq([mechanism]);
+    let good =
+        raw.allowed_mechanisms(session, object).into_iter().map(mechanism_type).eq([mechanism]);
     if !good {
         names.push(AttributeType::AllowedMechanisms.to_string());
     }

@@ -72,7 +72,11 @@ impl KeyTable {
     }
 
     /// Like [`of_role`](Self::of_role), and refuses a version that no longer protects.
-    pub(crate) fn active_of_role(&self, name: &KeyName, role: KeyRole) -> Result<Arc<LoadedKey>, Failure> {
+    pub(crate) fn active_of_role(
+        &self,
+        name: &KeyName,
+        role: KeyRole,
+    ) -> Result<Arc<LoadedKey>, Failure> {
         let key = self.of_role(name, role)?;
         match key.profile.state {
             KeyState::Active => Ok(key),
@@ -110,10 +114,7 @@ impl KeyTable {
     }
 }
 
-fn find_all(
-    register: &KeyRegister,
-    session: &TokenSession,
-) -> Result<Loaded, KeyTrouble> {
+fn find_all(register: &KeyRegister, session: &TokenSession) -> Result<Loaded, KeyTrouble> {
     let find = |profile: &KeyProfile, label: &str| match session.find(profile, label)? {
         Ok(object) => Ok(object),
         Err(NotOne::None) => Err(KeyTrouble::Missing { key: name(profile), object: label.into() }),

@@ -23,12 +23,8 @@ pub(crate) fn mechanism_type(number: CK_MECHANISM_TYPE) -> MechanismType {
     unsafe { std::mem::transmute::<CK_MECHANISM_TYPE, MechanismType>(number) }
 }
 
-type GetAttributeValue = unsafe extern "C" fn(
-    CK_SESSION_HANDLE,
-    CK_OBJECT_HANDLE,
-    *mut CK_ATTRIBUTE,
-    CK_ULONG,
-) -> CK_RV;
+type GetAttributeValue =
+    unsafe extern "C" fn(CK_SESSION_HANDLE, CK_OBJECT_HANDLE, *mut CK_ATTRIBUTE, CK_ULONG) -> CK_RV;
 
 /// The module's own C_GetAttributeValue.
 #[derive(Clone, Copy)]

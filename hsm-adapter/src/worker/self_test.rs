@@ -101,8 +101,7 @@ impl Translation {
         }
         // Random fill: translate back to the format with none and compare there.
         let inbound = Throwaway::pin(session, KeyRole::ZonePinIn, to_format, to_key)?;
-        let outbound =
-            Throwaway::pin(session, KeyRole::ZonePinOut, PinBlockFormat::Iso0, TDES_B)?;
+        let outbound = Throwaway::pin(session, KeyRole::ZonePinOut, PinBlockFormat::Iso0, TDES_B)?;
         let from = Side { key: &inbound.key, format: to_format };
         let to = Side { key: &outbound.key, format: PinBlockFormat::Iso0 };
         let back = translate(session, &pan, &out, &from, &to)?;
@@ -217,7 +216,8 @@ impl<'s> Throwaway<'s> {
             session.session.create_object(&template).map_err(TokenError::from)
         };
         let object = create(Part::Whole)?;
-        let mut made = Self { session, key: LoadedKey { profile: profile.clone(), object, left: None } };
+        let mut made =
+            Self { session, key: LoadedKey { profile: profile.clone(), object, left: None } };
         if profile.left_object_label().is_some() {
             made.key.left = Some(create(Part::Left)?);
         }

@@ -30,12 +30,8 @@ pub(super) fn serve(
 ) -> Result<(), WorkerError> {
     let outbox = socket.try_clone().map_err(WorkerError::Socket)?;
     let inbox = Inbox { socket, frames: FrameBuffer::default(), chunk: vec![0; 64 * 1024] };
-    let shared = Arc::new(Shared {
-        token,
-        keys,
-        inbox: Mutex::new(inbox),
-        outbox: Mutex::new(outbox),
-    });
+    let shared =
+        Arc::new(Shared { token, keys, inbox: Mutex::new(inbox), outbox: Mutex::new(outbox) });
     let mut threads = Vec::new();
     for number in 0..sessions.max(1) {
         let shared = Arc::clone(&shared);
@@ -86,13 +82,9 @@ impl<'s> SessionThread<'s> {
     fn run(mut self) {
         while let Some((request, more_wait)) = self.next_request() {
             let Request { id, deadline_ns, order } = request;
-            let outcome = if now_ns() > deadline_ns {
-                Err(Failure::Expired)
-            } else {
-                self.perform(&order)
-            };
-            let restart =
-                matches!(&outcome, Err(Failure::Token { class: CkrClass::Restart, .. }));
+            let outcome =
+                if now_ns() > deadline_ns { Err(Failure::Expired) } else { self.perform(&order) };
+            let restart = matches!(&outcome, Err(Failure::Token { class: CkrClass::Restart, .. }));
             // A reply that has no frame would be a bug of this crate; its caller times out.
             if append_frame(&mut self.answers, &Reply { id, outcome }).is_ok() {
                 self.answered += 1;
@@ -134,8 +126,7 @@ impl<'s> SessionThread<'s> {
         if self.answers.is_empty() {
             return;
         }
-        let mut outbox =
-            self.shared.outbox.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut outbox = self.shared.outbox.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if outbox.write_all(&self.answers).is_err() {
             // The gateway has gone; the next read says so.
             tracing::info!("answers had no reader");

@@ -139,7 +139,11 @@ async fn measure(arguments: &Arguments) -> anyhow::Result<()> {
         let before = cpu_of(gateway)?;
         let report = drive_one(&target, subject, run, true).await;
         let cpu = (cpu_of(gateway)? - before) * 1e6 / report.requests as f64;
-        ensure!(report.ok == report.requests, "{}: not every answer was right: {report}", subject.name);
+        ensure!(
+            report.ok == report.requests,
+            "{}: not every answer was right: {report}",
+            subject.name
+        );
 
         let target = Target::new(&world.pki(), "acquirer-a", echo.address)?;
         drive_one(&target, subject, Duration::from_secs(1), false).await;

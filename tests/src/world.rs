@@ -6,6 +6,7 @@
 mod config;
 mod process;
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -21,8 +22,11 @@ pub use self::process::{Process, children, program, signal};
 use crate::acquirer::Client;
 use crate::billing::Control;
 
+/// A change of the configuration before it is written.
+pub type Edit = Box<dyn FnOnce(&mut toml::Table) + Send>;
+
 /// What a world is made of. `Default` is the demo's.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Wanted {
     /// Where it lives; a temporary directory when absent.
     pub dir: Option<PathBuf>,
@@ -30,8 +34,17 @@ pub struct Wanted {
     pub ports: Option<Ports>,
     /// Keys beside the demo's.
     pub more_keys: Vec<PlannedKey>,
-    /// Changes the configuration before it is written.
-    pub edit: Option<fn(&mut toml::Table)>,
+    /// What the configuration has beside the demo's.
+    pub edit: Option<Edit>,
+}
+
+impl fmt::Debug for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { dir, ports, more_keys, edit } = self;
+        let mut parts = f.debug_struct("Wanted");
+        parts.field("dir", dir).field("ports", ports).field("more_keys", more_keys);
+        parts.field("edit", &edit.is_some()).finish()
+    }
 }
 
 /// Where a world listens, on 127.0.0.1.

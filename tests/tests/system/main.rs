@@ -1,3 +1,7 @@
 //! System tests: one binary, one file a story. Each test has a world of its own.
 
+mod support; // what several stories share
+
 mod smoke;
+mod payments;
+mod store_and_forward;

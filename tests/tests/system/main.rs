@@ -5,3 +5,4 @@ mod support; // what several stories share
 mod smoke;
 mod payments;
 mod store_and_forward;
+mod backend_faults;

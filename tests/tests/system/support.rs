@@ -12,31 +12,31 @@ use tokio::time::{Instant, sleep};
 
 /// No answer of any story may take longer: attempts at a biller end after 2.5 s, waits for the
 /// database after 5 s.
-pub const ANSWER_MAX: Duration = Duration::from_secs(8);
+pub(crate) const ANSWER_MAX: Duration = Duration::from_secs(8);
 
 /// An acquirer and its way to one gateway.
 #[derive(Debug, Clone)]
-pub struct Counter {
-    pub acquirer: Acquirer,
-    pub client: Client,
+pub(crate) struct Counter {
+    pub(crate) acquirer: Acquirer,
+    pub(crate) client: Client,
 }
 
 impl Counter {
-    pub fn a(world: &World) -> Self {
+    pub(crate) fn a(world: &World) -> Self {
         Self { acquirer: Acquirer::a(), client: world.client("acquirer-a").unwrap() }
     }
 
-    pub fn b(world: &World) -> Self {
+    pub(crate) fn b(world: &World) -> Self {
         Self { acquirer: Acquirer::b(), client: world.client("acquirer-b").unwrap() }
     }
 
     /// The bytes of a payment. Made once for all repeats: a PIN block has fresh filler each time.
-    pub fn body(&self, payment: &Payment) -> Vec<u8> {
+    pub(crate) fn body(&self, payment: &Payment) -> Vec<u8> {
         self.acquirer.payment_body(payment).unwrap()
     }
 
     /// Pays, and is answered in time.
-    pub async fn pay(&self, key: &str, body: &[u8]) -> Answer {
+    pub(crate) async fn pay(&self, key: &str, body: &[u8]) -> Answer {
         let begun = Instant::now();
         let answer = self.client.pay(&self.acquirer, key, body.to_vec()).await.unwrap();
         assert!(begun.elapsed() < ANSWER_MAX, "{key} took {:?}: {answer:?}", begun.elapsed());
@@ -44,7 +44,7 @@ impl Counter {
     }
 
     /// What the gateway says of a payment.
-    pub async fn status(&self, id: &str) -> String {
+    pub(crate) async fn status(&self, id: &str) -> String {
         let answer = self.client.payment(id).await.unwrap();
         assert_eq!(answer.status, 200, "{answer:?}");
         text(&answer, "status")
@@ -52,19 +52,19 @@ impl Counter {
 }
 
 /// A text of an answer's body.
-pub fn text(answer: &Answer, field: &str) -> String {
+pub(crate) fn text(answer: &Answer, field: &str) -> String {
     answer.json()[field].as_str().unwrap_or_else(|| panic!("no {field}: {answer:?}")).to_owned()
 }
 
 /// A refusal by its slug, which says when to return.
-pub fn assert_refused(answer: &Answer, slug: &str) {
+pub(crate) fn assert_refused(answer: &Answer, slug: &str) {
     assert_eq!((answer.status.as_u16(), answer.slug().as_deref()), (503, Some(slug)), "{answer:?}");
     let wait: Option<u64> = answer.header("retry-after").and_then(|text| text.parse().ok());
     assert!(wait.is_some_and(|seconds| (1..=300).contains(&seconds)), "{answer:?}");
 }
 
 /// Looks again and again until it is so.
-pub async fn until(what: &str, patience: Duration, mut look: impl AsyncFnMut() -> bool) {
+pub(crate) async fn until(what: &str, patience: Duration, mut look: impl AsyncFnMut() -> bool) {
     let limit = Instant::now() + patience;
     while !look().await {
         assert!(Instant::now() < limit, "not within {patience:?}: {what}");
@@ -73,7 +73,7 @@ pub async fn until(what: &str, patience: Duration, mut look: impl AsyncFnMut() -
 }
 
 /// How often each bill was paid.
-pub fn effects_by_bill(ledger: &LedgerReport) -> BTreeMap<String, usize> {
+pub(crate) fn effects_by_bill(ledger: &LedgerReport) -> BTreeMap<String, usize> {
     let mut bills = BTreeMap::new();
     for effect in &ledger.effects {
         *bills.entry(effect.bill_id.clone()).or_default() += 1;
@@ -82,7 +82,7 @@ pub fn effects_by_bill(ledger: &LedgerReport) -> BTreeMap<String, usize> {
 }
 
 /// No bill was paid twice, and no reference stands twice.
-pub fn assert_paid_once(ledger: &LedgerReport) {
+pub(crate) fn assert_paid_once(ledger: &LedgerReport) {
     let twice: Vec<_> = effects_by_bill(ledger).into_iter().filter(|(_, times)| *times > 1).collect();
     assert!(twice.is_empty(), "paid more than once: {twice:?}");
     let references: BTreeSet<_> = ledger.effects.iter().map(|effect| effect.reference).collect();
@@ -92,7 +92,7 @@ pub fn assert_paid_once(ledger: &LedgerReport) {
 }
 
 /// The first column of a read-only query on the gateway's database, one line a row.
-pub fn query(world: &World, sql: &str) -> String {
+pub(crate) fn query(world: &World, sql: &str) -> String {
     let script = "import sqlite3, sys\n\
                   db = sqlite3.connect('file:' + sys.argv[1] + '?mode=ro', uri=True, timeout=5)\n\
                   print('\\n'.join(str(row[0]) for row in db.execute(sys.argv[2])))";
@@ -108,7 +108,7 @@ pub fn query(world: &World, sql: &str) -> String {
 }
 
 /// Whether a process with this id is there and no zombie.
-pub fn lives(id: u32) -> bool {
+pub(crate) fn lives(id: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
     stat.rsplit(") ").next().and_then(|rest| rest.chars().next()).is_some_and(|state| state != 'Z')
 }

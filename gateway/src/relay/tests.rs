@@ -394,8 +394,8 @@ mod key_life {
         assert_eq!(due[0].pin, Some(pin()));
         let new = next.keys.seal_record(&facts, b"x").unwrap();
         assert_ne!(old.dek_id, new.dek_id);
-        let lane = next.keys.ord_key(&[b"pln", b"customer-1"]).unwrap();
-        assert_eq!(lane, facts.ord_key, "an account keeps its lane");
+        let lane = next.keys.ord_key(&[b"pln", b"customer-1", BILL.as_bytes()]).unwrap();
+        assert_eq!(lane, facts.ord_key, "a bill keeps its lane");
     }
 
     #[tokio::test]

@@ -65,6 +65,14 @@ pub struct Request {
     pub order: Order,
 }
 
+/// [`Request`] as it is sent: the order stays with its caller, who may have to give it again.
+#[derive(Debug, Serialize)]
+pub(crate) struct RequestRef<'o> {
+    pub(crate) id: u64,
+    pub(crate) deadline_ns: u64,
+    pub(crate) order: &'o Order,
+}
+
 /// The answer to one request.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Reply {

@@ -30,7 +30,7 @@ use uuid::Uuid;
 
 use super::{
     entry::{AuditEntry, Draft, RequestId},
-    writer::AuditLog,
+    writer::{AuditLog, Coming},
 };
 use crate::{
     config,
@@ -87,8 +87,8 @@ where
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let ready = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, ready);
-        let record = Record::begin(&self.layer, &mut request);
         let is_recorded = !self.layer.unrecorded.contains(&request.uri().path());
+        let record = Record::begin(&self.layer, &mut request, is_recorded);
         Box::pin(async move {
             let answer = if is_recorded && !record.log.is_healthy() {
                 Problem::new(Slug::AuditUnavailable).into_response()
@@ -124,6 +124,7 @@ struct Record {
     peer: Option<Arc<Peer>>,
     route: Route,
     entry: AuditEntry,
+    coming: Option<Coming>,
     is_open: bool,
 }
 
@@ -134,7 +135,7 @@ struct Route {
 }
 
 impl Record {
-    fn begin(layer: &AuditLayer, request: &mut Request<Body>) -> Self {
+    fn begin(layer: &AuditLayer, request: &mut Request<Body>, is_recorded: bool) -> Self {
         let (id, entry) = (Uuid::now_v7(), AuditEntry::default());
         let method = request.method().clone();
         let extensions = request.extensions_mut();
@@ -148,6 +149,7 @@ impl Record {
             peer: extensions.get::<Arc<Peer>>().cloned(),
             route: Route { method, template: extensions.get::<MatchedPath>().cloned() },
             entry,
+            coming: is_recorded.then(|| layer.log.coming()),
             is_open: true,
         }
     }
@@ -167,7 +169,9 @@ impl Record {
         let outcome = draft.outcome.unwrap_or_else(|| outcome_of(slug));
         let event = self.event(kind, outcome, draft, slug, answer.status().as_u16());
         self.is_open = false;
-        let durable = match self.log.submit(event) {
+        let submitted = self.log.submit(event);
+        self.coming = None;
+        let durable = match submitted {
             Ok(receipt) => receipt.await.is_ok(),
             Err(_) => false,
         };

@@ -1,7 +1,8 @@
 //! Numbers events and makes them durable: one thread, one sync for all that is queued.
 //!
-//! While a sync runs the next records gather, so the batch grows with the load and a record alone
-//! waits for nobody. The numbers start at 1 with each boot and have no gaps. When the disk fails,
+//! While a sync runs the next records gather, and while other requests are on their way to theirs the
+//! writer rests a moment for them: the batch grows with the load, and a record alone waits for
+//! nobody. The numbers start at 1 with each boot and have no gaps. When the disk fails,
 //! nothing is answered; the writer tries a new file until one works, and its first record there is
 //! the failure with start, end and cause (PCI DSS 10.7.3).
 
@@ -11,7 +12,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
         mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
     },
     task::{Context, Poll},
@@ -66,6 +67,18 @@ struct Shared {
     /// Set by an answer that waited too long, cleared by the writer once that is on record.
     stalled: AtomicBool,
     gauge: Gauge,
+    /// Requests that run and have not queued their record yet.
+    coming: AtomicUsize,
+}
+
+/// A request on its way to its record. Dropped when the record is queued.
+#[derive(Debug)]
+pub(super) struct Coming(Arc<Shared>);
+
+impl Drop for Coming {
+    fn drop(&mut self) {
+        self.0.coming.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 enum Message {
@@ -110,6 +123,7 @@ impl AuditLog {
             healthy: AtomicBool::new(true),
             stalled: AtomicBool::new(false),
             gauge: gauge.clone(),
+            coming: AtomicUsize::new(0),
         });
         let mut writer = Writer {
             store,
@@ -170,6 +184,12 @@ impl AuditLog {
         let message = Message::Record(Box::new(event), Instant::now(), done);
         self.queue.try_send(message).map_err(|_| AuditUnavailable)?;
         Ok(durable)
+    }
+
+    /// Says that a record will come: the writer may wait for it a moment.
+    pub(super) fn coming(&self) -> Coming {
+        self.shared.coming.fetch_add(1, Ordering::Relaxed);
+        Coming(Arc::clone(&self.shared))
     }
 
     /// Whether answers may leave. Readiness asks here.
@@ -243,6 +263,12 @@ struct Writer<S> {
     lag: Gauge,
 }
 
+/// A rest in which the records of other requests arrive.
+#[expect(clippy::disallowed_methods, reason = "the writer's own thread, not one of the runtime's")]
+fn gather() {
+    std::thread::sleep(GATHER);
+}
+
 /// Since when nothing becomes durable, and why.
 struct Failure {
     since: Timestamp,
@@ -277,6 +303,10 @@ impl<S: Store> Writer<S> {
         first: Message,
         messages: &Receiver<Message>,
     ) -> Option<oneshot::Sender<()>> {
+        // One sync for many costs each of them less than it waits here; nobody is woken for it.
+        if self.shared.coming.load(Ordering::Relaxed) > 0 {
+            gather();
+        }
         let (begun, began) = (Instant::now(), Timestamp::now());
         let (mut oldest, mut close, mut next) = (begun, None, self.next);
         let mut message = first;
@@ -410,6 +440,8 @@ fn told(since: Timestamp, cause: &str) -> String {
 
 /// Records that may wait; far more than clients may have in flight.
 const QUEUE_RECORDS: usize = 8_192;
+/// Long enough for the requests of a busy moment, short against a sync on a busy disk.
+const GATHER: Duration = Duration::from_millis(1);
 /// A deleted file is noticed, and a failed log tried again, this often.
 const LOOK_PERIOD: Duration = Duration::from_millis(250);
 const CLOSE_ATTEMPTS: u32 = 100;

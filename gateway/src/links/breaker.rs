@@ -7,6 +7,7 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use metrics::Counter;
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -96,6 +97,32 @@ struct Shared {
     name: String,
     config: BreakerConfig,
     inner: Mutex<Inner>,
+    calls: Calls,
+}
+
+/// One counter for each kind of call: taken once, because a look-up by name costs more than a call
+/// to the breaker.
+#[derive(Debug)]
+struct Calls {
+    success: Counter,
+    failure: Counter,
+    abandoned: Counter,
+    rejected: Counter,
+}
+
+impl Calls {
+    fn new(name: &str) -> Self {
+        let counter = |kind: &'static str| {
+            let labels = [("name", name.to_owned()), ("kind", kind.to_owned())];
+            metrics::counter!("tollgate_breaker_calls_total", &labels)
+        };
+        Self {
+            success: counter("success"),
+            failure: counter("failure"),
+            abandoned: counter("abandoned"),
+            rejected: counter("rejected"),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -127,7 +154,9 @@ impl Breaker {
             failures: 0,
             rest: Duration::from_millis(config.open_ms),
         };
-        let shared = Shared { name: name.into(), config, inner: Mutex::new(inner) };
+        let name = name.into();
+        let calls = Calls::new(&name);
+        let shared = Shared { name, config, inner: Mutex::new(inner), calls };
         let breaker = Self { shared: Arc::new(shared) };
         breaker.show(State::Closed);
         breaker
@@ -142,14 +171,14 @@ impl Breaker {
         if let Phase::Open { until } = inner.phase {
             let now = Instant::now();
             if now < until {
-                self.count("rejected");
+                self.shared.calls.rejected.increment(1);
                 return Err(Resting { left: until - now });
             }
             self.enter(&mut inner, Phase::HalfOpen { probing: false, good: 0 });
         }
         if let Phase::HalfOpen { probing, .. } = &mut inner.phase {
             if *probing {
-                self.count("rejected");
+                self.shared.calls.rejected.increment(1);
                 return Err(Resting { left: Duration::ZERO });
             }
             *probing = true;
@@ -184,11 +213,12 @@ impl Breaker {
 
     fn record(&self, generation: u64, verdict: Option<Verdict>) {
         let mut inner = self.inner();
-        self.count(match verdict {
-            Some(Verdict::Healthy) => "success",
-            Some(Verdict::Failing) => "failure",
-            None => "abandoned",
-        });
+        let calls = &self.shared.calls;
+        match verdict {
+            Some(Verdict::Healthy) => calls.success.increment(1),
+            Some(Verdict::Failing) => calls.failure.increment(1),
+            None => calls.abandoned.increment(1),
+        }
         if generation != inner.generation {
             return;
         }
@@ -251,11 +281,6 @@ impl Breaker {
             let labels = [("name", self.shared.name.clone()), ("state", each.name().to_owned())];
             metrics::gauge!("tollgate_breaker_state", &labels).set(value);
         }
-    }
-
-    fn count(&self, kind: &'static str) {
-        let labels = [("name", self.shared.name.clone()), ("kind", kind.to_owned())];
-        metrics::counter!("tollgate_breaker_calls_total", &labels).increment(1);
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {

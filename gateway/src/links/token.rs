@@ -198,8 +198,7 @@ impl HsmLink {
     /// Where clear PINs are, as a ready worker proved it.
     #[must_use]
     pub fn mode(&self) -> &'static str {
-        let workers = self.link.status();
-        workers.iter().find_map(|worker| worker.mode).map_or("unknown", |mode| mode.name())
+        self.link.mode().map_or("unknown", |mode| mode.name())
     }
 
     /// The breaker around this link.
@@ -218,7 +217,7 @@ impl HsmLink {
         let started = Instant::now();
         let mut attempts = self.retry.attempts("hsm", deadline);
         let outcome = loop {
-            match self.attempt(order.clone(), attempts.limit()).await {
+            match self.attempt(&order, attempts.limit()).await {
                 Ok(answer) => {
                     attempts.done();
                     break Ok(answer);
@@ -241,7 +240,7 @@ impl HsmLink {
         outcome
     }
 
-    async fn attempt(&self, order: Order, limit: Instant) -> Result<Answer, HsmError> {
+    async fn attempt(&self, order: &Order, limit: Instant) -> Result<Answer, HsmError> {
         let permit = self.breaker.admit().map_err(|_| HsmError::Resting)?;
         let limit = limit.min(Instant::now() + self.attempt_max);
         let outcome = self.link.call(order, limit).await;

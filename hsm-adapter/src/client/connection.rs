@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use zeroize::Zeroize;
 
 use super::LinkError;
-use crate::protocol::{Answer, FrameBuffer, Hello, Order, Reply, Request, append_frame};
+use crate::protocol::{Answer, FrameBuffer, Hello, Order, Reply, RequestRef, append_frame};
 
 /// What the callers of one worker share.
 #[derive(Debug)]
@@ -60,12 +60,12 @@ impl Connection {
         self.count.load(Ordering::Relaxed)
     }
 
-    pub(super) async fn call(&self, order: Order, deadline: Instant) -> Result<Answer, LinkError> {
+    pub(super) async fn call(&self, order: &Order, deadline: Instant) -> Result<Answer, LinkError> {
         if self.in_flight() >= self.in_flight_max {
             return Err(LinkError::Busy);
         }
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let request = Request { id, deadline_ns: monotonic_ns(deadline), order };
+        let request = RequestRef { id, deadline_ns: monotonic_ns(deadline), order };
         let mut answer = self.enter(id)?;
         // Dropped when the caller goes away: then nobody waits for the reply.
         let mut entry = Entry { connection: self, id, lost: false };

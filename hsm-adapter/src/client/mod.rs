@@ -72,7 +72,7 @@ impl TokenLink {
     ///
     /// # Errors
     /// See [`LinkError`].
-    pub async fn call(&self, order: Order, deadline: Instant) -> Result<Answer, LinkError> {
+    pub async fn call(&self, order: &Order, deadline: Instant) -> Result<Answer, LinkError> {
         let connections = self.slots.iter().filter_map(|slot| slot.connection());
         let Some(connection) = connections.min_by_key(|connection| connection.in_flight()) else {
             return Err(LinkError::NoWorker);
@@ -87,7 +87,7 @@ impl TokenLink {
     pub async fn self_test(&self, deadline: Instant) -> Result<Vec<String>, LinkError> {
         let mut proved = Err(LinkError::NoWorker);
         for connection in self.slots.iter().filter_map(|slot| slot.connection()) {
-            let Answer::Proved(operations) = connection.call(Order::SelfTest, deadline).await?
+            let Answer::Proved(operations) = connection.call(&Order::SelfTest, deadline).await?
             else {
                 return Err(LinkError::WrongAnswer);
             };
@@ -100,6 +100,12 @@ impl TokenLink {
     #[must_use]
     pub fn status(&self) -> Vec<WorkerStatus> {
         self.slots.iter().map(|slot| slot.status()).collect()
+    }
+
+    /// Where clear PINs are, as a ready worker proved it; `None` while none is ready.
+    #[must_use]
+    pub fn mode(&self) -> Option<Mode> {
+        self.slots.iter().find_map(|slot| slot.connection()).map(|ready| ready.hello.mode)
     }
 
     /// Whether at least one worker is ready.

@@ -9,6 +9,6 @@ mod vectors_token;
 mod vectors_api;
 mod pin_blocks;
 mod bad_requests;
-//mod tls;
+mod tls;
 //mod audit;
-//mod openapi_admin;
+mod openapi_admin;

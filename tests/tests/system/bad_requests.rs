@@ -497,5 +497,14 @@ const PAN: &str = "4556737586899855";
 const BLOCK: &str = "DECAFBADC0FFEE42";
 /// Both, as hex of 16 bytes.
 const PAN_AND_BLOCK: &str = "4556737586899855DECAFBADC0FFEE42";
-const TRANSLATION: &str = r#"{"pan":"4556737586899855","pin_block":"DECAFBADC0FFEE42","from":{"key":"zpk.acquirer-a","format":"iso0"},"to":{"key":"zpk.billing","format":"iso0"}}"#;
-const PAYMENT: &str = r#"{"biller":"pln","bill_id":"532","customer_id":"c-1","amount":{"value":"127000.00","currency":"IDR"},"priority":"high","pan":"4556737586899855","pin_block":"DECAFBADC0FFEE42","pin":{"key":"zpk.acquirer-a","format":"iso0"}}"#;
+const TRANSLATION: &str = concat!(
+    r#"{"pan":"4556737586899855","pin_block":"DECAFBADC0FFEE42","#,
+    r#""from":{"key":"zpk.acquirer-a","format":"iso0"},"#,
+    r#""to":{"key":"zpk.billing","format":"iso0"}}"#
+);
+const PAYMENT: &str = concat!(
+    r#"{"biller":"pln","bill_id":"532","customer_id":"c-1","#,
+    r#""amount":{"value":"127000.00","currency":"IDR"},"priority":"high","#,
+    r#""pan":"4556737586899855","pin_block":"DECAFBADC0FFEE42","#,
+    r#""pin":{"key":"zpk.acquirer-a","format":"iso0"}}"#
+);

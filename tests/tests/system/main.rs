@@ -1,4 +1,5 @@
 //! System tests: one binary, one file a story. Each test has a world of its own.
+#![cfg(test)]
 
 mod wanted; // what a world has beside the demo's
 mod canary; // finds a secret in any form
@@ -10,5 +11,5 @@ mod vectors_api;
 mod pin_blocks;
 mod bad_requests;
 mod tls;
-//mod audit;
+mod audit;
 mod openapi_admin;

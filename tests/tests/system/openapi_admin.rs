@@ -188,7 +188,12 @@ async fn a_key_that_is_not_on_the_token_is_named() {
     let world = World::prepare(Wanted::default()).unwrap();
     let file = world.dir().join("token/keys.toml");
     let text = std::fs::read_to_string(&file).unwrap();
-    let key = "[[key]]\nlabel = \"zpk.absent\"\nrole = \"zone-pin-in\"\nalgorithm = \"aes\"\nformats = [\"iso4\"]\n";
+    let key = r#"[[key]]
+label = "zpk.absent"
+role = "zone-pin-in"
+algorithm = "aes"
+formats = ["iso4"]
+"#;
     std::fs::write(&file, format!("{text}\n{key}")).unwrap();
 
     let red = red(&world).await;

@@ -1,4 +1,4 @@
-//! A PIN block is good or it is refused in one form: thousands of blocks, each judged by `soft` too.
+//! A PIN block is good or is refused in one form: thousands of blocks, each judged by `soft` too.
 //!
 //! What is wrong with a block (key, control nibble, length, digit, filler, PAN, size) must not show
 //! in any part of the answer, or the gateway could be asked for a PIN one guess at a time.

@@ -1,10 +1,16 @@
 //! System tests: one binary, one file a story. Each test has a world of its own.
 
+mod audit;
 mod backend_faults;
+mod bad_requests;
+mod canary; // finds a secret in any form
+mod openapi_admin;
 mod payments;
+mod pin_blocks;
 mod smoke;
 mod store_and_forward;
 mod support; // what several stories share
+mod tls;
 mod vector_keys; // the keys of the known-answer vectors, as a token has them
 mod vectors_api;
 mod vectors_token;

@@ -23,7 +23,7 @@ async fn the_token_answers_every_zone_key_translation_as_its_vector_says() {
     let mut translated = 0;
     for Translation { vector: v, from, to } in &cases {
         let (inside, outside) = (v.part("in"), v.part("out"));
-        // One PAN an order: a change of it cannot be said, so such vectors are asked with the first.
+        // An order has one PAN: a change of it cannot be said, so such vectors keep the first.
         let pan = inside.find("pan").unwrap_or_else(|| outside.text("pan"));
         let order = Order::TranslatePin {
             pan: Pan::parse(pan).unwrap(),

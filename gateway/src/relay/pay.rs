@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::Relay;
-use super::biller::{Biller, Settlement};
+use super::biller::{Biller, NO_HSM, Settlement};
 use super::idempotency::{IdempotencyKey, Request};
 use super::keys::OpenError;
 use super::payment::{Intake, PaymentError, PaymentOrder, Waiting, WaitingPin};
@@ -202,8 +202,14 @@ impl Relay {
                 Ok(Receipt::Accepted { id, status: Status::Held, replayed: false })
             }
             Err(error) => match self.store.withdraw(lease, error.class()).await? {
-                Settled::Recorded | Settled::Stale => Err(PayError::BackendAway {
-                    retry_after: biller.backend.breaker().rests_for(),
+                Settled::Recorded | Settled::Stale => Err(match error {
+                    BackendError::NotSent { why } if why == NO_HSM => PayError::NoMac,
+                    BackendError::NotSent { .. }
+                    | BackendError::SentUnknown { .. }
+                    | BackendError::TryAgain { .. }
+                    | BackendError::Refused { .. } => PayError::BackendAway {
+                        retry_after: biller.backend.breaker().rests_for(),
+                    },
                 }),
                 Settled::Held => {
                     Ok(Receipt::Accepted { id, status: Status::Held, replayed: false })
@@ -350,6 +356,8 @@ pub enum PayError {
     KeyRefused,
     #[error("the HSM is away")]
     HsmAway(#[source] HsmError),
+    #[error("the HSM is away, and the payment may not wait for its MAC")]
+    NoMac,
     #[error(transparent)]
     Payment(#[from] PaymentError),
     #[error("the stored answer does not open")]

@@ -6,3 +6,4 @@ mod smoke;
 mod payments;
 mod store_and_forward;
 mod backend_faults;
+mod worker_faults;

@@ -7,3 +7,4 @@ mod payments;
 mod store_and_forward;
 mod backend_faults;
 mod worker_faults;
+mod gateway_kill;

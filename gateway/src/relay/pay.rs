@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::Relay;
-use super::biller::{Biller, Settlement};
+use super::biller::{Biller, NO_HSM, Settlement};
 use super::idempotency::{IdempotencyKey, Request};
 use super::keys::OpenError;
 use super::payment::{Intake, PaymentError, PaymentOrder, Waiting, WaitingPin};
@@ -198,9 +198,21 @@ impl Relay {
                 Ok(Receipt::Accepted { id, status: Status::Held, replayed: false })
             }
             Err(error) => match self.store.withdraw(lease, error.class()).await? {
+<<<<<<< HEAD
                 Settled::Recorded | Settled::Stale => {
                     Err(PayError::BackendAway { retry_after: biller.backend.breaker().rests_for() })
                 }
+=======
+                Settled::Recorded | Settled::Stale => Err(match error {
+                    BackendError::NotSent { why } if why == NO_HSM => PayError::NoMac,
+                    BackendError::NotSent { .. }
+                    | BackendError::SentUnknown { .. }
+                    | BackendError::TryAgain { .. }
+                    | BackendError::Refused { .. } => PayError::BackendAway {
+                        retry_after: biller.backend.breaker().rests_for(),
+                    },
+                }),
+>>>>>>> 3bd20968ac7e3fc4e238bebd1c9dcc817f704187
                 Settled::Held => {
                     Ok(Receipt::Accepted { id, status: Status::Held, replayed: false })
                 }
@@ -346,6 +358,8 @@ pub enum PayError {
     KeyRefused,
     #[error("the HSM is away")]
     HsmAway(#[source] HsmError),
+    #[error("the HSM is away, and the payment may not wait for its MAC")]
+    NoMac,
     #[error(transparent)]
     Payment(#[from] PaymentError),
     #[error("the stored answer does not open")]

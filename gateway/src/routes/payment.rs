@@ -345,7 +345,9 @@ fn problem(entry: &AuditEntry, error: &PayError) -> Problem {
         }
         PayError::KeyRefused => not_allowed(entry),
         PayError::HsmAway(error) => problem_of(error),
-        PayError::Payment(PaymentError::Sealing(_)) => Problem::new(Slug::HsmUnavailable),
+        PayError::NoMac | PayError::Payment(PaymentError::Sealing(_)) => {
+            Problem::new(Slug::HsmUnavailable)
+        }
         PayError::Store(error) | PayError::Payment(PaymentError::Store(error)) => {
             tracing::error!(%error, "the store");
             Problem::new(Slug::Overloaded)

@@ -4,6 +4,7 @@ mod audit;
 mod backend_faults;
 mod bad_requests;
 mod canary; // finds a secret in any form
+mod gateway_kill;
 mod openapi_admin;
 mod payments;
 mod pin_blocks;
@@ -15,3 +16,4 @@ mod vector_keys; // the keys of the known-answer vectors, as a token has them
 mod vectors_api;
 mod vectors_token;
 mod wanted; // what a world has beside the demo's
+mod worker_faults;

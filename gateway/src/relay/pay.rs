@@ -198,21 +198,15 @@ impl Relay {
                 Ok(Receipt::Accepted { id, status: Status::Held, replayed: false })
             }
             Err(error) => match self.store.withdraw(lease, error.class()).await? {
-<<<<<<< HEAD
-                Settled::Recorded | Settled::Stale => {
-                    Err(PayError::BackendAway { retry_after: biller.backend.breaker().rests_for() })
-                }
-=======
                 Settled::Recorded | Settled::Stale => Err(match error {
                     BackendError::NotSent { why } if why == NO_HSM => PayError::NoMac,
                     BackendError::NotSent { .. }
                     | BackendError::SentUnknown { .. }
                     | BackendError::TryAgain { .. }
-                    | BackendError::Refused { .. } => PayError::BackendAway {
-                        retry_after: biller.backend.breaker().rests_for(),
-                    },
+                    | BackendError::Refused { .. } => {
+                        PayError::BackendAway { retry_after: biller.backend.breaker().rests_for() }
+                    }
                 }),
->>>>>>> 3bd20968ac7e3fc4e238bebd1c9dcc817f704187
                 Settled::Held => {
                     Ok(Receipt::Accepted { id, status: Status::Held, replayed: false })
                 }

@@ -267,8 +267,7 @@ async fn a_token_that_vanishes_and_comes_back_is_used_again() {
     }
     sleep(Duration::from_millis(1_500)).await;
     let readiness = world.admin("monitor").unwrap();
-    let readiness =
-        readiness.send(reqwest::Method::GET, "/readyz", &[], Vec::new()).await.unwrap();
+    let readiness = readiness.send(reqwest::Method::GET, "/readyz", &[], Vec::new()).await.unwrap();
     std::fs::rename(&away, &token).unwrap();
     answers_again(&world).await;
     let seen = load.end().await;

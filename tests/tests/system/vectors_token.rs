@@ -118,7 +118,7 @@ impl Token {
     }
 
     async fn ask(&self, order: Order) -> Result<Answer, LinkError> {
-        self.link.call(order, Instant::now() + Duration::from_secs(5)).await
+        self.link.call(&order, Instant::now() + Duration::from_secs(5)).await
     }
 
     async fn stop(self) {

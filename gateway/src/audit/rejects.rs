@@ -1,5 +1,5 @@
-//! Connections that never sent a request. The attacker chooses how many there are, so at most a
-//! hundred a second are recorded one by one; the metric counts every one of them.
+//! Connections that never sent a request, or sent what is none. The attacker chooses how many there
+//! are, so at most a hundred a second are recorded one by one; the metric counts every one of them.
 
 use std::{sync::Arc, time::Duration};
 
@@ -54,6 +54,7 @@ fn classify(reason: &str) -> (EventType, Reason) {
         "address-blocked" | "address-connections" | "address-connect-rate" => {
             return (EventType::LimitExceeded, Reason::TooManyRequests);
         }
+        "not-http" => return (EventType::HttpReject, Reason::MalformedRequest),
         "no-certificate" => Reason::CertificateMissing,
         "certificate-expired" => Reason::CertificateExpired,
         "certificate-revoked" => Reason::CertificateRevoked,
@@ -109,5 +110,6 @@ mod tests {
             assert_eq!(classify(reason), (EventType::TlsReject, expected));
         }
         assert_eq!(classify("address-blocked").0, EventType::LimitExceeded);
+        assert_eq!(classify("not-http").0, EventType::HttpReject);
     }
 }

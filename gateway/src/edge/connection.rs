@@ -47,6 +47,10 @@ use crate::config::ListenerConfig;
 
 /// Serves requests until the peer leaves, a deadline passes, `cut` fires (at once) or `shutdown`
 /// does (after the requests in flight, within the drain time).
+///
+/// # Errors
+/// [`NotHttp`] when the peer sent a head that is none: hyper has answered 400 or 431 by itself, and
+/// no route and no audit layer has seen anything.
 pub(super) async fn serve(
     stream: TlsStream<TcpStream>,
     is_http2: bool,
@@ -55,7 +59,7 @@ pub(super) async fn serve(
     peer: &Arc<Peer>,
     cut: &CancellationToken,
     shutdown: &CancellationToken,
-) {
+) -> Result<(), NotHttp> {
     let activity = Arc::new(Activity::new(!is_http2));
     let io = TokioIo::new(Watched { stream, activity: Arc::clone(&activity) });
     let service = {
@@ -91,7 +95,7 @@ pub(super) async fn serve(
             .max_local_error_reset_streams(64)
             .max_send_buf_size(64 * 1024)
             .serve_connection(io, service);
-        drive(connection, config, &activity, cut, shutdown).await;
+        drive(connection, config, &activity, cut, shutdown).await
     } else {
         let header_bytes_max = usize::try_from(config.header_bytes_max).unwrap_or(usize::MAX);
         let connection = http1::Builder::new()
@@ -101,9 +105,13 @@ pub(super) async fn serve(
             .max_buf_size(HTTP1_BUFFER_BYTES)
             .half_close(false)
             .serve_connection(io, service);
-        drive(connection, config, &activity, cut, shutdown).await;
+        drive(connection, config, &activity, cut, shutdown).await
     }
 }
+
+/// The head of a request that is none.
+#[derive(Debug)]
+pub(super) struct NotHttp;
 
 /// Polls a connection and keeps its deadlines.
 async fn drive<C>(
@@ -112,8 +120,9 @@ async fn drive<C>(
     activity: &Activity,
     cut: &CancellationToken,
     shutdown: &CancellationToken,
-) where
-    C: GracefulConnection,
+) -> Result<(), NotHttp>
+where
+    C: GracefulConnection<Error = hyper::Error>,
 {
     let (mut connection, mut cut) = (pin!(connection), pin!(cut.cancelled()));
     let mut shutdown = pin!(shutdown.cancelled());
@@ -122,8 +131,14 @@ async fn drive<C>(
     let mut timer = pin!(tokio::time::sleep_until(life_ends));
     poll_fn(|cx| {
         loop {
-            if connection.as_mut().poll(cx).is_ready() || cut.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(());
+            if let Poll::Ready(end) = connection.as_mut().poll(cx) {
+                // Other ends, such as a peer that hung up, are those of requests or of nothing.
+                return Poll::Ready(
+                    end.or_else(|e| if e.is_parse() { Err(NotHttp) } else { Ok(()) }),
+                );
+            }
+            if cut.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Ok(()));
             }
             if drain_ends.is_none() && shutdown.as_mut().poll(cx).is_ready() {
                 drain_ends = Some(Instant::now() + Duration::from_millis(config.drain_ms_max));
@@ -146,7 +161,7 @@ async fn drive<C>(
                 continue;
             }
             match end {
-                End::Now => return Poll::Ready(()),
+                End::Now => return Poll::Ready(Ok(())),
                 End::LookAgain => timer.as_mut().reset(now + LOOK_AGAIN),
                 End::Gracefully => {
                     let drain_until = now + Duration::from_millis(config.drain_ms_max);
@@ -157,7 +172,7 @@ async fn drive<C>(
             }
         }
     })
-    .await;
+    .await
 }
 
 /// What happens when a deadline passes.

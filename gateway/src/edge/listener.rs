@@ -19,7 +19,7 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    connection,
+    connection::{self, NotHttp},
     identity::{self, CertificateFacts, Registry},
     live::{Live, Place},
     peer::Peer,
@@ -153,8 +153,19 @@ impl Listener {
             Ok(Entered { stream, is_http2, peer, place }) => {
                 let _open = figures::connection_opened(self.name);
                 let cut = place.cut.clone();
-                connection::serve(stream, is_http2, &self.config, &router, &peer, &cut, &shutdown)
-                    .await;
+                let served = connection::serve(
+                    stream,
+                    is_http2,
+                    &self.config,
+                    &router,
+                    &peer,
+                    &cut,
+                    &shutdown,
+                );
+                if let Err(NotHttp) = served.await {
+                    let who = Some((peer.uri.clone(), peer.certificate.clone()));
+                    self.refuse(address, "not-http", who);
+                }
             }
             Err((reason, who)) => {
                 seat.handshake_failed();

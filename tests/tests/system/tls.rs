@@ -12,11 +12,14 @@ use reqwest::Method;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
+use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+
+use crate::canary::Canaries;
 
 /// The zoo of certificates, each shown to both listeners.
 #[tokio::test]
@@ -84,6 +87,48 @@ async fn plaintext_gets_no_byte_and_the_connection_ends() {
             assert_eq!(event["resource"]["id"], format!("{listener}: not-tls"), "{event}");
         }
     }
+}
+
+/// What the HTTP library refuses by itself, before any route, is on record too.
+#[tokio::test]
+async fn what_is_no_request_at_all_leaves_one_event_and_none_of_its_text() {
+    let world = World::start().await.unwrap();
+    let config = client_config(&world.pki(), "acquirer-a").unwrap();
+    let pan = "4556737586899855";
+    let length = "content-length: 5\r\n";
+
+    for (head, status) in [
+        (format!("{pan}\r\n\r\n"), "400"),
+        (format!("GET /v1/payments/x HTTP/1.1\r\nno header {pan}\r\n\r\n"), "400"),
+        (
+            format!(
+                "POST /v1/payments HTTP/1.1\r\n{length}{length}{}\r\n",
+                "content-length: 6\r\n"
+            ),
+            "400",
+        ),
+        (format!("GET /v1/payments/x HTTP/1.1\r\nx: {}\r\n\r\n", pan.repeat(2_000)), "431"),
+        (format!("GET /{} HTTP/1.1\r\n\r\n", pan.repeat(4_500)), "431"),
+    ] {
+        let before = world.audit().unwrap().len();
+        let mut stream = connect(&config, world.ports.data).await.unwrap();
+
+        let answer = speak(&mut stream, head.as_bytes()).await;
+
+        // The answer to a head that is too long can be lost: what is not read of it resets.
+        let is_lost = answer.is_empty() && status == "431";
+        assert!(is_lost || answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+        let event = event_after(&world, before).await;
+        assert_eq!(event["event"]["type"], "http.reject", "{event}");
+        assert_eq!(
+            (&event["outcome"], &event["reason"]),
+            (&json!("denied"), &json!("malformed-request"))
+        );
+        assert_eq!(event["actor"]["id"], "spiffe://tollgate.test/acquirer-a", "{event}");
+        assert_eq!(event["resource"]["id"], "data: not-http", "{event}");
+        assert!(!answer.contains(pan) && !event.to_string().contains(pan), "{answer} {event}");
+    }
+    assert_eq!(Canaries::default().digits("pan", pan).found_under(world.dir()), [""; 0]);
 }
 
 /// A revocation list takes effect without a restart, on new connections and on open ones.
@@ -181,9 +226,13 @@ async fn connect(config: &ClientConfig, port: u16) -> std::io::Result<TlsStream<
 /// One request and the first bytes of its answer.
 async fn exchange(stream: &mut TlsStream<TcpStream>, method: &str, path: &str) -> String {
     let request = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\n\r\n");
+    speak(stream, request.as_bytes()).await
+}
+
+async fn speak(stream: &mut TlsStream<TcpStream>, request: &[u8]) -> String {
     let mut answer = vec![0; 8192];
     // Writing may succeed or fail when the other side has closed: reading tells.
-    let _ = stream.write_all(request.as_bytes()).await;
+    let _ = stream.write_all(request).await;
     let read = timeout(Duration::from_secs(5), stream.read(&mut answer)).await.unwrap();
     String::from_utf8_lossy(&answer[..read.unwrap_or(0)]).into_owned()
 }

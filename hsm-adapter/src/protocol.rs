@@ -310,6 +310,14 @@ pub fn append_frame<T: Serialize>(buffer: &mut Vec<u8>, message: &T) -> Result<(
     Ok(())
 }
 
+/// Empties a buffer that held an order or an answer. Only what was in use is overwritten: a buffer
+/// that once held a long message would cost its whole length each time, and the rest was wiped
+/// before.
+pub(crate) fn wipe(buffer: &mut Vec<u8>) {
+    buffer.as_mut_slice().zeroize();
+    buffer.clear();
+}
+
 /// Cuts frames out of a stream of bytes. What it has held is zeroized.
 #[derive(Debug, Default)]
 pub struct FrameBuffer {
@@ -321,7 +329,7 @@ impl FrameBuffer {
     /// Adds what the socket gave.
     pub fn extend(&mut self, bytes: &[u8]) {
         if self.start == self.bytes.len() {
-            self.bytes.zeroize();
+            wipe(&mut self.bytes);
             self.start = 0;
         } else if self.start > FRAME_BYTES_MAX {
             self.bytes.drain(..self.start);

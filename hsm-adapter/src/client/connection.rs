@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use zeroize::Zeroize;
 
 use super::LinkError;
-use crate::protocol::{Answer, FrameBuffer, Hello, Order, Reply, RequestRef, append_frame};
+use crate::protocol::{Answer, FrameBuffer, Hello, Order, Reply, RequestRef, append_frame, wipe};
 
 /// What the callers of one worker share.
 #[derive(Debug)]
@@ -58,6 +58,11 @@ impl Connection {
 
     pub(super) fn in_flight(&self) -> usize {
         self.count.load(Ordering::Relaxed)
+    }
+
+    /// Whether every session has a few orders waiting already.
+    pub(super) fn is_busy(&self) -> bool {
+        self.in_flight() >= usize::from(self.hello.sessions.max(1)) * ORDERS_TOGETHER
     }
 
     pub(super) async fn call(&self, order: &Order, deadline: Instant) -> Result<Answer, LinkError> {
@@ -142,6 +147,10 @@ impl Connection {
     }
 }
 
+/// Orders that one session takes together before another worker is asked: few enough that the last
+/// of them waits less than a network round trip.
+const ORDERS_TOGETHER: usize = 8;
+
 /// One order's place among those that wait.
 struct Entry<'c> {
     connection: &'c Connection,
@@ -203,7 +212,7 @@ async fn write_orders(connection: &Connection, mut socket: OwnedWriteHalf) -> io
         if let Err(error) = socket.write_all(&batch).await {
             return error;
         }
-        batch.zeroize();
+        wipe(&mut batch);
     }
 }
 

@@ -67,16 +67,18 @@ impl TokenLink {
         Self { slots, supervisor, stop }
     }
 
-    /// Gives one order to the ready worker that has the fewest in flight. Orders that are lost in a
-    /// hung worker count as in flight there, so that the next order goes elsewhere.
+    /// Gives one order to the first ready worker that is not busy, else to the one with the fewest in
+    /// flight. A worker that has a few orders at once reads and answers them together, which costs
+    /// less than spreading them. Orders that are lost in a hung worker count as in flight there, so
+    /// that the next order goes elsewhere.
     ///
     /// # Errors
     /// See [`LinkError`].
     pub async fn call(&self, order: &Order, deadline: Instant) -> Result<Answer, LinkError> {
-        let connections = self.slots.iter().filter_map(|slot| slot.connection());
-        let Some(connection) = connections.min_by_key(|connection| connection.in_flight()) else {
-            return Err(LinkError::NoWorker);
-        };
+        let connections = || self.slots.iter().filter_map(|slot| slot.connection());
+        let free = connections().find(|connection| !connection.is_busy());
+        let least = || connections().min_by_key(|connection| connection.in_flight());
+        let Some(connection) = free.or_else(least) else { return Err(LinkError::NoWorker) };
         connection.call(order, deadline).await
     }
 

@@ -18,7 +18,7 @@ use super::{WorkerError, chain};
 use crate::error::{CkrClass, Failure, TokenError};
 use crate::operation::translate::{Side, translate};
 use crate::operation::{mac, seal};
-use crate::protocol::{Answer, FrameBuffer, Order, Reply, Request, append_frame};
+use crate::protocol::{Answer, FrameBuffer, Order, Reply, Request, append_frame, wipe};
 use crate::vocabulary::KeyRole;
 
 /// Serves until the gateway closes its end.
@@ -131,7 +131,7 @@ impl<'s> SessionThread<'s> {
             // The gateway has gone; the next read says so.
             tracing::info!("answers had no reader");
         }
-        self.answers.zeroize();
+        wipe(&mut self.answers);
         self.answered = 0;
     }
 

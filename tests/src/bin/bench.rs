@@ -130,15 +130,17 @@ async fn measure(arguments: &Arguments) -> anyhow::Result<()> {
     let echo = EchoServer::start(&world).await?;
     let mut figures = Vec::new();
     println!(
-        "\n{:<13} {:>9} {:>9} {:>9} {:>6} {:>9} {:>9} {:>9}",
-        "operation", "cpu us", "tls us", "p11 us", "ratio", "per s", "p50 ms", "p99 ms"
+        "\n{:<13} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>6} {:>8} {:>8} {:>8}",
+        "CPU us", "all", "gateway", "audit", "workers", "TLS", "PKCS#11", "ratio", "per s", "p50 ms",
+        "p99 ms"
     );
     for subject in &subjects {
         let target = Target::new(&world.pki(), "acquirer-a", world.data_address())?;
         drive_one(&target, subject, Duration::from_secs(1), true).await;
-        let before = cpu_of(gateway)?;
+        let before = Cpu::of(gateway)?;
         let report = drive_one(&target, subject, run, true).await;
-        let cpu = (cpu_of(gateway)? - before) * 1e6 / report.requests as f64;
+        let parts = Cpu::of(gateway)?.per_operation(&before, report.requests);
+        let cpu = parts.total();
         ensure!(
             report.ok == report.requests,
             "{}: not every answer was right: {report}",
@@ -147,16 +149,17 @@ async fn measure(arguments: &Arguments) -> anyhow::Result<()> {
 
         let target = Target::new(&world.pki(), "acquirer-a", echo.address)?;
         drive_one(&target, subject, Duration::from_secs(1), false).await;
-        let before = cpu_of(echo.process.id())?;
+        let before = Cpu::of(echo.process.id())?;
         let floor = drive_one(&target, subject, run, false).await;
-        let tls = (cpu_of(echo.process.id())? - before) * 1e6 / floor.requests as f64;
+        let tls = Cpu::of(echo.process.id())?.per_operation(&before, floor.requests).total();
 
         let p11 = floors[subject.floor].as_f64().context("the PKCS#11 floor")?;
         let ratio = cpu / (tls + p11);
         let (p50, p99) = (ms(report.p50), ms(report.p99));
         println!(
-            "{:<13} {cpu:>9.1} {tls:>9.1} {p11:>9.1} {ratio:>6.2} {:>9.0} {p50:>9.2} {p99:>9.2}",
-            subject.name, report.per_s
+            "{:<13} {cpu:>8.1} {:>8.1} {:>8.1} {:>8.1} {tls:>8.1} {p11:>8.1} {ratio:>6.2} {:>8.0} \
+             {p50:>8.2} {p99:>8.2}",
+            subject.name, parts.gateway, parts.audit, parts.workers, report.per_s
         );
         let target = (subject.name == "translate").then_some(1.6);
         figures.push(figure(
@@ -166,6 +169,12 @@ async fn measure(arguments: &Arguments) -> anyhow::Result<()> {
             Some(json!({"tls_us": tls, "pkcs11_us": p11, "cpu_us": cpu})),
             target.map(|target| (target, ratio <= target)),
         ));
+        for (layer, value) in
+            [("gateway", parts.gateway), ("audit", parts.audit), ("workers", parts.workers)]
+        {
+            let name = format!("{}_layers_cpu_us.{layer}", subject.name);
+            figures.push(figure(&name, value, "us", None, None));
+        }
         figures.push(figure(&format!("{}_per_s", subject.name), report.per_s, "1/s", None, None));
         figures.push(figure(&format!("{}_p50_ms", subject.name), p50, "ms", None, None));
         figures.push(figure(&format!("{}_p99_ms", subject.name), p99, "ms", None, None));
@@ -298,19 +307,55 @@ async fn echo(listen: SocketAddr, pki: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// User + system seconds of a process and its children that run now.
-fn cpu_of(id: u32) -> anyhow::Result<f64> {
-    let mut ticks = 0.0;
-    for id in std::iter::once(id).chain(children(id)) {
-        let stat = std::fs::read_to_string(format!("/proc/{id}/stat"))?;
-        // The second field, the program's name, may hold anything: count from its end.
-        let rest = stat.rsplit(')').next().unwrap_or_default();
-        let fields: Vec<&str> = rest.split_whitespace().collect();
-        for at in [11, 12] {
-            ticks += fields.get(at).context("/proc stat")?.parse::<f64>()?;
+/// User + system seconds of a process and its children that run now, by what the threads do.
+#[derive(Debug, Clone, Copy, Default)]
+struct Cpu {
+    /// The gateway's runtime: TLS, HTTP, authorisation, the hop.
+    gateway: f64,
+    /// The audit log's writer: records, syncs.
+    audit: f64,
+    /// The HSM workers.
+    workers: f64,
+}
+
+impl Cpu {
+    fn of(id: u32) -> anyhow::Result<Self> {
+        let mut cpu = Self::default();
+        for process in std::iter::once(id).chain(children(id)) {
+            for task in std::fs::read_dir(format!("/proc/{process}/task"))? {
+                let stat = std::fs::read_to_string(task?.path().join("stat"))?;
+                // The second field, the thread's name, may hold anything: count from its end.
+                let (name, rest) = stat.rsplit_once(')').context("/proc stat")?;
+                let fields: Vec<&str> = rest.split_whitespace().collect();
+                let mut seconds = 0.0;
+                for at in [11, 12] {
+                    seconds += fields.get(at).context("/proc stat")?.parse::<f64>()?;
+                }
+                seconds /= rustix::param::clock_ticks_per_second() as f64;
+                let part = match (process == id, name.ends_with("(audit-writer")) {
+                    (true, true) => &mut cpu.audit,
+                    (true, false) => &mut cpu.gateway,
+                    (false, _) => &mut cpu.workers,
+                };
+                *part += seconds;
+            }
+        }
+        Ok(cpu)
+    }
+
+    fn total(&self) -> f64 {
+        self.gateway + self.audit + self.workers
+    }
+
+    /// Microseconds an operation since `before`.
+    fn per_operation(&self, before: &Self, operations: u64) -> Self {
+        let each = |now: f64, then: f64| (now - then) * 1e6 / operations as f64;
+        Self {
+            gateway: each(self.gateway, before.gateway),
+            audit: each(self.audit, before.audit),
+            workers: each(self.workers, before.workers),
         }
     }
-    Ok(ticks / rustix::param::clock_ticks_per_second() as f64)
 }
 
 async fn rss_at_200(world: &World, gateway: u32) -> anyhow::Result<f64> {

@@ -159,7 +159,12 @@ async fn a_gateway_that_is_killed_with_a_backlog_forwards_it_after_its_start() {
 
     world.kill_gateway();
     world.start_billing().await.unwrap();
-    world.billing_control().unwrap().set_mode(Fault::slow(Duration::from_millis(40))).await.unwrap();
+    world
+        .billing_control()
+        .unwrap()
+        .set_mode(Fault::slow(Duration::from_millis(40)))
+        .await
+        .unwrap();
     world.start_gateway().await.unwrap();
     sleep(Duration::from_millis(150)).await;
     // Once more, in the middle of the drain.

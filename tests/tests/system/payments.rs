@@ -34,7 +34,10 @@ async fn every_biller_is_paid_for_both_acquirers_with_and_without_a_pin() {
     assert_eq!(ledger.effects.len(), 12);
     for (counter, bill, biller, pin, answer) in paid {
         assert_eq!(answer.status, 200, "{bill}: {answer:?}");
-        assert_eq!((&*text(&answer, "status"), &*text(&answer, "response_code")), ("SUCCESS", "00"));
+        assert_eq!(
+            (&*text(&answer, "status"), &*text(&answer, "response_code")),
+            ("SUCCESS", "00")
+        );
         assert!(counter.acquirer.proves(&answer), "{bill}");
         let effect = ledger.effects.iter().find(|effect| effect.bill_id == bill).unwrap();
         assert_eq!((&*effect.biller, effect.pin_seen), (biller, pin), "{bill}");
@@ -117,8 +120,11 @@ async fn a_payment_under_a_wrong_mac_reaches_neither_the_pin_keys_nor_the_biller
     for (case, mac, body) in cases {
         let mut headers = vec![("Idempotency-Key", "\"key\"")];
         headers.extend(mac.as_deref().map(|mac| ("Tollgate-Mac", mac)));
-        let answer =
-            counter.client.send(Method::POST, "/v1/payments", &headers, body.clone()).await.unwrap();
+        let answer = counter
+            .client
+            .send(Method::POST, "/v1/payments", &headers, body.clone())
+            .await
+            .unwrap();
 
         assert_eq!(answer.status, 422, "{case}: {answer:?}");
         assert_eq!(answer.slug().as_deref(), Some("mac-refused"), "{case}");
@@ -167,9 +173,11 @@ async fn an_idempotency_key_is_a_quoted_string_of_1_to_255_characters() {
         headers.extend(keys.iter().map(|key| ("Idempotency-Key", *key)));
         counter.client.send(Method::POST, "/v1/payments", &headers, body.clone()).await.unwrap()
     };
-    let (longest, too_long) = (format!("\"{}\"", "k".repeat(255)), format!("\"{}\"", "k".repeat(256)));
+    let (longest, too_long) =
+        (format!("\"{}\"", "k".repeat(255)), format!("\"{}\"", "k".repeat(256)));
 
-    for keys in [&[][..], &["unquoted"], &["\"\""], &["\"half"], &[&too_long], &["\"a\"", "\"b\""]] {
+    for keys in [&[][..], &["unquoted"], &["\"\""], &["\"half"], &[&too_long], &["\"a\"", "\"b\""]]
+    {
         let answer = send(keys).await;
 
         assert_eq!(answer.status, 400, "{keys:?}: {answer:?}");

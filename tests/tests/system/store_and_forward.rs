@@ -5,7 +5,9 @@ use std::time::Duration;
 use harness::acquirer::Payment;
 use harness::world::{Wanted, World};
 
-use crate::support::{Counter, assert_paid_once, assert_refused, effects_by_bill, query, text, until};
+use crate::support::{
+    Counter, assert_paid_once, assert_refused, effects_by_bill, query, text, until,
+};
 
 const DRAIN: Duration = Duration::from_secs(20);
 
@@ -74,7 +76,9 @@ async fn a_backlog_leaves_by_priority_and_then_in_the_order_of_arrival() {
     world.kill_billing();
     let mut queued = Vec::new();
     for (number, priority) in
-        ["low", "normal", "high", "critical", "low", "normal", "high", "critical"].iter().enumerate()
+        ["low", "normal", "high", "critical", "low", "normal", "high", "critical"]
+            .iter()
+            .enumerate()
     {
         let bill = format!("{priority}-{number}");
         let priority = Some((*priority).to_owned());
@@ -94,13 +98,16 @@ async fn a_backlog_leaves_by_priority_and_then_in_the_order_of_arrival() {
     let ledger = world.billing_control().unwrap().ledger().await.unwrap();
     assert_paid_once(&ledger);
     let paid: Vec<&str> = ledger.effects.iter().map(|effect| &*effect.bill_id).collect();
-    let wanted = [
-        "critical-3", "critical-7", "high-2", "high-6", "normal-1", "normal-5", "low-0", "low-4",
-    ];
+    let wanted =
+        ["critical-3", "critical-7", "high-2", "high-6", "normal-1", "normal-5", "low-0", "low-4"];
     // Every tenth claim takes the oldest, so that the low ones move too: one may be out of place.
     let in_order = (0..paid.len()).any(|apart| {
         let left = |bills: &[&str]| {
-            bills.iter().filter(|bill| **bill != paid[apart]).map(|bill| (*bill).to_owned()).collect()
+            bills
+                .iter()
+                .filter(|bill| **bill != paid[apart])
+                .map(|bill| (*bill).to_owned())
+                .collect()
         };
         let (paid, wanted): (Vec<String>, Vec<String>) = (left(&paid), left(&wanted));
         paid == wanted
@@ -136,7 +143,8 @@ async fn a_full_queue_refuses_and_takes_payments_again_when_it_has_drained() {
     fn small(table: &mut toml::Table) {
         table["queue"]["rows_max"] = 100.into();
     }
-    let mut world = World::start_as(Wanted { edit: Some(small), ..Wanted::default() }).await.unwrap();
+    let mut world =
+        World::start_as(Wanted { edit: Some(small), ..Wanted::default() }).await.unwrap();
     let counter = Counter::a(&world);
     world.kill_billing();
     let mut queued = Vec::new();

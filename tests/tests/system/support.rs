@@ -83,7 +83,8 @@ pub(crate) fn effects_by_bill(ledger: &LedgerReport) -> BTreeMap<String, usize> 
 
 /// No bill was paid twice, and no reference stands twice.
 pub(crate) fn assert_paid_once(ledger: &LedgerReport) {
-    let twice: Vec<_> = effects_by_bill(ledger).into_iter().filter(|(_, times)| *times > 1).collect();
+    let twice: Vec<_> =
+        effects_by_bill(ledger).into_iter().filter(|(_, times)| *times > 1).collect();
     assert!(twice.is_empty(), "paid more than once: {twice:?}");
     let references: BTreeSet<_> = ledger.effects.iter().map(|effect| effect.reference).collect();
     assert_eq!(references.len(), ledger.effects.len());

@@ -21,7 +21,8 @@ use crate::support::{
 const PAN: &str = "4761737909457820";
 /// The biller for which a PIN never waits.
 const NEVER_PIN: &str = "pdam";
-const CLIENTS: usize = 10;
+/// Enough for a dozen orders in each worker: they are lost all at once.
+const CLIENTS: usize = 24;
 /// From the moment at which a token is there again.
 const BACK_WITHIN: Duration = Duration::from_secs(5);
 
@@ -267,8 +268,7 @@ async fn a_token_that_vanishes_and_comes_back_is_used_again() {
     }
     sleep(Duration::from_millis(1_500)).await;
     let readiness = world.admin("monitor").unwrap();
-    let readiness =
-        readiness.send(reqwest::Method::GET, "/readyz", &[], Vec::new()).await.unwrap();
+    let readiness = readiness.send(reqwest::Method::GET, "/readyz", &[], Vec::new()).await.unwrap();
     std::fs::rename(&away, &token).unwrap();
     answers_again(&world).await;
     let seen = load.end().await;

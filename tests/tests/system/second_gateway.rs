@@ -143,7 +143,7 @@ async fn a_database_that_is_locked_for_a_moment_delays_the_record_of_a_payment()
     let world = World::start().await.unwrap();
     let counter = Counter::a(&world);
     let control = world.billing_control().unwrap();
-    control.set_mode(Fault::slow(Duration::from_millis(700))).await.unwrap();
+    control.set_mode(Fault::slow(Duration::from_millis(1_500))).await.unwrap();
     let bodies: Vec<(String, Vec<u8>)> = ["pdam", "telkom"]
         .into_iter()
         .map(|biller| (biller.to_owned(), counter.body(&Payment::of(biller, biller))))
@@ -182,7 +182,7 @@ async fn a_payment_that_cannot_be_recorded_is_answered_in_time_and_found_again()
     let world = World::start_as(wanted).await.unwrap();
     let counter = Counter::a(&world);
     let control = world.billing_control().unwrap();
-    control.set_mode(Fault::slow(Duration::from_millis(700))).await.unwrap();
+    control.set_mode(Fault::slow(Duration::from_millis(1_500))).await.unwrap();
     let body = counter.body(&Payment::of("pdam", "bill"));
 
     let paying = tokio::spawn({

@@ -244,24 +244,33 @@ impl HsmLink {
         let permit = self.breaker.admit().map_err(|_| HsmError::Resting)?;
         let limit = limit.min(Instant::now() + self.attempt_max);
         let outcome = self.link.call(order, limit).await;
-        permit.record(verdict(&outcome));
+        // Without a verdict the permit goes back, and counts neither way.
+        if let Some(verdict) = verdict(&outcome, self.link.is_answering()) {
+            permit.record(verdict);
+        }
         Ok(outcome?)
     }
 }
 
 /// Only what speaks of the token's health counts: a refused PIN block is an answer, and so is our
-/// own bound on orders in flight.
-fn verdict(outcome: &Result<Answer, LinkError>) -> Verdict {
+/// own bound on orders in flight. A worker that is lost beside one that answers takes all its
+/// orders with it at once; its supervisor replaces it, and the token is well.
+fn verdict(outcome: &Result<Answer, LinkError>, another_answers: bool) -> Option<Verdict> {
     match outcome {
-        Ok(_) | Err(LinkError::Busy | LinkError::OrderTooLong) => Verdict::Healthy,
-        Err(LinkError::Answered(failure)) if !failure.is_transient() => Verdict::Healthy,
+        Ok(_) | Err(LinkError::Busy | LinkError::OrderTooLong) => Some(Verdict::Healthy),
+        Err(LinkError::Answered(failure)) if !failure.is_transient() => Some(Verdict::Healthy),
+        Err(LinkError::NoWorker | LinkError::TimedOut | LinkError::WorkerDied)
+            if another_answers =>
+        {
+            None
+        }
         Err(
             LinkError::NoWorker
             | LinkError::TimedOut
             | LinkError::WorkerDied
             | LinkError::WrongAnswer
             | LinkError::Answered(_),
-        ) => Verdict::Failing,
+        ) => Some(Verdict::Failing),
     }
 }
 
@@ -300,5 +309,30 @@ impl Retryable for HsmError {
 
     fn retry_after(&self) -> Option<Duration> {
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_is_lost_beside_one_that_answers_says_nothing_of_the_token() {
+        for lost in [LinkError::NoWorker, LinkError::TimedOut, LinkError::WorkerDied] {
+            assert_eq!(verdict(&Err(lost.clone()), true), None);
+            assert_eq!(verdict(&Err(lost), false), Some(Verdict::Failing));
+        }
+    }
+
+    #[test]
+    fn what_the_token_says_counts_whoever_else_answers() {
+        let refused = Failure::PinBlockRefused;
+
+        for another in [true, false] {
+            let answered = verdict(&Err(LinkError::Answered(refused.clone())), another);
+            assert_eq!(answered, Some(Verdict::Healthy));
+            let wrong = verdict(&Err(LinkError::WrongAnswer), another);
+            assert_eq!(wrong, Some(Verdict::Failing));
+        }
     }
 }

@@ -19,7 +19,8 @@ use zeroize::Zeroizing;
 
 use super::sealing::{Cipher, Part, Tampered};
 use crate::store::{
-    DekClass, DekRow, FINGERPRINT_BYTES, ItemFacts, NewDek, OrdKey, Sealed, Store, StoreError,
+    ANSWER_WITHIN, DekClass, DekRow, FINGERPRINT_BYTES, ItemFacts, NewDek, OrdKey, Sealed, Store,
+    StoreError,
 };
 
 /// Where data keys come from: the token, or a stand-in in tests.
@@ -63,6 +64,17 @@ pub enum KeySourceError {
     "no data key to seal under: the token has given none since the gateway started, or not for a day"
 )]
 pub struct SealingUnavailable;
+
+/// Why a PIN block was not sealed.
+#[derive(Debug, thiserror::Error)]
+pub enum SealPinError {
+    /// The token gives no key.
+    #[error(transparent)]
+    NoKey(#[from] SealingUnavailable),
+    /// The key cannot be made durable.
+    #[error(transparent)]
+    Store(StoreError),
+}
 
 /// Why something was not opened.
 #[derive(Debug, thiserror::Error)]
@@ -190,14 +202,10 @@ impl Keys {
     /// Seals a PIN block under the key of the current window.
     ///
     /// # Errors
-    /// [`SealingUnavailable`].
-    pub async fn seal_pin(
-        &self,
-        row: &ItemFacts,
-        clear: &[u8],
-    ) -> Result<Sealed, SealingUnavailable> {
+    /// [`SealPinError`].
+    pub async fn seal_pin(&self, row: &ItemFacts, clear: &[u8]) -> Result<Sealed, SealPinError> {
         let dek = self.pin_window().await?;
-        dek.cipher.seal(dek.id, Part::Pin, row, clear).ok_or(SealingUnavailable)
+        Ok(dek.cipher.seal(dek.id, Part::Pin, row, clear).ok_or(SealingUnavailable)?)
     }
 
     /// Opens a payload.
@@ -292,8 +300,10 @@ impl Keys {
         Ok(active.dek.clone())
     }
 
-    async fn pin_window(&self) -> Result<Arc<Dek>, SealingUnavailable> {
-        let mut window = self.0.pin.lock().await;
+    async fn pin_window(&self) -> Result<Arc<Dek>, SealPinError> {
+        // While no key can be had, callers wait side by side, not each for all before it.
+        let window = tokio::time::timeout(ANSWER_WITHIN, self.0.pin.lock()).await;
+        let mut window = window.map_err(|_| SealPinError::Store(StoreError::Busy))?;
         let now = self.0.store.now();
         if let Some(dek) = window.as_ref().filter(|dek| now < dek.not_after) {
             return Ok(dek.clone());
@@ -301,7 +311,10 @@ impl Keys {
         // The block to seal was translated a moment ago: the token is there.
         let dek = self.make(DekClass::Pin, now + millis(PIN_WINDOW)).await.map_err(|error| {
             tracing::warn!(error = %Chain(&error), "no data key for PIN blocks");
-            SealingUnavailable
+            match error {
+                ObtainError::Source(_) => SealingUnavailable.into(),
+                ObtainError::Store(error) => SealPinError::Store(error),
+            }
         })?;
         Ok(window.insert(dek).clone())
     }

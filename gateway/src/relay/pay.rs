@@ -13,6 +13,7 @@ use hsm_adapter::error::Failure;
 use hsm_adapter::protocol::PinKey;
 use hsm_adapter::vocabulary::{KeyName, Pan, PinBlock};
 use serde::Serialize;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -78,7 +79,7 @@ pub enum Receipt {
     Accepted {
         /// The payment.
         id: Uuid,
-        /// PENDING in most cases.
+        /// PENDING in most cases; PROCESSING when its outcome is not known in time.
         status: Status,
         /// Whether the key was known already.
         replayed: bool,
@@ -94,7 +95,8 @@ struct FinalAnswer<'a> {
 }
 
 impl Relay {
-    /// Makes the payment durable and forwards it. Runs to its end whatever becomes of the client.
+    /// Makes the payment durable and forwards it. Runs to its end whatever becomes of the client,
+    /// who is answered at the deadline at the latest.
     ///
     /// # Errors
     /// See [`PayError`]: nothing was sent, unless it says otherwise.
@@ -104,11 +106,24 @@ impl Relay {
         deadline: Instant,
     ) -> Result<Receipt, PayError> {
         let relay = Arc::clone(self);
-        let running = self.tasks.spawn(async move { relay.run(instruction, deadline).await });
-        running.await.unwrap_or(Err(PayError::Unclear))
+        let (begun, durable) = oneshot::channel();
+        let running =
+            self.tasks.spawn(async move { relay.run(instruction, deadline, begun).await });
+        match tokio::time::timeout_at(deadline, running).await {
+            Ok(ended) => ended.unwrap_or(Err(PayError::Unclear)),
+            Err(_) => match { durable }.try_recv() {
+                Ok(id) => Ok(Receipt::underway(id)),
+                Err(_) => Err(PayError::Running { retry_after: Duration::from_secs(1) }),
+            },
+        }
     }
 
-    async fn run(&self, instruction: Instruction, deadline: Instant) -> Result<Receipt, PayError> {
+    async fn run(
+        &self,
+        instruction: Instruction,
+        deadline: Instant,
+        begun: oneshot::Sender<Uuid>,
+    ) -> Result<Receipt, PayError> {
         let Instruction { client, key, body, biller, priority, order, pin } = instruction;
         let (method, path) = ("POST", "/v1/payments");
         let request = Request { scope: &client, key: &key, method, path, body: &body };
@@ -133,6 +148,8 @@ impl Relay {
             (facts, Begun::Forward(lease)) => (facts, lease),
             (facts, known) => return self.known(known, Some(facts.id)).await,
         };
+        // A client that was answered already does not listen.
+        let _ = begun.send(facts.id);
         let block = waiting_pin.as_ref().map(|pin| &pin.block);
         let bytes = biller.request(facts.id, &order, block);
         let mut may_have_arrived = false;
@@ -152,7 +169,14 @@ impl Relay {
             }
         };
         let way = FirstWay { biller: &biller, facts: &facts, lease: &lease, may_have_arrived };
-        self.after(way, sent, waiting_pin.as_ref()).await
+        match self.after(way, sent, waiting_pin.as_ref()).await {
+            // The row stands: its lease runs out, and the payment is found again.
+            Err(PayError::Store(error) | PayError::Payment(PaymentError::Store(error))) => {
+                tracing::error!(%error, id = %facts.id, "recording what became of a payment");
+                Ok(Receipt::underway(facts.id))
+            }
+            receipt => receipt,
+        }
     }
 
     /// Decides what becomes of a payment after its first way, and makes it durable.
@@ -290,6 +314,11 @@ impl Relay {
 }
 
 impl Receipt {
+    /// It is durable, and what becomes of it is not.
+    fn underway(id: Uuid) -> Self {
+        Self::Accepted { id, status: Status::Processing, replayed: false }
+    }
+
     /// The payment.
     #[must_use]
     pub fn id(&self) -> Uuid {

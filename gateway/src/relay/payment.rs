@@ -14,7 +14,7 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use super::idempotency::Request;
-use super::keys::{Keys, OpenError, SealingUnavailable};
+use super::keys::{Keys, OpenError, SealPinError, SealingUnavailable};
 use super::sealing::Tampered;
 use crate::config::QueueConfig;
 use crate::store::{
@@ -101,6 +101,15 @@ pub enum PaymentError {
     /// Answer `overloaded` when transient.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl From<SealPinError> for PaymentError {
+    fn from(error: SealPinError) -> Self {
+        match error {
+            SealPinError::NoKey(error) => Self::Sealing(error),
+            SealPinError::Store(error) => Self::Store(error),
+        }
+    }
 }
 
 /// Takes payments in, and gives them back when their turn comes.
@@ -222,7 +231,7 @@ impl Payments {
         }
     }
 
-    async fn seal(&self, intake: Intake<'_>) -> Result<NewPayment, SealingUnavailable> {
+    async fn seal(&self, intake: Intake<'_>) -> Result<NewPayment, PaymentError> {
         let Intake { tenant, biller, order, pin, priority, waiting, request } = intake;
         let (id, now) = (Uuid::now_v7(), self.store.now());
         let may_wait = waiting.payment && (pin.is_none() || waiting.pin);

@@ -50,7 +50,8 @@ pub(crate) struct Paid {
 pub(crate) struct Accepted {
     /// The payment.
     id: Uuid,
-    /// PENDING; HELD when it may have been made and a person has to find out.
+    /// PENDING; PROCESSING when its outcome was not known in time; HELD when it may have been made
+    /// and a person has to find out.
     #[schema(value_type = String, example = "PENDING")]
     status: Status,
 }

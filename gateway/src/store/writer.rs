@@ -248,7 +248,9 @@ impl Desk {
             fold: false,
             claims: self.claims,
         };
-        for job in group {
+        // Asked again: the lock may have come later than a caller waits, and a lease to a caller who
+        // has gone counts as sent.
+        for job in group.iter_mut().filter(|job| job.is_wanted()) {
             job.run(&mut transaction, &mut batch).await?;
         }
         let committing = tokio::time::Instant::now();

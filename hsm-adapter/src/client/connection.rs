@@ -56,6 +56,11 @@ impl Connection {
         }
     }
 
+    /// Whether it still takes orders: the socket may have ended before the supervisor knows.
+    pub(super) fn is_open(&self) -> bool {
+        !self.closed.load(Ordering::Relaxed)
+    }
+
     pub(super) fn in_flight(&self) -> usize {
         self.count.load(Ordering::Relaxed)
     }

@@ -116,6 +116,14 @@ impl TokenLink {
         self.slots.iter().any(|slot| slot.connection().is_some())
     }
 
+    /// Whether at least one worker is ready and owes no answer: what is lost elsewhere is then the
+    /// loss of a worker, not of the token.
+    #[must_use]
+    pub fn is_answering(&self) -> bool {
+        let mut connections = self.slots.iter().filter_map(|slot| slot.connection());
+        connections.any(|connection| connection.lost().0 == 0)
+    }
+
     /// Ends the workers. Orders in flight end with [`LinkError::WorkerDied`].
     pub async fn stop(self) {
         self.stop.cancel();

@@ -45,7 +45,7 @@ impl Slot {
     }
 
     pub(super) fn connection(&self) -> Option<Arc<Connection>> {
-        self.state().connection.clone()
+        self.state().connection.clone().filter(|connection| connection.is_open())
     }
 
     pub(super) fn status(&self) -> WorkerStatus {

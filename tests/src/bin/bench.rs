@@ -131,7 +131,16 @@ async fn measure(arguments: &Arguments) -> anyhow::Result<()> {
     let mut figures = Vec::new();
     println!(
         "\n{:<13} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>6} {:>8} {:>8} {:>8}",
-        "CPU us", "all", "gateway", "audit", "workers", "TLS", "PKCS#11", "ratio", "per s", "p50 ms",
+        "CPU us",
+        "all",
+        "gateway",
+        "audit",
+        "workers",
+        "TLS",
+        "PKCS#11",
+        "ratio",
+        "per s",
+        "p50 ms",
         "p99 ms"
     );
     for subject in &subjects {

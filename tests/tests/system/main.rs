@@ -1,4 +1,5 @@
 //! System tests: one binary, one file a story. Each test has a world of its own.
+#![cfg(test)]
 
 mod audit;
 mod backend_faults;
@@ -8,7 +9,9 @@ mod gateway_kill;
 mod openapi_admin;
 mod payments;
 mod pin_blocks;
+mod second_gateway;
 mod smoke;
+mod start_without;
 mod store_and_forward;
 mod support; // what several stories share
 mod tls;

@@ -21,7 +21,8 @@ use crate::support::{
 const PAN: &str = "4761737909457820";
 /// The biller for which a PIN never waits.
 const NEVER_PIN: &str = "pdam";
-const CLIENTS: usize = 10;
+/// Enough for a dozen orders in each worker: they are lost all at once.
+const CLIENTS: usize = 24;
 /// From the moment at which a token is there again.
 const BACK_WITHIN: Duration = Duration::from_secs(5);
 

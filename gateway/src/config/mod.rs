@@ -155,6 +155,10 @@ impl Config {
         self.queue.check()?;
         self.audit.check()?;
         self.retry.check().map_err(|why| format!("retry.{why}"))?;
+        // A lease must outlast the attempts under it and the recording of what became of them.
+        if self.retry.total_ms_max > u64::from(self.queue.lease_s) * 800 {
+            return Err("retry.total_ms_max: must be below 80 % of queue.lease_s".into());
+        }
         within("request_ms_max", self.request_ms_max, 100..=30_000)?;
         let billers: Vec<&str> = self.biller.iter().map(|biller| biller.name.as_str()).collect();
         for (at, biller) in self.biller.iter().enumerate() {

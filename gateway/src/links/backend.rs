@@ -2,13 +2,22 @@
 //!
 //! The outcome says exactly what may be done next: nothing was sent, it is unknown whether it was
 //! taken, the backend asks for another try, or it answered. An answer without the backend's valid
-//! MAC is no answer.
+//! MAC proves nothing, whatever its status: a proxy may have spoken after the backend took the
+//! payment.
 
+use std::convert::Infallible;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use hsm_adapter::worker::chain;
+use hyper::body::{Body, Frame, SizeHint};
 use reqwest::header::{CONTENT_TYPE, RETRY_AFTER};
-use reqwest::{Client, StatusCode, Url};
+use reqwest::{Client, Url};
 use tokio::time::Instant;
 
 use super::breaker::{Breaker, Permit, Verdict};
@@ -47,26 +56,50 @@ pub struct BackendOptions {
     pub attempt_max: Duration,
 }
 
-/// What the backend said, with its MAC still to be verified. Dropped without a verdict, it counts
-/// neither way.
-#[derive(Debug)]
+/// What came back, with its MAC still to be verified. Dropped without a verdict, it counts neither
+/// way.
 pub struct Answered {
+    /// HTTP.
+    pub status: u16,
     /// The exact bytes.
     pub body: Bytes,
     /// `key label:hex`, as sent.
     pub mac: Option<String>,
+    after: Option<Duration>,
     permit: Permit,
 }
 
+impl fmt::Debug for Answered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Answered({}, {} bytes)", self.status, self.body.len())
+    }
+}
+
 impl Answered {
-    /// The answer is the backend's own: it is well.
+    /// The answer is the backend's own word on the payment: it is well.
     pub fn accept(self) {
         self.permit.record(Verdict::Healthy);
     }
 
-    /// The answer is garbage or another's: the backend counts as failing.
+    /// The backend's own word that it took nothing, and wants to be asked again.
     #[must_use]
-    pub fn reject(self, why: &'static str) -> BackendError {
+    pub fn try_again(self) -> BackendError {
+        self.permit.record(Verdict::Failing);
+        BackendError::TryAgain { after: self.after }
+    }
+
+    /// The backend's own word that the request as such is not acceptable.
+    #[must_use]
+    pub fn refuse(self) -> BackendError {
+        self.permit.record(Verdict::Healthy);
+        BackendError::Refused { status: self.status }
+    }
+
+    /// The answer is not the backend's, or not to this question: whatever its status says, a proxy
+    /// may have spoken after the backend took the payment.
+    #[must_use]
+    pub fn reject(self, backend: &str, why: &'static str) -> BackendError {
+        tracing::warn!(backend, status = self.status, why, "an answer that proves nothing");
         self.permit.record(Verdict::Failing);
         BackendError::SentUnknown { why }
     }
@@ -97,34 +130,50 @@ impl BackendLink {
         Ok(Self { name: options.name, client, payments, breaker, attempt_max })
     }
 
+    /// Leave for one exchange. Ask for it first: what rests costs nothing else.
+    ///
+    /// # Errors
+    /// [`BackendError::NotSent`] while the breaker rests.
+    pub fn admit(&self) -> Result<Permit, BackendError> {
+        self.breaker.admit().map_err(|_| BackendError::NotSent { why: RESTING })
+    }
+
     /// Sends one payment once. `mac` is the header's value.
     ///
     /// # Errors
     /// See [`BackendError`]: its classes say what may be done next.
-    pub async fn send(
+    pub async fn exchange(
         &self,
+        permit: Permit,
         body: Bytes,
         mac: String,
         limit: Instant,
     ) -> Result<Answered, BackendError> {
-        let permit = self.breaker.admit().map_err(|_| BackendError::NotSent { why: RESTING })?;
         let started = Instant::now();
         let limit = limit.min(started + self.attempt_max);
-        let outcome = match tokio::time::timeout_at(limit, self.exchange(body, mac)).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(BackendError::SentUnknown { why: "time-out" }),
+        let begun = Arc::new(AtomicBool::new(false));
+        let exchange = self.send_and_read(body, mac, Arc::clone(&begun));
+        let outcome = match tokio::time::timeout_at(limit, exchange).await {
+            Ok(outcome) => outcome.map_err(|error| (error.why, Some(error.cause))),
+            Err(_) => Err(("time-out", None)),
         };
+        let outcome = outcome.map_err(|(why, cause)| {
+            let error = match begun.load(Ordering::Acquire) {
+                true => BackendError::SentUnknown { why },
+                false => BackendError::NotSent { why },
+            };
+            let cause = cause.as_ref().map(|cause| chain(cause)).unwrap_or_default();
+            tracing::warn!(backend = self.name, class = error.class(), why, cause, "no answer");
+            error
+        });
         let class = outcome.as_ref().map_or_else(BackendError::class, |_| "answered");
         crate::telemetry::metrics::backend_request(&self.name, class, started.elapsed());
         match outcome {
-            Ok((body, mac)) => Ok(Answered { body, mac, permit }),
+            Ok(Read { status, after, body, mac }) => {
+                Ok(Answered { status, body, mac, after, permit })
+            }
             Err(error) => {
-                permit.record(match error {
-                    BackendError::Refused { .. } => Verdict::Healthy,
-                    BackendError::NotSent { .. }
-                    | BackendError::SentUnknown { .. }
-                    | BackendError::TryAgain { .. } => Verdict::Failing,
-                });
+                permit.record(Verdict::Failing);
                 Err(error)
             }
         }
@@ -142,48 +191,33 @@ impl BackendLink {
         &self.name
     }
 
-    async fn exchange(
+    async fn send_and_read(
         &self,
         body: Bytes,
         mac: String,
-    ) -> Result<(Bytes, Option<String>), BackendError> {
+        begun: Arc<AtomicBool>,
+    ) -> Result<Read, Broken> {
         let request = self
             .client
             .post(self.payments.clone())
             .header(CONTENT_TYPE, "application/json")
             .header(MAC_HEADER, mac)
-            .body(body);
-        let mut response = request.send().await.map_err(|error| {
-            // A connection that never came about carried no byte of the request.
-            if error.is_connect() || error.is_builder() {
-                BackendError::NotSent { why: "connect" }
-            } else {
-                BackendError::SentUnknown { why: "connection lost" }
-            }
-        })?;
-        let status = response.status();
-        let after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
-        let after = after.and_then(|value| value.parse().ok()).map(Duration::from_secs);
-        match status {
-            StatusCode::OK => {}
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
-                return Err(BackendError::TryAgain { after: after.map(|it| it.min(AFTER_MAX)) });
-            }
-            _ if status.is_client_error() => {
-                return Err(BackendError::Refused { status: status.as_u16() });
-            }
-            // Any other answer says nothing certain about the payment.
-            _ => return Err(BackendError::SentUnknown { why: "unclear status" }),
-        }
-        let mac = response.headers().get(MAC_HEADER).and_then(|value| value.to_str().ok());
-        let mac = mac.map(str::to_owned);
+            .body(reqwest::Body::wrap(Watched { bytes: Some(body), begun }));
+        let sent = request.send().await;
+        let mut response = sent.map_err(|cause| Broken { why: "connection", cause })?;
+        let status = response.status().as_u16();
+        let text = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
+        let after = text(RETRY_AFTER.as_str()).and_then(|value| value.parse().ok());
+        let after = after.map(|seconds| Duration::from_secs(seconds).min(AFTER_MAX));
+        let mac = text(MAC_HEADER).map(str::to_owned);
         let mut answer = Vec::new();
         loop {
             let chunk = response.chunk().await;
-            match chunk.map_err(|_| BackendError::SentUnknown { why: "answer cut off" })? {
-                None => return Ok((answer.into(), mac)),
+            match chunk.map_err(|cause| Broken { why: "answer cut off", cause })? {
+                None => return Ok(Read { status, after, body: answer.into(), mac }),
+                // Too long to be ours: what is there already does not have the right MAC.
                 Some(chunk) if answer.len() + chunk.len() > ANSWER_BYTES_MAX => {
-                    return Err(BackendError::SentUnknown { why: "answer too long" });
+                    return Ok(Read { status, after, body: answer.into(), mac: None });
                 }
                 Some(chunk) => answer.extend_from_slice(&chunk),
             }
@@ -191,11 +225,52 @@ impl BackendLink {
     }
 }
 
-/// The reason of a send that the breaker did not let pass.
-pub const RESTING: &str = "resting";
+/// An answer that was read to its end.
+struct Read {
+    status: u16,
+    after: Option<Duration>,
+    body: Bytes,
+    mac: Option<String>,
+}
+
+/// A request without an answer.
+struct Broken {
+    why: &'static str,
+    cause: reqwest::Error,
+}
+
+/// A request's body that says when it is taken: before that, not one byte of it has left.
+struct Watched {
+    bytes: Option<Bytes>,
+    begun: Arc<AtomicBool>,
+}
+
+impl Body for Watched {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.begun.store(true, Ordering::Release);
+        Poll::Ready(self.bytes.take().map(|bytes| Ok(Frame::data(bytes))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.bytes.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+    }
+}
 
 /// A longer wait than this is not waited for, whatever the other side says.
 const AFTER_MAX: Duration = Duration::from_secs(300);
+
+/// The reason of a send that the breaker did not let pass.
+pub const RESTING: &str = "resting";
 
 /// Why there is no answer, and so what may be done next.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

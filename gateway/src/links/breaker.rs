@@ -196,12 +196,14 @@ impl Breaker {
         }
     }
 
-    /// How long no call may pass; zero when one may.
+    /// How long no call may pass; zero when one may. While a probe runs, a moment: nobody knows how
+    /// long it takes.
     #[must_use]
     pub fn rests_for(&self) -> Duration {
         match self.inner().phase {
             Phase::Open { until } => until.saturating_duration_since(Instant::now()),
-            Phase::Closed | Phase::HalfOpen { .. } => Duration::ZERO,
+            Phase::HalfOpen { probing: true, .. } => PROBE_MOMENT,
+            Phase::Closed | Phase::HalfOpen { probing: false, .. } => Duration::ZERO,
         }
     }
 
@@ -287,6 +289,9 @@ impl Breaker {
         self.shared.inner.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
+
+/// When to look again while a probe runs.
+const PROBE_MOMENT: Duration = Duration::from_millis(200);
 
 /// Leave for one call. Dropped without a record, it gives its place back.
 #[derive(Debug)]

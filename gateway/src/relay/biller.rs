@@ -1,5 +1,7 @@
 //! One biller: where its payments go, what may be stored for it, and the form of the exchange.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use hsm_adapter::protocol::PinKey;
 use hsm_adapter::vocabulary::{KeyLabel, Pan, PinBlock};
@@ -99,24 +101,36 @@ impl Biller {
         request: &Bytes,
         limit: Instant,
     ) -> Result<Settlement, BackendError> {
+        let permit = self.backend.admit()?;
         let key = self.mac_key.clone();
-        let mac = hsm
-            .generate_mac(key.into(), request.to_vec(), None, limit)
-            .await
-            .map_err(|_| BackendError::NotSent { why: NO_HSM })?;
+        let made = hsm.generate_mac(key.into(), request.to_vec(), None, limit).await;
+        let mac = made.map_err(|error| {
+            if let Some(failure) = error.failure() {
+                tracing::error!(%failure, biller = self.name, key = %self.mac_key, "its MAC key");
+            }
+            BackendError::NotSent { why: NO_HSM }
+        })?;
         let mac = format!("{}:{}", self.mac_key, hex::encode_upper(mac.mac));
-        let answered = self.backend.send(request.clone(), mac, limit).await?;
+        let answered = self.backend.exchange(permit, request.clone(), mac, limit).await?;
         let mac = answered.mac.as_deref().and_then(|value| value.split_once(':'));
         let mac = mac.filter(|(label, _)| *label == self.mac_key.as_str());
         let Some(mac) = mac.and_then(|(_, mac)| hex::decode(mac).ok()) else {
-            return Err(answered.reject("answer without MAC"));
+            return Err(answered.reject(&self.name, "no MAC"));
         };
         let body = answered.body.to_vec();
-        // The payment may be made: when the HSM goes away now, the answer is not known to be true.
+        // The answer is here: reading it is worth a moment more than the attempt had.
+        let limit = limit.max(Instant::now() + VERIFY_MIN);
         match hsm.verify_mac(self.mac_key.clone().into(), body, mac, limit).await {
             Ok(true) => {}
-            Ok(false) => return Err(answered.reject("answer MAC wrong")),
+            Ok(false) => return Err(answered.reject(&self.name, "wrong MAC")),
+            // The payment may be made: without the HSM, the answer is not known to be true.
             Err(_) => return Err(BackendError::SentUnknown { why: NO_HSM }),
+        }
+        match answered.status {
+            200 => {}
+            429 | 503 => return Err(answered.try_again()),
+            400..=499 => return Err(answered.refuse()),
+            _ => return Err(answered.reject(&self.name, "unclear status")),
         }
         let answer: Option<Answer> = serde_json::from_slice(&answered.body).ok();
         let answer = answer.filter(|answer| answer.reference == id.to_string());
@@ -126,7 +140,7 @@ impl Biller {
             _ => None,
         });
         let (Some(answer), Some(paid)) = (answer, paid) else {
-            return Err(answered.reject("answer to another question"));
+            return Err(answered.reject(&self.name, "answer to another question"));
         };
         answered.accept();
         let mut response_code = answer.response_code;
@@ -135,6 +149,9 @@ impl Biller {
         Ok(Settlement { paid, response_code })
     }
 }
+
+/// The least time for the MAC of an answer that has arrived.
+const VERIFY_MIN: Duration = Duration::from_secs(1);
 
 /// The reason of an attempt that had no HSM.
 pub const NO_HSM: &str = "no HSM";

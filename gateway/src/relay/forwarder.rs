@@ -22,10 +22,11 @@ impl Relay {
     /// Forwards what waits for one biller until `stop`.
     pub async fn forward(self: Arc<Self>, biller: Arc<Biller>, stop: CancellationToken) {
         loop {
-            let rest = tokio::select! {
-                () = stop.cancelled() => return,
-                rest = self.forward_next(&biller) => rest,
-            };
+            // A payment that has been begun is brought to its end, also while the gateway stops.
+            let rest = self.forward_next(&biller).await;
+            if stop.is_cancelled() {
+                return;
+            }
             let Some(rest) = rest else { continue };
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -78,17 +79,17 @@ impl Relay {
             Ok(settlement) => {
                 self.settle(&facts, &lease, &settlement).await?;
                 let status = if settlement.paid { Status::Success } else { Status::Failed };
-                self.queue_event(&facts, status).await;
+                self.queue_event(facts.id, &facts.target, status).await;
                 Ok(if settlement.paid { "success" } else { "declined" })
             }
             Err(BackendError::Refused { .. }) if !sent_unknown => {
                 self.settle(&facts, &lease, &Settlement::refused()).await?;
-                self.queue_event(&facts, Status::Failed).await;
+                self.queue_event(facts.id, &facts.target, Status::Failed).await;
                 Ok("refused")
             }
             Err(BackendError::Refused { .. }) => {
                 self.store.hold(&lease, HoldReason::Ambiguous).await?;
-                self.queue_event(&facts, Status::Held).await;
+                self.queue_event(facts.id, &facts.target, Status::Held).await;
                 Ok("ambiguous")
             }
             Err(error) => {
@@ -96,8 +97,10 @@ impl Relay {
                 let class = class(&error);
                 let parking = Parking { retry_in, class, code: None, counts, pin: None };
                 match self.store.release(&lease, parking).await? {
-                    Parked::Failed => self.queue_event(&facts, Status::Failed).await,
-                    Parked::Held => self.queue_event(&facts, Status::Held).await,
+                    Parked::Failed => {
+                        self.queue_event(facts.id, &facts.target, Status::Failed).await
+                    }
+                    Parked::Held => self.queue_event(facts.id, &facts.target, Status::Held).await,
                     Parked::Waiting | Parked::Stale => {}
                 }
                 Ok(error.class())
@@ -152,7 +155,7 @@ fn rest_after(error: &BackendError, attempts: u32) -> (Duration, bool) {
     let step = LADDER_S[usize::try_from(attempts).unwrap_or(usize::MAX).min(LADDER_S.len() - 1)];
     let rest = jitter(Duration::from_secs(step), 0.2);
     match error {
-        BackendError::NotSent { why } if *why == RESTING => (Duration::ZERO, false),
+        BackendError::NotSent { why } if *why == RESTING => (Duration::from_millis(200), false),
         BackendError::NotSent { why } if *why == NO_HSM => (Duration::from_secs(1), false),
         BackendError::NotSent { .. } => (Duration::from_millis(200), false),
         BackendError::TryAgain { after } => (rest.max(after.unwrap_or_default()), false),

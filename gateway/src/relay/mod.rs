@@ -30,7 +30,7 @@ use crate::audit::AuditLog;
 use crate::config::QueueConfig;
 use crate::links::retry::{RetryConfig, Retryable};
 use crate::links::token::{HsmError, HsmLink};
-use crate::store::{ItemFacts, PaymentView, Status, Store, StoreError};
+use crate::store::{PaymentView, Status, Store, StoreError};
 
 /// What makes, stores and forwards payments.
 #[derive(Debug)]
@@ -83,7 +83,7 @@ impl Relay {
     }
 
     /// A payment of the queue reached a status that no client's request tells of.
-    async fn queue_event(&self, facts: &ItemFacts, status: Status) {
+    async fn queue_event(&self, id: Uuid, biller: &str, status: Status) {
         let (kind, outcome, reason) = match status {
             Status::Success => (EventType::QueueDeliver, Outcome::Success, None),
             Status::Failed => {
@@ -100,16 +100,16 @@ impl Relay {
             jiff::Timestamp::now(),
             outcome,
             Origin::inside(self.audit.host()),
-            Resource::new(ResourceType::Payment, Label::new(&facts.reference)),
+            Resource::new(ResourceType::Payment, Label::new(&id.to_string())),
         )
         .service(Service::Payment)
-        .link(Label::new(&facts.target));
+        .link(Label::new(biller));
         if let Some(reason) = reason {
             event = event.reason(reason);
         }
         // The outcome is durable in the queue already; a log that is failing shows in readiness.
         if self.audit.append(event).await.is_err() {
-            tracing::error!(id = %facts.id, "the outcome of a queued payment was not recorded");
+            tracing::error!(%id, "the outcome of a queued payment was not recorded");
         }
     }
 }

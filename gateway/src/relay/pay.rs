@@ -5,6 +5,7 @@
 //! payment that may not wait and of which nothing was sent is taken back; one that may have been
 //! sent and cannot be sent again is held for a person. It is never guessed.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,7 +31,6 @@ use crate::store::{
 };
 
 /// A payment that its client may make, decoded and with its MAC verified.
-#[derive(Debug)]
 pub struct Instruction {
     /// The client.
     pub client: String,
@@ -46,6 +46,12 @@ pub struct Instruction {
     pub order: PaymentOrder,
     /// The client's PIN block.
     pub pin: Option<PinOrder>,
+}
+
+impl fmt::Debug for Instruction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Instruction({} at {}, {} bytes)", self.client, self.biller.name, self.body.len())
+    }
 }
 
 /// A PIN block to translate to the biller's zone.
@@ -72,6 +78,8 @@ pub enum Receipt {
         body: Bytes,
         /// The payment.
         id: Uuid,
+        /// Whether the biller took it.
+        paid: bool,
         /// Whether the answer is a stored one.
         replayed: bool,
     },
@@ -106,16 +114,35 @@ impl Relay {
         deadline: Instant,
     ) -> Result<Receipt, PayError> {
         let relay = Arc::clone(self);
-        let (begun, durable) = oneshot::channel();
-        let running =
-            self.tasks.spawn(async move { relay.run(instruction, deadline, begun).await });
-        match tokio::time::timeout_at(deadline, running).await {
-            Ok(ended) => ended.unwrap_or(Err(PayError::Unclear)),
-            Err(_) => match { durable }.try_recv() {
+        let (begun, mut durable) = oneshot::channel();
+        let (told, heard) = oneshot::channel();
+        let biller = instruction.biller.name.clone();
+        self.tasks.spawn(async move {
+            let receipt = relay.run(instruction, deadline, begun).await;
+            if let Err(Ok(receipt)) = told.send(receipt) {
+                relay.unheard(&biller, &receipt).await;
+            }
+        });
+        match tokio::time::timeout_at(deadline, heard).await {
+            Ok(receipt) => receipt.unwrap_or(Err(PayError::Unclear)),
+            Err(_) => match durable.try_recv() {
                 Ok(id) => Ok(Receipt::underway(id)),
                 Err(_) => Err(PayError::Running { retry_after: Duration::from_secs(1) }),
             },
         }
+    }
+
+    /// The client had gone or was answered already: the outcome is an event of its own.
+    async fn unheard(&self, biller: &str, receipt: &Receipt) {
+        let status = match receipt {
+            Receipt::Final { replayed: true, .. } | Receipt::Accepted { replayed: true, .. } => {
+                return;
+            }
+            Receipt::Final { paid: true, .. } => Status::Success,
+            Receipt::Final { .. } => Status::Failed,
+            Receipt::Accepted { status, .. } => *status,
+        };
+        self.queue_event(receipt.id(), biller, status).await;
     }
 
     async fn run(
@@ -171,8 +198,9 @@ impl Relay {
         let way = FirstWay { biller: &biller, facts: &facts, lease: &lease, may_have_arrived };
         match self.after(way, sent, waiting_pin.as_ref()).await {
             // The row stands: its lease runs out, and the payment is found again.
-            Err(PayError::Store(error) | PayError::Payment(PaymentError::Store(error))) => {
-                tracing::error!(%error, id = %facts.id, "recording what became of a payment");
+            Err(error @ (PayError::Store(_) | PayError::Payment(_))) => {
+                let error = hsm_adapter::worker::chain(&error);
+                tracing::error!(error, id = %facts.id, "recording what became of a payment");
                 Ok(Receipt::underway(facts.id))
             }
             receipt => receipt,
@@ -192,12 +220,13 @@ impl Relay {
         match sent {
             Ok(settlement) => {
                 let body = self.settle(facts, lease, &settlement).await?;
-                Ok(Receipt::Final { status: 200, body, id, replayed: false })
+                let paid = settlement.paid;
+                Ok(Receipt::Final { status: 200, body, id, paid, replayed: false })
             }
             // Not a word of ours was acceptable to the biller, and no earlier send is in doubt.
             Err(BackendError::Refused { .. }) if !may_have_arrived => {
                 let body = self.settle(facts, lease, &Settlement::refused()).await?;
-                Ok(Receipt::Final { status: 200, body, id, replayed: false })
+                Ok(Receipt::Final { status: 200, body, id, paid: false, replayed: false })
             }
             Err(error) if may_wait && !matches!(error, BackendError::Refused { .. }) => {
                 let parking = Parking {
@@ -207,21 +236,24 @@ impl Relay {
                     counts: may_have_arrived,
                     pin: None,
                 };
-                let status = match self.payments.wait(lease, facts, parking, pin).await? {
-                    Parked::Waiting | Parked::Stale => Status::Pending,
-                    Parked::Failed => Status::Failed,
-                    Parked::Held => Status::Held,
-                };
+                let status =
+                    match recorded(|| self.payments.wait(lease, facts, parking.clone(), pin))
+                        .await?
+                    {
+                        Parked::Waiting | Parked::Stale => Status::Pending,
+                        Parked::Failed => Status::Failed,
+                        Parked::Held => Status::Held,
+                    };
                 metrics::counter!("tollgate_queue_enqueued_total").increment(1);
                 self.count_payment(&biller.name, status);
                 Ok(Receipt::Accepted { id, status, replayed: false })
             }
             Err(_) if may_have_arrived => {
-                self.store.hold(lease, HoldReason::Ambiguous).await?;
+                recorded(|| self.store.hold(lease, HoldReason::Ambiguous)).await?;
                 self.count_payment(&biller.name, Status::Held);
                 Ok(Receipt::Accepted { id, status: Status::Held, replayed: false })
             }
-            Err(error) => match self.store.withdraw(lease, error.class()).await? {
+            Err(error) => match recorded(|| self.store.withdraw(lease, error.class())).await? {
                 Settled::Recorded | Settled::Stale => Err(match error {
                     BackendError::NotSent { why } if why == NO_HSM => PayError::NoMac,
                     BackendError::NotSent { .. }
@@ -250,18 +282,8 @@ impl Relay {
             false => (Outcome::Failed, Status::Failed),
         };
         let body = final_answer(facts.id, status, &settlement.response_code);
-        // Repeating is safe, and worth it: unrecorded, the payment would be sent once more.
-        let mut tries = 0;
-        loop {
-            let answer = (200, &*body);
-            let code = &settlement.response_code;
-            match self.payments.finish(lease, facts, outcome, code, answer).await {
-                Ok(_) => break,
-                Err(error) if tries >= 3 => return Err(error.into()),
-                Err(_) => tries += 1,
-            }
-            tokio::time::sleep(Duration::from_millis(50 << tries)).await;
-        }
+        let (code, answer) = (&settlement.response_code, (200, &*body));
+        recorded(|| self.payments.finish(lease, facts, outcome, code, answer)).await?;
         self.count_payment(&facts.target, status);
         Ok(body)
     }
@@ -287,10 +309,11 @@ impl Relay {
     /// made durable just now.
     async fn known(&self, begun: Begun, new: Option<Uuid>) -> Result<Receipt, PayError> {
         match begun {
-            Begun::Replay { facts, answer: Some(answer), .. } => {
+            Begun::Replay { facts, status: is, answer: Some(answer) } => {
                 let opened = self.payments.replay(&facts, &answer).await;
                 let (status, body) = opened.map_err(PayError::AnswerClosed)?;
-                Ok(Receipt::Final { status, body: body.into(), id: facts.id, replayed: true })
+                let (id, paid) = (facts.id, is == Status::Success);
+                Ok(Receipt::Final { status, body: body.into(), id, paid, replayed: true })
             }
             Begun::Replay { facts, status, answer: None } => {
                 Ok(Receipt::Accepted { id: facts.id, status, replayed: true })
@@ -326,6 +349,17 @@ impl Receipt {
             Self::Final { id, .. } | Self::Accepted { id, .. } => *id,
         }
     }
+}
+
+/// Tries a few times: recording twice is safe, and unrecorded, the payment would be sent once more.
+async fn recorded<T, E, F: Future<Output = Result<T, E>>>(record: impl Fn() -> F) -> Result<T, E> {
+    for wait_ms in [50, 100, 200] {
+        if let Ok(done) = record().await {
+            return Ok(done);
+        }
+        tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+    }
+    record().await
 }
 
 fn final_answer(id: Uuid, status: Status, response_code: &str) -> Bytes {

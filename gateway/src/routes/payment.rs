@@ -304,7 +304,14 @@ fn answer(entry: &AuditEntry, receipt: Receipt) -> Answer {
             }
             // An id and a word: such a value always has a JSON form.
             let body = serde_json::to_vec(&Accepted { id, status }).unwrap_or_default();
-            Answer { status: StatusCode::ACCEPTED, headers, body: body.into() }
+            let code = match status {
+                Status::Pending | Status::Processing | Status::Held => StatusCode::ACCEPTED,
+                // Ended without a word of the biller's: nothing more will happen.
+                Status::Success | Status::Failed | Status::Expired | Status::Cancelled => {
+                    StatusCode::OK
+                }
+            };
+            Answer { status: code, headers, body: body.into() }
         }
     }
 }
@@ -316,16 +323,27 @@ async fn with_mac(
     mut answer: Answer,
     deadline: Instant,
 ) -> Result<Response, Problem> {
-    // A payment that took all the time there was still gets its answer signed.
-    let deadline = deadline.max(Instant::now() + std::time::Duration::from_secs(1));
-    let body = answer.body.to_vec();
-    let made = gateway.hsm.generate_mac(key.clone().into(), body, None, deadline).await;
-    let mac = made.map_err(|error| problem_of(&error))?.mac;
+    // The payment is made or durable: its answer is worth waiting for workers that are being
+    // replaced. Without the MAC the client asks again with the same key, and gets the same answer.
+    let patience = deadline.max(Instant::now() + ANSWER_MAC_MIN);
+    let mac = loop {
+        let body = answer.body.to_vec();
+        match gateway.hsm.generate_mac(key.clone().into(), body, None, patience).await {
+            Ok(made) => break made.mac,
+            Err(error) if Instant::now() >= patience || error.failure().is_some() => {
+                return Err(problem_of(&error));
+            }
+            Err(_) => tokio::time::sleep(std::time::Duration::from_millis(100)).await,
+        }
+    };
     if let Ok(value) = HeaderValue::try_from(format!("{key}:{}", hex::encode_upper(mac))) {
         answer.headers.insert(MAC_HEADER, value);
     }
     Ok(answer.into_response())
 }
+
+/// The least time for the MAC of an answer.
+const ANSWER_MAC_MIN: std::time::Duration = std::time::Duration::from_secs(2);
 
 fn problem(entry: &AuditEntry, error: &PayError) -> Problem {
     let wait = |duration: std::time::Duration| {

@@ -1,7 +1,7 @@
 //! The routes. A payment request passes identity, fault, handler, in that order.
 //!
-//! Every answer of a payment handler carries `Tollgate-Mac` over its exact bytes. What a fault
-//! answers carries none, as if a proxy in between had spoken.
+//! Every answer of a payment handler carries `Tollgate-Mac` over its exact bytes, and so does the
+//! biller's own "not now". What other faults answer carries none, as if a proxy had spoken.
 
 use std::path::Path as FilePath;
 use std::sync::Arc;
@@ -82,6 +82,13 @@ impl App {
         let body =
             json!({"type": format!("/problems/{slug}"), "title": title, "status": status.as_u16()});
         self.answer(status, "application/problem+json", &body)
+    }
+
+    /// The biller's own word that it took nothing.
+    fn not_now(&self, status: StatusCode, slug: &str) -> Response {
+        let mut answer = self.problem(status, slug, "Ask again");
+        answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        answer
     }
 
     fn result(&self, reference: &Uuid, response_code: &str, replayed: bool) -> Response {
@@ -192,8 +199,12 @@ async fn misbehave(
             tokio::time::sleep(fault.delay()).await;
             next.run(request).await
         }
-        Mode::Fail => (StatusCode::SERVICE_UNAVAILABLE, [(RETRY_AFTER, "1")]).into_response(),
-        Mode::TooMany => (StatusCode::TOO_MANY_REQUESTS, [(RETRY_AFTER, "1")]).into_response(),
+        Mode::Fail => app.not_now(StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
+        Mode::TooMany => app.not_now(StatusCode::TOO_MANY_REQUESTS, "too-many-requests"),
+        Mode::Proxy503 => {
+            next.run(request).await;
+            (StatusCode::SERVICE_UNAVAILABLE, [(RETRY_AFTER, "1")]).into_response()
+        }
         Mode::Error500 => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
         Mode::Hang => std::future::pending().await,
         Mode::HangAfter => {

@@ -16,10 +16,13 @@ pub enum Mode {
     Normal,
     /// Waits `delay_ms`, then works as usual.
     Slow,
-    /// 503 with Retry-After, no effect.
+    /// 503 with Retry-After under the biller's MAC: it took nothing.
     Fail,
-    /// 429 with Retry-After, no effect.
+    /// 429 with Retry-After under the biller's MAC: it took nothing.
     TooMany,
+    /// The effect, then a 503 without MAC, as a proxy says it whose upstream went away.
+    #[serde(rename = "proxy-503")]
+    Proxy503,
     /// 500, no effect.
     #[serde(rename = "error-500")]
     Error500,
@@ -144,6 +147,7 @@ mod tests {
             "slow",
             "fail",
             "too-many",
+            "proxy-503",
             "error-500",
             "hang",
             "hang-after",

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use harness::acquirer::{Answer, Payment};
 use harness::billing::{Fault, Mode};
-use harness::world::World;
+use harness::world::{Wanted, World};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
@@ -214,4 +214,40 @@ async fn a_slow_biller_is_waited_for_and_a_passing_fault_is_seen_by_nobody() {
     assert_paid_once(&ledger);
     assert_eq!(ledger.effects.len(), 2 * BURST + 5);
     assert!(ledger.duplicates_suppressed >= 3, "{ledger:?}");
+}
+
+/// A proxy that lost its upstream says 503 although the payment was made. Its word is no proof: what
+/// may wait is asked about again, and what may not is left to a person. Nobody is told "not taken".
+#[tokio::test]
+async fn a_refusal_without_the_billers_mac_is_not_believed() {
+    let world = World::start().await.unwrap();
+    let (counter, control) = (Counter::a(&world), world.billing_control().unwrap());
+    control.set_mode(Fault::always(Mode::Proxy503)).await.unwrap();
+
+    let (storing, other) = burst(&counter, "proxy").await;
+    control.set_mode(Fault::always(Mode::Normal)).await.unwrap();
+
+    let held = settle(&world, &counter, &storing, &other).await;
+    assert!(held > 0, "{other:?}");
+}
+
+/// While it is not even connected, not one byte has left: a biller that accepts and stays silent in
+/// the handshake makes no payment doubtful.
+#[tokio::test]
+async fn a_biller_that_never_finishes_its_handshake_leaves_nothing_in_doubt() {
+    let mut world = World::prepare(Wanted::default()).unwrap();
+    let silent = std::net::TcpListener::bind(("127.0.0.1", world.ports.billing)).unwrap();
+    world.start_gateway().await.unwrap();
+    let counter = Counter::a(&world);
+
+    let stored = counter.pay("pln", &counter.body(&Payment::of("pln", "pln"))).await;
+    let refused = counter.pay("telkom", &counter.body(&Payment::of("telkom", "telkom"))).await;
+    drop(silent);
+    world.start_billing().await.unwrap();
+    let id = text(&stored, "id");
+    until("paid", RECOVERED, async || counter.status(&id).await == "SUCCESS").await;
+
+    assert_eq!(stored.status, 202, "{stored:?}");
+    assert_refused(&refused, "backend-unavailable");
+    assert_paid_once(&world.billing_control().unwrap().ledger().await.unwrap());
 }

@@ -18,7 +18,7 @@ use super::{WorkerError, chain};
 use crate::error::{CkrClass, Failure, TokenError};
 use crate::operation::translate::{Side, translate};
 use crate::operation::{mac, seal};
-use crate::protocol::{Answer, FrameBuffer, Order, Reply, Request, append_frame, wipe};
+use crate::protocol::{Answer, FrameBuffer, Message, Order, Reply, Request, append_frame, wipe};
 use crate::vocabulary::KeyRole;
 
 /// Serves until the gateway closes its end.
@@ -209,8 +209,8 @@ impl<'s> SessionThread<'s> {
                 Ok(Answer::OpenedDataKey(seal::open(session, &kek, wrapped)?))
             }
             Order::Random { bytes } => {
-                let mut random = vec![0; usize::from((*bytes).clamp(1, 1024))];
-                session.session.generate_random_slice(&mut random).map_err(TokenError::from)?;
+                let mut random = Message(vec![0; usize::from((*bytes).clamp(1, 1024))]);
+                session.session.generate_random_slice(&mut random.0).map_err(TokenError::from)?;
                 Ok(Answer::Random(random))
             }
             Order::ListKeys => Ok(Answer::Keys(keys.facts(session)?)),

@@ -7,6 +7,7 @@
 
 use std::fmt;
 
+use postcard::ser_flavors::Flavor;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
@@ -163,8 +164,8 @@ impl Order {
     }
 }
 
-/// Bytes of a message that is not to be printed.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Bytes that are not to be printed. Zeroized.
+#[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop, Serialize, Deserialize)]
 pub struct Message(#[serde(with = "bytes_form")] pub Vec<u8>);
 
 mod bytes_form {
@@ -234,7 +235,7 @@ pub enum Answer {
     /// To `OpenDataKey`.
     OpenedDataKey(ClearDataKey),
     /// To `Random`.
-    Random(Vec<u8>),
+    Random(Message),
     /// To `ListKeys`.
     Keys(Vec<KeyFacts>),
     /// To `SelfTest`: the names of the operations proved.
@@ -298,16 +299,63 @@ impl fmt::Debug for ClearDataKey {
 /// When the body is over [`FRAME_BYTES_MAX`]; then nothing was appended.
 pub fn append_frame<T: Serialize>(buffer: &mut Vec<u8>, message: &T) -> Result<(), FrameError> {
     let start = buffer.len();
-    buffer.extend_from_slice(&[0; 4]);
-    let taken = std::mem::take(buffer);
-    *buffer = postcard::to_extend(message, taken).map_err(|_| FrameError::Malformed)?;
+    append_wiping(buffer, &[0; 4]);
+    let written = postcard::serialize_with_flavor(message, Growing(buffer));
     let body = buffer.len() - start - 4;
-    if body > FRAME_BYTES_MAX {
-        buffer.truncate(start);
-        return Err(FrameError::TooLong);
+    let refused = match written {
+        Ok(()) if body <= FRAME_BYTES_MAX => None,
+        Ok(()) => Some(FrameError::TooLong),
+        Err(_) => Some(FrameError::Malformed),
+    };
+    if let Some(error) = refused {
+        cut(buffer, start);
+        return Err(error);
     }
     buffer[start..start + 4].copy_from_slice(&(body as u32).to_le_bytes());
     Ok(())
+}
+
+/// Where postcard writes: behind what the buffer holds already.
+struct Growing<'b>(&'b mut Vec<u8>);
+
+impl Flavor for Growing<'_> {
+    type Output = ();
+
+    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
+        append_wiping(self.0, &[byte]);
+        Ok(())
+    }
+
+    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
+        append_wiping(self.0, bytes);
+        Ok(())
+    }
+
+    fn finalize(self) -> postcard::Result<()> {
+        Ok(())
+    }
+}
+
+/// Appends; a buffer that is too small is left wiped when a larger one takes its place.
+fn append_wiping(buffer: &mut Vec<u8>, bytes: &[u8]) {
+    let wanted = buffer.len() + bytes.len();
+    if wanted > buffer.capacity() {
+        let mut larger =
+            Vec::with_capacity(wanted.max(2 * buffer.capacity()).max(BUFFER_BYTES_MIN));
+        larger.extend_from_slice(buffer);
+        buffer.zeroize();
+        *buffer = larger;
+    }
+    buffer.extend_from_slice(bytes);
+}
+
+/// Room for a few orders without a message.
+const BUFFER_BYTES_MIN: usize = 4096;
+
+/// Takes off what stands behind `length`, and wipes it.
+fn cut(buffer: &mut Vec<u8>, length: usize) {
+    buffer[length..].zeroize();
+    buffer.truncate(length);
 }
 
 /// Empties a buffer that held an order or an answer. Only what was in use is overwritten: a buffer
@@ -332,10 +380,12 @@ impl FrameBuffer {
             wipe(&mut self.bytes);
             self.start = 0;
         } else if self.start > FRAME_BYTES_MAX {
-            self.bytes.drain(..self.start);
+            let left = self.bytes.len() - self.start;
+            self.bytes.copy_within(self.start.., 0);
+            cut(&mut self.bytes, left);
             self.start = 0;
         }
-        self.bytes.extend_from_slice(bytes);
+        append_wiping(&mut self.bytes, bytes);
     }
 
     /// Whether a whole frame waits.
@@ -408,7 +458,7 @@ mod tests {
                 buffer.extend(piece);
                 while let Some(request) = buffer.next_frame::<Request>().unwrap() {
                     let Order::GenerateMac { message, .. } = request.order else { panic!() };
-                    seen.push(message.0);
+                    seen.push(message.0.clone());
                 }
             }
             prop_assert_eq!(seen, messages);
@@ -432,5 +482,25 @@ mod tests {
         let mut buffer = FrameBuffer::default();
         buffer.extend(&u32::MAX.to_le_bytes());
         assert_eq!(buffer.next_frame::<Request>().unwrap_err(), FrameError::TooLong);
+    }
+
+    #[test]
+    fn an_order_that_is_refused_leaves_those_before_it_and_nothing_of_itself() {
+        let mut bytes = Vec::new();
+        append_frame(&mut bytes, &order(vec![1; 10])).unwrap();
+        let before = bytes.clone();
+
+        append_frame(&mut bytes, &order(vec![7; FRAME_BYTES_MAX + 1])).unwrap_err();
+
+        assert_eq!(bytes, before);
+        bytes.resize(FRAME_BYTES_MAX, 0);
+        assert!(!bytes[before.len()..].contains(&7));
+    }
+
+    #[test]
+    fn random_bytes_are_not_printed() {
+        let printed = format!("{:?}", Answer::Random(Message(vec![171; 4])));
+
+        assert_eq!(printed, "Random(Message(4 bytes))");
     }
 }

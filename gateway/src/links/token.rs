@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use hsm_adapter::client::{LinkError, TokenLink, WorkerStatus};
-use hsm_adapter::error::Failure;
+use hsm_adapter::error::{CkrClass, Failure};
 use hsm_adapter::protocol::{Answer, ClearDataKey, KeyFacts, Message, Order, PinKey};
 use hsm_adapter::vocabulary::{KeyLabel, KeyName, MacAlgorithm, Pan, PinBlock};
 use tokio::time::Instant;
@@ -258,6 +258,11 @@ impl HsmLink {
 fn verdict(outcome: &Result<Answer, LinkError>, another_answers: bool) -> Option<Verdict> {
     match outcome {
         Ok(_) | Err(LinkError::Busy | LinkError::OrderTooLong) => Some(Verdict::Healthy),
+        // Nobody's order can succeed until a person acts.
+        Err(LinkError::Answered(Failure::Token {
+            class: CkrClass::Permanent | CkrClass::Configuration,
+            ..
+        })) => Some(Verdict::Failing),
         Err(LinkError::Answered(failure)) if !failure.is_transient() => Some(Verdict::Healthy),
         Err(LinkError::NoWorker | LinkError::TimedOut | LinkError::WorkerDied)
             if another_answers =>
@@ -333,6 +338,21 @@ mod tests {
             assert_eq!(answered, Some(Verdict::Healthy));
             let wrong = verdict(&Err(LinkError::WrongAnswer), another);
             assert_eq!(wrong, Some(Verdict::Failing));
+        }
+    }
+
+    #[test]
+    fn a_token_that_a_person_must_cure_is_failing_and_a_bad_order_is_not() {
+        for (class, expected) in [
+            (CkrClass::Permanent, Verdict::Failing),
+            (CkrClass::Configuration, Verdict::Failing),
+            (CkrClass::Restart, Verdict::Failing),
+            (CkrClass::Caller, Verdict::Healthy),
+        ] {
+            let failure = Failure::Token { function: "Login".into(), code: "x".into(), class };
+            let outcome = Err(LinkError::Answered(failure));
+
+            assert_eq!(verdict(&outcome, true), Some(expected), "{class:?}");
         }
     }
 }

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use compliance::{
     Actor, Event, EventType, Label, Origin, Outcome, Reason, Resource, ResourceType, Service,
 };
+use hsm_adapter::error::{CkrClass, Failure};
 use hsm_adapter::protocol::ClearDataKey;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
@@ -28,7 +29,7 @@ use self::keys::{DataKey, DataKeySource, KeySourceError, Keys};
 use self::payment::Payments;
 use crate::audit::AuditLog;
 use crate::config::QueueConfig;
-use crate::links::retry::{RetryConfig, Retryable};
+use crate::links::retry::RetryConfig;
 use crate::links::token::{HsmError, HsmLink};
 use crate::store::{PaymentView, Status, Store, StoreError};
 
@@ -130,12 +131,14 @@ impl DataKeySource for TokenKeys {
     }
 }
 
+/// Only a token that is well and does not unwrap this key speaks of the key; every other answer
+/// may be another one tomorrow.
 fn source_error(error: HsmError) -> KeySourceError {
-    let passes = error.is_transient() || matches!(error, HsmError::Resting);
-    if passes {
-        KeySourceError::Unavailable(Box::new(error))
-    } else {
-        KeySourceError::Refused(Box::new(error))
+    match error.failure() {
+        Some(Failure::Token { class: CkrClass::Caller, .. }) => {
+            KeySourceError::Refused(Box::new(error))
+        }
+        Some(_) | None => KeySourceError::Unavailable(Box::new(error)),
     }
 }
 

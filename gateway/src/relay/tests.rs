@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use hsm_adapter::client::LinkError;
+use hsm_adapter::error::{CkrClass, Failure};
 use hsm_adapter::protocol::{ClearDataKey, PinKey};
 use hsm_adapter::vocabulary::{KeyLabel, KeyName, Pan, PinBlock, PinBlockFormat};
 
@@ -14,6 +16,8 @@ use super::keys::{
 };
 use super::payment::{Due, Intake, PaymentError, PaymentOrder, Payments, Waiting, WaitingPin};
 use super::sealing::Tampered;
+use super::source_error;
+use crate::links::token::HsmError;
 use crate::store::tests::World;
 use crate::store::{
     Begun, Class, DekClass, ItemFacts, Lease, Outcome, Parked, Parking, Priority, Settled, Status,
@@ -487,5 +491,28 @@ mod key_life {
 
     fn facts(house: &House) -> ItemFacts {
         crate::store::tests::new_payment(house.world.store.now(), 1).facts
+    }
+}
+
+#[test]
+fn only_a_token_that_is_well_can_call_a_wrapped_key_bad() {
+    let token = |class| Failure::Token { function: "UnwrapKey".into(), code: "x".into(), class };
+    let answered = |failure| HsmError::Link(LinkError::Answered(failure));
+
+    let bad = source_error(answered(token(CkrClass::Caller)));
+
+    assert!(matches!(bad, KeySourceError::Refused(_)));
+    for error in [
+        HsmError::Resting,
+        HsmError::Link(LinkError::WrongAnswer),
+        HsmError::Link(LinkError::TimedOut),
+        answered(Failure::UnknownKey),
+        answered(Failure::KeyNotForThis(String::new())),
+        answered(Failure::Expired),
+        answered(token(CkrClass::Restart)),
+        answered(token(CkrClass::Permanent)),
+        answered(token(CkrClass::Configuration)),
+    ] {
+        assert!(matches!(source_error(error), KeySourceError::Unavailable(_)));
     }
 }

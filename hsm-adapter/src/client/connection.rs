@@ -12,7 +12,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
 
 use super::LinkError;
 use crate::protocol::{Answer, FrameBuffer, Hello, Order, Reply, RequestRef, append_frame, wipe};
@@ -26,20 +26,22 @@ pub(super) struct Connection {
     count: AtomicUsize,
     closed: AtomicBool,
     waiting: Mutex<HashMap<u64, Waiting>>,
-    outbox: Mutex<Vec<u8>>,
+    outbox: Mutex<Zeroizing<Vec<u8>>>,
     outbox_filled: Notify,
-    /// Told when an order is lost, so that the supervisor looks.
-    pub(super) order_lost: Notify,
 }
 
+/// An order at the worker. It stays until its reply comes or the connection ends, whether or not
+/// its caller still waits: what a hung worker owes must count, and the bound on these entries
+/// bounds the outbox too.
 #[derive(Debug)]
-enum Waiting {
-    Caller(oneshot::Sender<Reply>),
-    /// Its caller has been answered already: the deadline passed.
-    Lost {
-        since: Instant,
-    },
+struct Waiting {
+    deadline: Instant,
+    caller: oneshot::Sender<Reply>,
 }
+
+/// A reply may be this late: a worker that says "expired" is alive, and it says so after the
+/// deadline.
+const GRACE: Duration = Duration::from_millis(250);
 
 impl Connection {
     pub(super) fn new(hello: Hello, in_flight_max: usize) -> Self {
@@ -52,7 +54,6 @@ impl Connection {
             waiting: Mutex::default(),
             outbox: Mutex::default(),
             outbox_filled: Notify::new(),
-            order_lost: Notify::new(),
         }
     }
 
@@ -71,76 +72,66 @@ impl Connection {
     }
 
     pub(super) async fn call(&self, order: &Order, deadline: Instant) -> Result<Answer, LinkError> {
-        if self.in_flight() >= self.in_flight_max {
-            return Err(LinkError::Busy);
-        }
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let (id, answer) = self.enter(deadline)?;
         let request = RequestRef { id, deadline_ns: monotonic_ns(deadline), order };
-        let mut answer = self.enter(id)?;
-        // Dropped when the caller goes away: then nobody waits for the reply.
-        let mut entry = Entry { connection: self, id, lost: false };
-        {
-            let mut outbox = lock(&self.outbox);
-            append_frame(&mut outbox, &request).map_err(|_| LinkError::OrderTooLong)?;
+        if append_frame(&mut lock(&self.outbox), &request).is_err() {
+            self.take(id);
+            return Err(LinkError::OrderTooLong);
         }
         self.outbox_filled.notify_one();
-        match tokio::time::timeout_at(deadline, &mut answer).await {
+        match tokio::time::timeout_at(deadline, answer).await {
             Ok(Ok(reply)) => Ok(reply.outcome?),
             Ok(Err(_)) => Err(LinkError::WorkerDied),
-            Err(_) => {
-                entry.lost = true;
-                Err(LinkError::TimedOut)
-            }
+            Err(_) => Err(LinkError::TimedOut),
         }
     }
 
-    fn enter(&self, id: u64) -> Result<oneshot::Receiver<Reply>, LinkError> {
-        let (sender, receiver) = oneshot::channel();
+    fn enter(&self, deadline: Instant) -> Result<(u64, oneshot::Receiver<Reply>), LinkError> {
+        let (caller, receiver) = oneshot::channel();
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let mut waiting = lock(&self.waiting);
         // Under the lock that `close` takes: nobody waits at a connection that has ended.
         if self.closed.load(Ordering::Relaxed) {
             return Err(LinkError::NoWorker);
         }
-        waiting.insert(id, Waiting::Caller(sender));
+        if waiting.len() >= self.in_flight_max {
+            return Err(LinkError::Busy);
+        }
+        waiting.insert(id, Waiting { deadline, caller });
         self.count.store(waiting.len(), Ordering::Relaxed);
-        Ok(receiver)
+        Ok((id, receiver))
     }
 
-    fn leave(&self, id: u64, lost: bool) {
+    fn take(&self, id: u64) -> Option<Waiting> {
         let mut waiting = lock(&self.waiting);
-        if !waiting.contains_key(&id) {
-            return;
-        }
-        if lost {
-            waiting.insert(id, Waiting::Lost { since: Instant::now() });
-            self.order_lost.notify_one();
-        } else {
-            // The worker still works on it; its reply finds nobody.
-            waiting.remove(&id);
-        }
+        let taken = waiting.remove(&id);
         self.count.store(waiting.len(), Ordering::Relaxed);
+        taken
     }
 
-    /// How many orders are lost, and for how long the first has been.
+    /// Whether a reply is due that has not come.
+    pub(super) fn owes(&self) -> bool {
+        let now = Instant::now();
+        lock(&self.waiting).values().any(|waiting| waiting.deadline <= now)
+    }
+
+    /// How many orders are lost, which is overdue by more than the grace, and for how long the
+    /// first has been.
     pub(super) fn lost(&self) -> (usize, Duration) {
         let now = Instant::now();
         let mut lost = (0, Duration::ZERO);
         for waiting in lock(&self.waiting).values() {
-            if let Waiting::Lost { since } = waiting {
-                lost = (lost.0 + 1, lost.1.max(now - *since));
+            if let Some(since) = now.checked_duration_since(waiting.deadline + GRACE) {
+                lost = (lost.0 + 1, lost.1.max(since));
             }
         }
         lost
     }
 
     fn deliver(&self, reply: Reply) {
-        let mut waiting = lock(&self.waiting);
-        let caller = waiting.remove(&reply.id);
-        self.count.store(waiting.len(), Ordering::Relaxed);
-        drop(waiting);
-        if let Some(Waiting::Caller(caller)) = caller {
-            // A caller that has just gone away needs no reply.
-            let _ = caller.send(reply);
+        if let Some(waiting) = self.take(reply.id) {
+            // A caller that has gone away needs no reply.
+            let _ = waiting.caller.send(reply);
         }
     }
 
@@ -155,19 +146,6 @@ impl Connection {
 /// Orders that one session takes together before another worker is asked: few enough that the last
 /// of them waits less than a network round trip.
 const ORDERS_TOGETHER: usize = 8;
-
-/// One order's place among those that wait.
-struct Entry<'c> {
-    connection: &'c Connection,
-    id: u64,
-    lost: bool,
-}
-
-impl Drop for Entry<'_> {
-    fn drop(&mut self) {
-        self.connection.leave(self.id, self.lost);
-    }
-}
 
 /// Moves bytes both ways until the worker hangs up or speaks nonsense.
 pub(super) async fn run(connection: Arc<Connection>, stream: UnixStream, frames: FrameBuffer) {
@@ -207,9 +185,9 @@ async fn read_replies(
 
 /// Orders that gather while a write runs leave together in the next.
 async fn write_orders(connection: &Connection, mut socket: OwnedWriteHalf) -> io::Error {
-    let mut batch = Vec::new();
+    let mut batch = Zeroizing::new(Vec::new());
     loop {
-        std::mem::swap(&mut batch, &mut lock(&connection.outbox));
+        std::mem::swap(&mut batch, &mut *lock(&connection.outbox));
         if batch.is_empty() {
             connection.outbox_filled.notified().await;
             continue;
@@ -231,4 +209,73 @@ fn monotonic_ns(deadline: Instant) -> u64 {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Failure;
+    use crate::protocol::{Mode, VERSION};
+
+    fn connection(in_flight_max: usize) -> Connection {
+        let token = "a token".to_owned();
+        let hello = Hello { version: VERSION, sessions: 1, token, mode: Mode::InWorker };
+        Connection::new(hello, in_flight_max)
+    }
+
+    fn after(milliseconds: u64) -> Instant {
+        Instant::now() + Duration::from_millis(milliseconds)
+    }
+
+    async fn give_up_at_once(connection: &Connection, deadline: Instant) {
+        let call = connection.call(&Order::ListKeys, deadline);
+        let given_up = tokio::time::timeout(Duration::ZERO, call).await;
+        assert!(given_up.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_order_whose_caller_went_away_is_owed_and_in_time_lost() {
+        let connection = connection(8);
+        give_up_at_once(&connection, after(1_000)).await;
+        assert_eq!((connection.in_flight(), connection.owes()), (1, false));
+
+        tokio::time::advance(Duration::from_millis(1_100)).await;
+        let soon = (connection.owes(), connection.lost().0);
+        tokio::time::advance(Duration::from_millis(1_000)).await;
+        let (count, longest) = connection.lost();
+
+        assert_eq!(soon, (true, 0));
+        assert_eq!((connection.in_flight(), count), (1, 1));
+        assert!(longest > Duration::from_millis(800), "{longest:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn replies_that_are_just_late_are_not_lost() {
+        let connection = connection(8);
+        for id in [1, 2] {
+            let outcome = connection.call(&Order::ListKeys, after(1)).await;
+            assert_eq!(outcome.unwrap_err(), LinkError::TimedOut, "{id}");
+        }
+
+        tokio::time::advance(Duration::from_millis(100)).await;
+        let lost = connection.lost().0;
+        for id in [1, 2] {
+            connection.deliver(Reply { id, outcome: Err(Failure::Expired) });
+        }
+
+        assert_eq!((lost, connection.in_flight(), connection.owes()), (0, 0, false));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn callers_who_go_away_do_not_make_room_for_more_orders_than_allowed() {
+        let connection = connection(2);
+        give_up_at_once(&connection, after(1_000)).await;
+        give_up_at_once(&connection, after(1_000)).await;
+
+        let refused = connection.call(&Order::ListKeys, after(1_000)).await;
+        connection.deliver(Reply { id: 1, outcome: Err(Failure::Expired) });
+
+        assert_eq!(refused.unwrap_err(), LinkError::Busy);
+        assert_eq!(connection.in_flight(), 1);
+    }
 }

@@ -42,7 +42,8 @@ pub struct LinkOptions {
     pub in_flight_max: usize,
     /// From start to hello.
     pub start_limit: Duration,
-    /// Orders past their deadline at one worker at once before it is killed.
+    /// Orders lost (well past their deadline, without a reply) at one worker at once before it is
+    /// killed.
     pub lost_max: usize,
     /// The longest that one order may stay lost before its worker is killed.
     pub lost_limit: Duration,
@@ -121,7 +122,7 @@ impl TokenLink {
     #[must_use]
     pub fn is_answering(&self) -> bool {
         let mut connections = self.slots.iter().filter_map(|slot| slot.connection());
-        connections.any(|connection| connection.lost().0 == 0)
+        connections.any(|connection| !connection.owes())
     }
 
     /// Ends the workers. Orders in flight end with [`LinkError::WorkerDied`].

@@ -9,7 +9,7 @@ use cryptoki_sys::CKM_DES3_CMAC;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-use crate::error::Failure;
+use crate::error::{CkrClass, Failure};
 use crate::register::{KeyAlgorithm, MacProfile};
 use crate::vocabulary::{MacAlgorithm, MacPadding};
 use crate::worker::keys::LoadedKey;
@@ -48,9 +48,11 @@ pub(crate) fn verify(
     mac: &[u8],
 ) -> Result<bool, Failure> {
     let profile = profile(key, message)?;
+    if mac.is_empty() {
+        return Ok(false);
+    }
     let computed = full(session, key, profile, message)?;
-    let expected = computed.get(..usize::from(profile.length)).unwrap_or(&computed);
-    Ok(expected.ct_eq(mac).into())
+    Ok(computed[..usize::from(profile.length)].ct_eq(mac).into())
 }
 
 fn profile(key: &LoadedKey, message: &[u8]) -> Result<MacProfile, Failure> {
@@ -63,26 +65,41 @@ fn profile(key: &LoadedKey, message: &[u8]) -> Result<MacProfile, Failure> {
     Ok(profile)
 }
 
+/// At least as many bytes as the profile's length.
 fn full(
     session: &TokenSession,
     key: &LoadedKey,
     profile: MacProfile,
     message: &[u8],
 ) -> Result<Zeroizing<Vec<u8>>, Failure> {
-    match profile.algorithm {
-        MacAlgorithm::Retail => retail(session, key, profile.padding, message),
+    let mac = match profile.algorithm {
+        MacAlgorithm::Retail => retail(session, key, profile.padding, message)?,
         MacAlgorithm::Cmac if key.profile.algorithm == KeyAlgorithm::Aes => {
-            Ok(Zeroizing::new(session.sign(&Mechanism::AesCMac, key.object, message)?))
+            Zeroizing::new(session.sign(&Mechanism::AesCMac, key.object, message)?)
         }
         MacAlgorithm::Cmac => {
             let number = mechanism_type(CKM_DES3_CMAC);
             let cmac = Mechanism::VendorDefined(VendorDefinedMechanism::new::<()>(number, None));
-            Ok(Zeroizing::new(session.sign(&cmac, key.object, message)?))
+            Zeroizing::new(session.sign(&cmac, key.object, message)?)
         }
         MacAlgorithm::HmacSha256 => {
-            Ok(Zeroizing::new(session.sign(&Mechanism::Sha256Hmac, key.object, message)?))
+            Zeroizing::new(session.sign(&Mechanism::Sha256Hmac, key.object, message)?)
         }
+    };
+    at_least(usize::from(profile.length), mac)
+}
+
+/// A token that answers fewer bytes than a MAC has is not well: against what it answered, a MAC
+/// of as few bytes would verify.
+fn at_least(length: usize, answer: Zeroizing<Vec<u8>>) -> Result<Zeroizing<Vec<u8>>, Failure> {
+    if answer.len() >= length {
+        return Ok(answer);
     }
+    Err(Failure::Token {
+        function: "MAC".into(),
+        code: format!("{} bytes where {length} are the least", answer.len()),
+        class: CkrClass::Restart,
+    })
 }
 
 /// Two calls: CBC under K_L over all blocks but the last, then one TDES encipherment of the last
@@ -101,7 +118,8 @@ fn retail(
     let mut block = Zeroizing::new(last.to_vec());
     if !chained.is_empty() {
         let chain = session.encrypt(&Mechanism::Des3Cbc([0; 8]), left, chained)?;
-        for (byte, state) in block.iter_mut().zip(&chain[chained.len() - 8..]) {
+        let chain = at_least(8, chain)?;
+        for (byte, state) in block.iter_mut().zip(&chain[chain.len() - 8..]) {
             *byte ^= state;
         }
     }
@@ -137,5 +155,15 @@ mod tests {
 
             assert_eq!(hex::encode_upper(padded), vector["padded"].as_str().unwrap());
         }
+    }
+
+    #[test]
+    fn a_token_that_answers_less_than_a_mac_is_not_believed() {
+        for bytes in [0, 7] {
+            let refused = at_least(8, Zeroizing::new(vec![1; bytes])).unwrap_err();
+            let Failure::Token { class, .. } = refused else { panic!("{refused:?}") };
+            assert_eq!(class, CkrClass::Restart);
+        }
+        assert_eq!(at_least(8, Zeroizing::new(vec![1; 16])).unwrap().len(), 16);
     }
 }

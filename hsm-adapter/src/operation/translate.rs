@@ -8,7 +8,7 @@ use cryptoki::object::ObjectHandle;
 use zeroize::Zeroizing;
 
 use crate::clear::{ClearPinField, Fill};
-use crate::error::Failure;
+use crate::error::{CkrClass, Failure};
 use crate::vocabulary::{Pan, PinBlock, PinBlockFormat};
 use crate::worker::keys::LoadedKey;
 use crate::worker::token::TokenSession;
@@ -41,17 +41,24 @@ pub(crate) fn translate(
     if block.expose().len() != from.format.block_bytes() {
         return Err(Failure::PinBlockRefused);
     }
-    let deciphered = decipher(session, from, pan, block.expose())?;
-    let field =
-        ClearPinField::new(from.format, &deciphered, pan).ok_or(Failure::PinBlockRefused)?;
+    let field = match decipher(session, from, pan, block.expose()) {
+        Ok(deciphered) => ClearPinField::new(from.format, &deciphered, pan),
+        Err(Failure::Token { class: CkrClass::Caller, .. }) => None,
+        Err(failure) => return Err(failure),
+    };
+    // What does not decipher goes on as zeros, which are no PIN field in any format.
+    let deciphered = field.is_some();
+    let field = field
+        .or_else(|| ClearPinField::new(from.format, &[0; 8], pan))
+        .ok_or(Failure::PinBlockRefused)?;
     let fill = Fill::draw().map_err(|error| Failure::Token {
         function: "getrandom".into(),
         code: error.to_string(),
-        class: crate::error::CkrClass::Restart,
+        class: CkrClass::Restart,
     })?;
     let (clear, good) = field.recode(from.format, to.format, pan, &fill);
     let enciphered = encipher(session, to, pan, clear.expose())?;
-    if bool::from(good) {
+    if bool::from(good) & deciphered {
         PinBlock::new(enciphered).map_err(|_| Failure::PinBlockRefused)
     } else {
         Err(Failure::PinBlockRefused)

@@ -102,7 +102,7 @@ impl fmt::Debug for Pan {
 
 impl Serialize for Pan {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.expose().serialize(serializer)
+        zeroize::Zeroizing::new(self.expose()).serialize(serializer)
     }
 }
 

@@ -34,19 +34,6 @@ impl KeyTable {
     /// Finds all keys, reads their attributes back and compares their check values.
     pub(crate) fn load(register: KeyRegister, session: &TokenSession) -> Result<Self, KeyTrouble> {
         let loaded = find_all(&register, session)?;
-        for key in loaded.values().flatten() {
-            lint(key, session)?;
-            let (kcv, from_token) = check_value::of(session, key)?;
-            if let (Some(found), Some(stated), true) = (kcv, key.profile.kcv, from_token)
-                && found != stated
-            {
-                return Err(KeyTrouble::Substituted {
-                    key: name(&key.profile),
-                    found: found.to_string(),
-                    stated: stated.to_string(),
-                });
-            }
-        }
         Ok(Self { register, loaded: RwLock::new(loaded) })
     }
 
@@ -84,7 +71,8 @@ impl KeyTable {
         }
     }
 
-    /// Looks every handle up again.
+    /// Looks every handle up again, with the checks of the first time: an object that took the place
+    /// of another is not to be used.
     pub(crate) fn find_again(&self, session: &TokenSession) -> Result<(), KeyTrouble> {
         let loaded = find_all(&self.register, session)?;
         *self.loaded.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = loaded;
@@ -114,6 +102,7 @@ impl KeyTable {
     }
 }
 
+/// Every key of the register, found, linted, and its check value compared.
 fn find_all(register: &KeyRegister, session: &TokenSession) -> Result<Loaded, KeyTrouble> {
     let find = |profile: &KeyProfile, label: &str| match session.find(profile, label)? {
         Ok(object) => Ok(object),
@@ -129,8 +118,10 @@ fn find_all(register: &KeyRegister, session: &TokenSession) -> Result<Loaded, Ke
             Some(label) => Some(find(profile, &label)?),
             None => None,
         };
-        let key = Arc::new(LoadedKey { profile: profile.clone(), object, left });
-        loaded.entry(profile.label.clone()).or_default().push(key);
+        let key = LoadedKey { profile: profile.clone(), object, left };
+        lint(&key, session)?;
+        compare(&key, session)?;
+        loaded.entry(profile.label.clone()).or_default().push(Arc::new(key));
     }
     Ok(loaded)
 }
@@ -146,6 +137,20 @@ fn lint(key: &LoadedKey, session: &TokenSession) -> Result<(), KeyTrouble> {
                 deviations: deviations.join(", "),
             });
         }
+    }
+    Ok(())
+}
+
+fn compare(key: &LoadedKey, session: &TokenSession) -> Result<(), KeyTrouble> {
+    let (kcv, from_token) = check_value::of(session, key)?;
+    if let (Some(found), Some(stated), true) = (kcv, key.profile.kcv, from_token)
+        && found != stated
+    {
+        return Err(KeyTrouble::Substituted {
+            key: name(&key.profile),
+            found: found.to_string(),
+            stated: stated.to_string(),
+        });
     }
     Ok(())
 }

@@ -12,8 +12,10 @@ pub(crate) mod self_test;
 mod serve;
 pub(crate) mod token;
 
-use std::io::Write;
+use std::fs::File;
+use std::io::{Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -115,8 +117,18 @@ fn start(
 
 fn read_pin(path: &Path) -> Result<AuthPin, WorkerError> {
     let trouble = |why: String| WorkerError::PinFile { path: path.display().to_string(), why };
-    let text =
-        Zeroizing::new(std::fs::read_to_string(path).map_err(|error| trouble(error.to_string()))?);
+    let mut file = File::open(path).map_err(|error| trouble(error.to_string()))?;
+    let mode = file.metadata().map_err(|error| trouble(error.to_string()))?.permissions().mode();
+    if mode & 0o077 != 0 {
+        let remedy = format!("chmod 600 {}", path.display());
+        return Err(trouble(format!(
+            "its group or others may use it ({:o}); {remedy}",
+            mode & 0o777
+        )));
+    }
+    // One read into room enough: a buffer that grows leaves pieces of the PIN behind.
+    let mut text = Zeroizing::new(String::with_capacity(4096));
+    (&mut file).take(4096).read_to_string(&mut text).map_err(|error| trouble(error.to_string()))?;
     let pin = text.trim_end_matches(['\r', '\n']);
     if pin.is_empty() {
         return Err(trouble("it is empty".into()));
@@ -179,5 +191,32 @@ impl WorkerError {
             | Self::SelfTest(_)
             | Self::Socket(_) => false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::Permissions;
+
+    use super::*;
+
+    #[test]
+    fn a_pin_file_is_for_its_owner_alone() {
+        let path = std::env::temp_dir().join(format!("tollgate-pin-{}", std::process::id()));
+        std::fs::write(&path, "1234\n").unwrap();
+        let read_as = |mode| {
+            std::fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+            read_pin(&path)
+        };
+
+        let open = [0o640, 0o604, 0o660].map(|mode| read_as(mode).map(drop));
+        let good = [0o600, 0o400].map(|mode| read_as(mode).is_ok());
+        std::fs::remove_file(&path).unwrap();
+
+        for refused in open {
+            let error = refused.unwrap_err().to_string();
+            assert!(error.contains(&format!("chmod 600 {}", path.display())), "{error}");
+        }
+        assert_eq!(good, [true, true]);
     }
 }

@@ -11,14 +11,14 @@ use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use rustix::time::{ClockId, clock_gettime};
 use zeroize::Zeroize;
 
-use super::keys::KeyTable;
+use super::keys::{KeyTable, KeyTrouble};
 use super::self_test;
 use super::token::{Token, TokenSession};
 use super::{WorkerError, chain};
 use crate::error::{CkrClass, Failure, TokenError};
 use crate::operation::translate::{Side, translate};
 use crate::operation::{mac, seal};
-use crate::protocol::{Answer, FrameBuffer, Order, Reply, Request, append_frame, wipe};
+use crate::protocol::{Answer, FrameBuffer, Message, Order, Reply, Request, append_frame, wipe};
 use crate::vocabulary::KeyRole;
 
 /// Serves until the gateway closes its end.
@@ -82,15 +82,19 @@ impl<'s> SessionThread<'s> {
     fn run(mut self) {
         while let Some((request, more_wait)) = self.next_request() {
             let Request { id, deadline_ns, order } = request;
-            let outcome =
-                if now_ns() > deadline_ns { Err(Failure::Expired) } else { self.perform(&order) };
-            let restart = matches!(&outcome, Err(Failure::Token { class: CkrClass::Restart, .. }));
+            let outcome = if now_ns() > deadline_ns {
+                Err(Failure::Expired)
+            } else {
+                self.perform(&order).map_err(|failure| self.judge(failure))
+            };
+            let ending = outcome.as_ref().err().and_then(ending);
             // A reply that has no frame would be a bug of this crate; its caller times out.
             if append_frame(&mut self.answers, &Reply { id, outcome }).is_ok() {
                 self.answered += 1;
             }
-            if restart {
-                self.leave_if_the_token_is_gone();
+            if let Some(code) = ending {
+                self.flush();
+                std::process::exit(code);
             }
             if !more_wait || self.answered >= ANSWERS_TOGETHER_MAX {
                 self.flush();
@@ -149,10 +153,14 @@ impl<'s> SessionThread<'s> {
                 self.session = None;
                 let keys = &self.shared.keys;
                 let found = self.session().map_err(Failure::from).and_then(|session| {
-                    keys.find_again(session).map_err(|trouble| Failure::Token {
-                        function: "FindObjects".into(),
-                        code: chain(&trouble),
-                        class: CkrClass::Restart,
+                    keys.find_again(session).map_err(|trouble| match trouble {
+                        KeyTrouble::Token(error) => error.into(),
+                        // The token is well and its keys are not those of the register.
+                        trouble => Failure::Token {
+                            function: "FindObjects".into(),
+                            code: chain(&trouble),
+                            class: CkrClass::Configuration,
+                        },
                     })
                 });
                 found.and_then(|()| self.attempt(order))
@@ -209,8 +217,8 @@ impl<'s> SessionThread<'s> {
                 Ok(Answer::OpenedDataKey(seal::open(session, &kek, wrapped)?))
             }
             Order::Random { bytes } => {
-                let mut random = vec![0; usize::from((*bytes).clamp(1, 1024))];
-                session.session.generate_random_slice(&mut random).map_err(TokenError::from)?;
+                let mut random = Message(vec![0; usize::from((*bytes).clamp(1, 1024))]);
+                session.session.generate_random_slice(&mut random.0).map_err(TokenError::from)?;
                 Ok(Answer::Random(random))
             }
             Order::ListKeys => Ok(Answer::Keys(keys.facts(session)?)),
@@ -224,20 +232,53 @@ impl<'s> SessionThread<'s> {
         }
     }
 
-    /// One code alone does not decide: the token is asked for known answers on a fresh session. If
-    /// it has none, this process is lost and says so by ending; the gateway starts another.
-    fn leave_if_the_token_is_gone(&mut self) {
+    /// One code alone does not decide, for tokens say GENERAL_ERROR to a wrapped key that is bad:
+    /// the token is asked for known answers on a fresh session. If it has them, this order itself
+    /// was at fault.
+    fn judge(&mut self, failure: Failure) -> Failure {
+        let Failure::Token { function, code, class: CkrClass::Restart } = failure else {
+            return failure;
+        };
         self.session = None;
         let known = match self.session() {
-            Ok(session) => self_test::run(session).map_err(|error| chain(&error)),
-            Err(error) => Err(error.to_string()),
+            Ok(session) => self_test::run(session).map(drop).map_err(|error| chain(&error)),
+            // A refused login is the reason to end by.
+            Err(error) if error.class() == CkrClass::Permanent => return error.into(),
+            Err(error) => Err(chain(&error)),
         };
-        if let Err(why) = known {
-            tracing::error!(why, "the token does not answer; this worker ends");
-            self.flush();
-            std::process::exit(75);
-        }
+        let class = match known {
+            Ok(()) => CkrClass::Caller,
+            Err(why) => {
+                tracing::error!(why, "the token has no known answers");
+                CkrClass::Restart
+            }
+        };
+        Failure::Token { function, code, class }
     }
+}
+
+/// The exit code of a worker whose token is gone: another start may help.
+const EXIT_TOKEN_GONE: i32 = 75;
+/// The exit code of a worker that a person must help: its next start says why, and is the last.
+const EXIT_PERMANENT: i32 = 77;
+
+/// Whether this process ends after such an answer. After a login that was refused for good, each
+/// further order would log in again and bring the token nearer to its lock.
+fn ending(failure: &Failure) -> Option<i32> {
+    let Failure::Token { class, .. } = failure else { return None };
+    let code = match class {
+        CkrClass::Restart => EXIT_TOKEN_GONE,
+        CkrClass::Permanent => EXIT_PERMANENT,
+        CkrClass::Transient
+        | CkrClass::Refind
+        | CkrClass::Relogin
+        | CkrClass::Configuration
+        | CkrClass::Caller
+        | CkrClass::Answer
+        | CkrClass::Benign => return None,
+    };
+    tracing::error!(why = chain(failure), code, "this worker ends");
+    Some(code)
 }
 
 /// More bytes for the inbox; `None` at the end.
@@ -264,4 +305,23 @@ fn read(inbox: &mut MutexGuard<'_, Inbox>) -> Option<()> {
 fn now_ns() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(class: CkrClass) -> Failure {
+        Failure::Token { function: "Login".into(), code: "PinIncorrect".into(), class }
+    }
+
+    #[test]
+    fn a_refused_login_and_a_lost_token_end_the_worker_and_nothing_else_does() {
+        assert_eq!(ending(&of(CkrClass::Permanent)), Some(EXIT_PERMANENT));
+        assert_eq!(ending(&of(CkrClass::Restart)), Some(EXIT_TOKEN_GONE));
+        for class in [CkrClass::Caller, CkrClass::Configuration, CkrClass::Transient] {
+            assert_eq!(ending(&of(class)), None, "{class:?}");
+        }
+        assert_eq!(ending(&Failure::PinBlockRefused), None);
+    }
 }

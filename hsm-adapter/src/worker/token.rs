@@ -1,8 +1,9 @@
 //! The token: module, slot, login, and one session's calls.
 
 use std::path::Path;
+use std::sync::Mutex;
 
-use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
+use cryptoki::context::{CInitializeArgs, CInitializeFlags, Function, Pkcs11};
 use cryptoki::error::{Error as CryptokiError, RvError};
 use cryptoki::mechanism::Mechanism;
 use cryptoki::object::{Attribute, ObjectHandle};
@@ -11,7 +12,7 @@ use cryptoki::slot::Slot;
 use cryptoki::types::AuthPin;
 use zeroize::Zeroizing;
 
-use crate::error::TokenError;
+use crate::error::{CkrClass, TokenError};
 use crate::register::KeyProfile;
 use crate::worker::attributes::class;
 use crate::worker::raw::RawModule;
@@ -23,6 +24,9 @@ pub(crate) struct Token {
     raw: RawModule,
     slot: Slot,
     pin: AuthPin,
+    /// Held during a login. Keeps a refusal that only a person can cure, so that no other thread
+    /// brings the token nearer to its lock.
+    refused: Mutex<Option<RvError>>,
     /// Manufacturer, model, serial, firmware.
     pub(crate) description: String,
 }
@@ -50,17 +54,30 @@ impl Token {
         };
         let raw = RawModule::of(module)
             .map_err(|why| OpenError::Load { module: module.display().to_string(), why })?;
-        Ok(Self { context, raw, slot, pin, description })
+        Ok(Self { context, raw, slot, pin, refused: Mutex::default(), description })
     }
 
     /// A session of the application's user. Login belongs to token and process: whoever comes
     /// second is logged in already.
     pub(crate) fn session(&self) -> Result<TokenSession, TokenError> {
         let session = self.context.open_rw_session(self.slot)?;
+        let mut refused = self.refused.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(rv) = *refused {
+            return Err(TokenError::Refused { function: Function::Login, rv });
+        }
         match session.login(UserType::User, Some(&self.pin)) {
             Ok(()) | Err(CryptokiError::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => {}
-            Err(error) => return Err(error.into()),
+            Err(error) => {
+                let error = TokenError::from(error);
+                if let (TokenError::Refused { rv, .. }, CkrClass::Permanent) =
+                    (&error, error.class())
+                {
+                    *refused = Some(*rv);
+                }
+                return Err(error);
+            }
         }
+        drop(refused);
         Ok(TokenSession { session, raw: self.raw })
     }
 }

@@ -20,3 +20,4 @@ mod vectors_api;
 mod vectors_token;
 mod wanted; // what a world has beside the demo's
 mod worker_faults;
+mod worker_orders;

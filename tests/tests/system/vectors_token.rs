@@ -96,13 +96,13 @@ async fn the_token_makes_and_verifies_every_mac_as_its_vector_says() {
 }
 
 /// A token in a directory of its own and one worker on it.
-struct Token {
-    link: TokenLink,
+pub(crate) struct Token {
+    pub(crate) link: TokenLink,
     _directory: World,
 }
 
 impl Token {
-    async fn with(keys: VectorKeys) -> Self {
+    pub(crate) async fn with(keys: VectorKeys) -> Self {
         let directory = World::prepare(Wanted { more_keys: keys.0, ..Wanted::default() }).unwrap();
         let config = Config::load(&directory.config()).unwrap();
         let mut options = config.hsm.link_options().unwrap();
@@ -117,11 +117,11 @@ impl Token {
         Self { link, _directory: directory }
     }
 
-    async fn ask(&self, order: Order) -> Result<Answer, LinkError> {
+    pub(crate) async fn ask(&self, order: Order) -> Result<Answer, LinkError> {
         self.link.call(&order, Instant::now() + Duration::from_secs(5)).await
     }
 
-    async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.link.stop().await;
     }
 }

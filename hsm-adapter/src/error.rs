@@ -16,6 +16,8 @@ pub enum Failure {
     KeyNotForThis(String),
     #[error("the message is empty or longer than the key allows")]
     MessageLength,
+    #[error("the key makes MACs of {shortest} to {longest} bytes")]
+    MacLength { shortest: u8, longest: u8 },
     #[error("the deadline had passed before the order was opened")]
     Expired,
     #[error("{function} answered {code}")]
@@ -56,6 +58,7 @@ impl Failure {
             | Self::UnknownKey
             | Self::KeyNotForThis(_)
             | Self::MessageLength
+            | Self::MacLength { .. }
             | Self::Expired => false,
         }
     }

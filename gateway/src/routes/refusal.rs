@@ -16,6 +16,9 @@ pub(super) fn problem_of(error: &HsmError) -> Problem {
             Failure::MessageLength => {
                 return Problem::malformed("message: is empty or longer than the key allows");
             }
+            Failure::MacLength { shortest, longest } => {
+                return Problem::malformed(format!("length: must be {shortest} to {longest}"));
+            }
             Failure::Expired | Failure::Token { .. } => Slug::HsmUnavailable,
         },
         HsmError::Link(LinkError::Busy) => Slug::Overloaded,

@@ -30,10 +30,7 @@ pub(crate) fn generate(
     let length = length.unwrap_or(profile.length);
     let shortest = profile.length_min.unwrap_or(profile.length);
     if !(shortest..=profile.length).contains(&length) {
-        return Err(Failure::KeyNotForThis(format!(
-            "{} makes MACs of {shortest} to {} bytes",
-            key.profile.label, profile.length
-        )));
+        return Err(Failure::MacLength { shortest, longest: profile.length });
     }
     let mut mac = full(session, key, profile, message)?;
     mac.truncate(usize::from(length));

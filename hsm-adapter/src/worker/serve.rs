@@ -156,7 +156,10 @@ impl<'s> SessionThread<'s> {
                     keys.find_again(session).map_err(|trouble| match trouble {
                         KeyTrouble::Token(error) => error.into(),
                         // The token is well and its keys are not those of the register.
-                        trouble => Failure::Token {
+                        trouble @ (KeyTrouble::Missing { .. }
+                        | KeyTrouble::Ambiguous { .. }
+                        | KeyTrouble::Attributes { .. }
+                        | KeyTrouble::Substituted { .. }) => Failure::Token {
                             function: "FindObjects".into(),
                             code: chain(&trouble),
                             class: CkrClass::Configuration,

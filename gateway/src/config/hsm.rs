@@ -46,7 +46,8 @@ pub struct HsmConfig {
     /// From a worker's start to its readiness. Milliseconds; default 15000.
     #[serde(default = "start_ms_max")]
     pub start_ms_max: u64,
-    /// Orders past their deadline at one worker at once before it is killed. Default 2.
+    /// Orders more than 250 ms past their deadline, without a reply, at one worker at once before it
+    /// is killed. Default 2.
     #[serde(default = "lost_max")]
     pub lost_max: usize,
     /// The longest that one order may stay lost before its worker is killed. Milliseconds;

@@ -101,10 +101,19 @@ impl Store {
         self.clock.wall()
     }
 
-    /// Notified when a lane may have become claimable: somebody should [`claim`](Self::claim).
+    /// Notified when a lane may have become claimable: each forwarder should
+    /// [`claim`](Self::claim). It wakes all who wait, and leaves nothing for those who come later:
+    /// take `notified()` before the claim whose emptiness it is to end.
     #[must_use]
     pub fn wake(&self) -> &Notify {
         &self.wake
+    }
+
+    /// Whether the database takes writes: one was made durable within the last seconds, if only to
+    /// see whether it can.
+    #[must_use]
+    pub fn is_healthy(&self) -> bool {
+        self.writer.is_healthy()
     }
 
     /// The database file.
@@ -140,14 +149,6 @@ impl Store {
     /// [`StoreError::Busy`], [`StoreError::Unavailable`].
     pub async fn claim(&self, claim: Claim) -> Result<Vec<Claimed>, StoreError> {
         self.writer.ask(claim).await
-    }
-
-    /// Prolongs a lease to `lease` from now.
-    ///
-    /// # Errors
-    /// [`StoreError::Busy`], [`StoreError::Unavailable`].
-    pub async fn renew(&self, held: &Lease, lease: Duration) -> Result<Settled, StoreError> {
-        self.writer.ask(claim::Renew { held: held.clone(), lease }).await
     }
 
     /// Records the final answer, empties the sealed payload and the PIN block, keeps the sealed

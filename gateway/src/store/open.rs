@@ -16,6 +16,10 @@ use sqlx::{ConnectOptions, SqlitePool};
 use super::{ANSWER_WITHIN, StoreError};
 use crate::config::StoreConfig;
 
+/// How long a statement waits for a lock: below our callers' patience, so that they hear SQLite's
+/// own word.
+pub(super) const PATIENCE: Duration = ANSWER_WITHIN.saturating_sub(Duration::from_secs(1));
+
 /// An open database and its lock.
 pub(super) struct Opened {
     pub(super) file: DatabaseFile,
@@ -99,8 +103,7 @@ impl DatabaseFile {
         SqliteConnectOptions::new()
             .filename(&self.path)
             .foreign_keys(true)
-            // Below our callers' patience, so that they hear SQLite's own word.
-            .busy_timeout(ANSWER_WITHIN.saturating_sub(Duration::from_secs(1)))
+            .busy_timeout(PATIENCE)
             .pragma("trusted_schema", "OFF")
             .disable_statement_logging()
     }

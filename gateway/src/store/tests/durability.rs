@@ -215,3 +215,64 @@ async fn a_writer_with_too_much_to_do_says_so_at_once() {
     assert!(matches!(refused, Err(StoreError::Busy)), "{refused:?}");
     busy.await.unwrap().unwrap();
 }
+
+/// Its begin was committed in a group that took too long: nothing was sent under its lease.
+#[tokio::test]
+async fn a_payment_whose_caller_has_gone_is_withdrawn_and_its_key_is_free() {
+    let world = World::new().await;
+    let payment = world.new_payment(1);
+    let patience = Duration::from_millis(100);
+    let begin = tokio::time::timeout(patience, world.store.begin(payment.clone()));
+
+    let (gone, slow) = tokio::join!(begin, world.store.writer.ask(Dawdle));
+    slow.unwrap();
+    world.store.expire().await.unwrap();
+
+    assert!(gone.is_err());
+    assert_eq!(world.status(payment.facts.id).await, Status::Failed);
+    let facts = world.new_payment(1).facts;
+    let again = world.store.begin(NewPayment { facts, ..payment }).await.unwrap();
+    assert!(matches!(again, Begun::Forward(_)), "{again:?}");
+}
+
+#[tokio::test]
+async fn a_claim_whose_caller_has_gone_waits_as_before() {
+    let world = World::new().await;
+    let payment = world.new_payment(1);
+    let lease = world.forward(payment.clone()).await;
+    let now = Parking { retry_in: Duration::ZERO, ..parking(Class::NotSent) };
+    world.store.release(&lease, now).await.unwrap();
+    let claim = tokio::time::timeout(Duration::from_millis(100), world.claim(1));
+
+    let (gone, slow) = tokio::join!(claim, world.store.writer.ask(Dawdle));
+    slow.unwrap();
+    let claimed = world.claim(1).await;
+
+    assert!(gone.is_err());
+    assert_eq!((claimed.len(), claimed[0].sent_unknown), (1, false));
+}
+
+#[tokio::test]
+async fn a_store_that_takes_no_writes_says_so_before_a_payment_does_and_comes_back() {
+    let world = World::new().await;
+    let away = world.directory.path().join("elsewhere.db");
+    let becomes = async |healthy: bool| {
+        for _ in 0..80 {
+            if world.store.is_healthy() == healthy {
+                return true;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        false
+    };
+
+    let before = world.store.is_healthy();
+    std::fs::rename(world.store.path(), &away).unwrap();
+    let told = becomes(false).await;
+    std::fs::rename(&away, world.store.path()).unwrap();
+    let back = becomes(true).await;
+    world.store.close().await;
+
+    assert!(before && told && back, "{before} {told} {back}");
+    assert!(!world.store.is_healthy(), "closed");
+}

@@ -13,6 +13,7 @@ mod clock;
 mod dek;
 mod error;
 mod lane;
+mod look;
 mod open;
 mod outcome;
 mod prune;
@@ -39,6 +40,7 @@ pub use claim::{Claim, Claimed};
 pub(crate) use clock::Clock;
 pub use dek::{DekClass, DekRow, NewDek};
 pub use error::StoreError;
+pub use look::Seen;
 pub use outcome::{Ending, Outcome, Parked, Parking, Settled};
 pub use prune::{PruneRule, Pruned};
 pub use read::{Depth, HistoryEntry, PaymentView, Stats};
@@ -86,6 +88,14 @@ impl Store {
         let this = Self { writer, readers, clock, wake };
         while this.writer.ask(upkeep::Rescue { all: true }).await?.any() {}
         Ok(this)
+    }
+
+    /// Looks at the file at `path` without changing anything: `None` when there is none yet.
+    ///
+    /// # Errors
+    /// It is not readable, not a database, or not of this release.
+    pub async fn look(path: &Path) -> Result<Option<Seen>, StoreError> {
+        error::within(look::look(path)).await
     }
 
     /// Ends the writer after what it has accepted, folds the write-ahead log into the file and

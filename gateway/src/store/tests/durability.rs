@@ -252,6 +252,45 @@ async fn a_claim_whose_caller_has_gone_waits_as_before() {
     assert_eq!((claimed.len(), claimed[0].sent_unknown), (1, false));
 }
 
+/// The names and bytes in a directory.
+fn everything(directory: &std::path::Path) -> std::collections::BTreeMap<PathBuf, Vec<u8>> {
+    let entries = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    entries.map(|path| (path.clone(), std::fs::read(path).unwrap())).collect()
+}
+
+#[tokio::test]
+async fn looking_changes_nothing_whether_the_store_is_open_closed_empty_or_absent() {
+    let world = World::new().await;
+    let path = world.store.path().to_owned();
+    let directory = world.directory.path();
+    world.forward(world.new_payment(1)).await;
+
+    let open = Store::look(&path).await.unwrap().unwrap();
+    world.store.close().await;
+    let before = everything(directory);
+    let closed = Store::look(&path).await.unwrap().unwrap();
+    let absent = Store::look(&directory.join("absent.db")).await.unwrap();
+    let after = everything(directory);
+    std::fs::write(directory.join("empty.db"), "").unwrap();
+    let empty = Store::look(&directory.join("empty.db")).await.unwrap().unwrap();
+
+    assert_eq!(open, Seen { schema: 1, pending: 0, write_ahead: true, check: Some("ok".into()) });
+    assert_eq!((closed, absent), (open, None));
+    assert!(before == after, "{:?}", after.keys());
+    assert_eq!((empty.schema, empty.pending), (0, 1));
+}
+
+#[tokio::test]
+async fn a_schema_of_another_release_is_seen_before_the_start() {
+    let world = World::new().await;
+    let later = "UPDATE _sqlx_migrations SET version = 99";
+    sqlx::query(later).execute(&mut world.intruder().await).await.unwrap();
+
+    let refused = Store::look(world.store.path()).await.unwrap_err();
+
+    assert!(matches!(refused, StoreError::Migrate { .. }), "{refused}");
+}
+
 #[tokio::test]
 async fn a_store_that_takes_no_writes_says_so_before_a_payment_does_and_comes_back() {
     let world = World::new().await;

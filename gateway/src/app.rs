@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use compliance::{
     Actor, Event, EventType, Label, Listener as AuditListener, Origin, Outcome, Resource,
     ResourceType,
@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::admin::{self, Admin};
-use crate::audit::{AuditLayer, AuditLog, record_refusals};
+use crate::audit::{AuditLayer, AuditLog, AuditUnavailable, record_refusals};
 use crate::config::{BillerConfig, Config, HsmConfig, ListenerConfig};
 use crate::edge::{Listener, Registry, TlsError, TlsSource};
 use crate::links::backend::{BackendLink, BackendOptions};
@@ -28,7 +28,7 @@ use crate::relay::keys::{KeyLives, Keys};
 use crate::relay::{Relay, TokenKeys};
 use crate::routes::{self, Authority, Gateway};
 use crate::store::Store;
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::{Metrics, set_expiries};
 
 /// The gateway, bound and ready to run.
 #[derive(Debug)]
@@ -43,6 +43,8 @@ pub struct App {
     store: Store,
     audit: AuditLog,
     billers: Vec<Arc<Biller>>,
+    /// Our certificates towards the billers: name and end, seconds since 1970.
+    expiries: Vec<(String, i64)>,
 }
 
 impl App {
@@ -58,10 +60,12 @@ impl App {
         let hsm = Arc::new(hsm_link(&config.hsm)?);
         let lives = KeyLives { pin: config.queue.pin_life() };
         let keys = Keys::start(store.clone(), TokenKeys(Arc::clone(&hsm)), lives);
-        let mut billers = HashMap::new();
+        let (mut billers, mut expiries) = (HashMap::new(), Vec::new());
         for biller in &config.biller {
             let built = Arc::new(biller_link(biller).with_context(|| biller.name.clone())?);
             billers.insert(biller.name.clone(), built);
+            let end = crate::check::end_of(&biller.certificate).map_err(anyhow::Error::msg)?;
+            expiries.push((format!("biller.{}", biller.name), end));
         }
         let relay = Arc::new(Relay::new(
             Arc::clone(&hsm),
@@ -94,7 +98,7 @@ impl App {
             authority,
             request_max: Duration::from_millis(config.request_ms_max),
         };
-        let admin_state = Admin { hsm, relay, audit: audit.clone(), metrics };
+        let admin_state = Admin { hsm, relay, store: store.clone(), audit: audit.clone(), metrics };
         Ok(Self {
             config_path: config_path.to_owned(),
             data,
@@ -106,6 +110,7 @@ impl App {
             store,
             audit,
             billers: billers.into_values().collect(),
+            expiries,
         })
     }
 
@@ -113,28 +118,29 @@ impl App {
     /// in flight recorded, everything closed in the order in which things depend on one another.
     ///
     /// # Errors
-    /// When the start cannot be recorded.
+    /// When a background task ended before its time: then everything drains as on `stop`.
     pub async fn run(self, stop: CancellationToken, reload: ReloadSignal) -> anyhow::Result<()> {
-        record(&self.audit, EventType::AuditStart).await?;
         let relay = Arc::clone(&self.gateway.relay);
         let background = CancellationToken::new();
         let mut tasks = JoinSet::new();
         for tls in &self.tls {
             let failed = |error: &TlsError| tracing::error!(%error, "TLS files not taken");
-            tasks.spawn(Arc::clone(tls).watch(background.clone(), failed));
+            tasks.spawn(named("tls", Arc::clone(tls).watch(background.clone(), failed)));
         }
-        tasks.spawn(self.admin_state.metrics.clone().upkeep(background.clone()));
-        tasks.spawn(Arc::clone(&relay).keep(background.clone()));
+        tasks.spawn(named("figures", self.admin_state.metrics.clone().upkeep(background.clone())));
+        tasks.spawn(named("expiries", tell_expiries(self.expiries, background.clone())));
+        tasks.spawn(named("queue", Arc::clone(&relay).keep(background.clone())));
         for biller in &self.billers {
             let forwarder = Arc::clone(&relay).forward(Arc::clone(biller), background.clone());
-            tasks.spawn(forwarder);
+            tasks.spawn(named("forwarder", forwarder));
         }
         let clients = Clients {
             config_path: self.config_path.clone(),
             registry: Arc::clone(&self.registry),
             authority: Arc::clone(&self.gateway.authority),
+            audit: self.audit.clone(),
         };
-        tasks.spawn(clients.reload_on(reload, background.clone()));
+        tasks.spawn(named("clients", clients.reload_on(reload, background.clone())));
         tracing::info!(
             data = %self.data.local_addr()?,
             admin = %self.admin.local_addr()?,
@@ -147,27 +153,72 @@ impl App {
             AuditLayer::new(self.audit.clone(), AuditListener::Admin, admin::UNRECORDED);
         let admin = admin::router(self.admin_state.clone()).layer(admin_layer);
         let Self { data: data_listener, admin: admin_listener, store, audit, .. } = self;
-        tokio::join!(data_listener.serve(data, stop.clone()), admin_listener.serve(admin, stop));
+        let serving = async {
+            tokio::join!(
+                data_listener.serve(data, stop.clone()),
+                admin_listener.serve(admin, stop.clone())
+            );
+        };
+        let broken = serve_with(serving, &mut tasks, &stop).await;
         tracing::info!("drained; recording what is in flight");
         background.cancel();
         while tasks.join_next().await.is_some() {}
         relay.finish().await;
-        record(&audit, EventType::AuditStop).await?;
         audit.close().await;
         store.close().await;
         tracing::info!("stopped");
-        Ok(())
+        broken.map_or(Ok(()), |task| bail!("the background task {task} ended before its time"))
     }
 }
 
-/// Start and stop of the log are events of it.
-async fn record(audit: &AuditLog, kind: EventType) -> anyhow::Result<()> {
-    let process = Resource::new(ResourceType::AuditStream, Label::new(env!("CARGO_PKG_VERSION")));
-    let origin = Origin::inside(audit.host());
-    let now = jiff::Timestamp::now();
-    let event = Event::new(Actor::system(), kind, now, Outcome::Success, origin, process);
-    audit.append(event).await.context("recording start or stop in the audit log")?;
-    Ok(())
+/// Keeps the expiry metric of certificates that stay as they are until a restart.
+async fn tell_expiries(ends: Vec<(String, i64)>, stop: CancellationToken) {
+    let mut ticks = tokio::time::interval(Duration::from_secs(60));
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        set_expiries(ends.iter().map(|(name, end)| (name.as_str(), *end)));
+    }
+}
+
+/// A background task and the name under which its end is told.
+async fn named(name: &'static str, task: impl Future<Output = ()>) -> &'static str {
+    task.await;
+    name
+}
+
+/// Waits for `serving`, and cancels `stop` when a background task ends before it: without a
+/// forwarder or a keeper a gateway takes payments that nobody looks after. Gives the task's name.
+async fn serve_with(
+    serving: impl Future<Output = ()>,
+    tasks: &mut JoinSet<&'static str>,
+    stop: &CancellationToken,
+) -> Option<&'static str> {
+    let mut broken = None;
+    tokio::pin!(serving);
+    loop {
+        tokio::select! {
+            () = &mut serving => return broken,
+            Some(ended) = tasks.join_next(), if broken.is_none() => {
+                // The panic hook has told the place of a panic.
+                let task = ended.unwrap_or("that panicked");
+                tracing::error!(task, "a background task ended before its time; stopping");
+                broken = Some(task);
+                stop.cancel();
+            }
+        }
+    }
+}
+
+/// A reload of the clients is an event, taken or not.
+async fn record_change(audit: &AuditLog, taken: bool) -> Result<(), AuditUnavailable> {
+    let what = Resource::new(ResourceType::Configuration, Label::new("clients"));
+    let outcome = if taken { Outcome::Success } else { Outcome::Failure };
+    let (now, origin) = (jiff::Timestamp::now(), Origin::inside(audit.host()));
+    let kind = EventType::ConfigChange;
+    audit.append(Event::new(Actor::system(), kind, now, outcome, origin, what)).await.map(drop)
 }
 
 /// Who may speak and for what, read again on a signal. A file that is refused changes nothing.
@@ -175,6 +226,7 @@ struct Clients {
     config_path: PathBuf,
     registry: Arc<Registry>,
     authority: Arc<Authority>,
+    audit: AuditLog,
 }
 
 impl Clients {
@@ -185,9 +237,14 @@ impl Clients {
                 asked = signal.recv() => asked,
             };
             if asked.is_none() {
-                return;
+                // Nobody can ask any more.
+                return stop.cancelled().await;
             }
-            match self.reload() {
+            let reloaded = self.reload();
+            if record_change(&self.audit, reloaded.is_ok()).await.is_err() {
+                tracing::error!("the reload of the clients is not in the audit log");
+            }
+            match reloaded {
                 Ok(clients) => tracing::info!(clients, "clients read again"),
                 Err(error) => tracing::error!(error = format!("{error:#}"), "clients not taken"),
             }
@@ -241,3 +298,22 @@ fn biller_link(config: &BillerConfig) -> anyhow::Result<Biller> {
 
 /// A signal to read clients and certificates again.
 pub type ReloadSignal = tokio::sync::mpsc::Receiver<()>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_background_task_that_ends_or_panics_stops_the_gateway_and_is_named() {
+        for (panics, told) in [(false, "forwarder"), (true, "that panicked")] {
+            let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
+            let going_on = stop.clone();
+            tasks.spawn(named("queue", async move { going_on.cancelled().await }));
+            tasks.spawn(named("forwarder", async move { assert!(!panics) }));
+
+            let broken = serve_with(stop.cancelled(), &mut tasks, &stop).await;
+
+            assert_eq!(broken, Some(told));
+        }
+    }
+}

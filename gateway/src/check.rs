@@ -1,17 +1,23 @@
-//! `tollgate check`: looks at everything that `serve` needs, before it is needed.
+//! `tollgate check`: looks at everything that `serve` needs, before it is needed. Changes nothing.
+
+mod files;
+mod keys;
 
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use hsm_adapter::client::WorkerStatus;
+use rustix::fs::Access;
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
 use crate::config::Config;
 use crate::edge::TlsSource;
 use crate::links::token::HsmLink;
-use crate::store::{Store, StoreError};
+use crate::store::{Seen, Store};
+
+pub(crate) use files::end_of;
 
 /// One row of the table.
 #[derive(Debug, Serialize)]
@@ -34,6 +40,7 @@ pub async fn run(path: &Path, json: bool) -> ExitCode {
         Ok(config) => {
             rows.push(row("configuration", Ok(path.display().to_string())));
             tls(&config, &mut rows);
+            files::look(&config, &mut rows);
             rows.push(row("database", database(&config).await));
             hsm(&config, &mut rows).await;
             rows.push(row("disk", disk(&config)));
@@ -75,15 +82,30 @@ fn tls(config: &Config, rows: &mut Vec<Row>) {
 }
 
 async fn database(config: &Config) -> Result<String, String> {
-    let path = config.store.path.display();
-    match Store::open(&config.store, &config.queue).await {
-        Ok(store) => {
-            store.close().await;
-            Ok(format!("{path}: opened and migrated"))
-        }
-        Err(StoreError::InstanceRunning { .. }) => Ok(format!("{path}: in use by a gateway")),
-        Err(error) => Err(hsm_adapter::worker::chain(&error)),
+    let path = config.store.path.as_path();
+    let told = |what: String| format!("{}: {what}", path.display());
+    let seen = Store::look(path).await.map_err(|error| hsm_adapter::worker::chain(&error))?;
+    let written = if seen.is_some() { path } else { parent(path) };
+    rustix::fs::access(written, Access::WRITE_OK)
+        .map_err(|error| format!("{}: is not ours to write: {error}", written.display()))?;
+    let Some(Seen { schema, pending, write_ahead, check }) = seen else {
+        return Ok(told("will be made".into()));
+    };
+    let mut text = format!("schema {schema}");
+    if pending > 0 {
+        text += &format!(", {pending} pending: serve will apply them");
     }
+    text +=
+        if write_ahead { ", write-ahead log" } else { ", serve will give it a write-ahead log" };
+    match check.as_deref() {
+        Some("ok") => Ok(told(text + ", sound")),
+        Some(complaint) => Err(told(format!("is damaged, restore a backup: {complaint}"))),
+        None => Ok(told(text + ", not looked through")),
+    }
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 async fn hsm(config: &Config, rows: &mut Vec<Row>) {
@@ -106,15 +128,17 @@ async fn hsm(config: &Config, rows: &mut Vec<Row>) {
     }
     if link.is_usable() {
         rows.push(row("hsm mode", Ok(format!("{}: clear PINs are there only", link.mode()))));
-        keys(&link, limit, rows).await;
+        list_keys(config, &link, limit, rows).await;
     }
     link.stop().await;
 }
 
-async fn keys(link: &HsmLink, limit: Instant, rows: &mut Vec<Row>) {
+async fn list_keys(config: &Config, link: &HsmLink, limit: Instant, rows: &mut Vec<Row>) {
     match link.list_keys(limit).await {
         Err(error) => rows.push(row("keys", Err(error.to_string()))),
         Ok(keys) => {
+            let missing = keys::missing(config, &keys);
+            rows.extend(missing.into_iter().map(|text| row("key", Err(text))));
             for key in keys {
                 let kcv = key.kcv.map_or_else(|| "-".into(), |kcv| kcv.to_string());
                 let source = if key.kcv_from_token { "token" } else { "register" };
@@ -132,7 +156,7 @@ fn waits(worker: &WorkerStatus) -> bool {
 
 fn disk(config: &Config) -> Result<String, String> {
     let mut text = Vec::new();
-    let data = config.store.path.parent().unwrap_or(Path::new("."));
+    let data = parent(&config.store.path);
     for (name, dir) in [("store", data), ("audit", config.audit.dir.as_path())] {
         let existing = dir.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("/"));
         let stat = rustix::fs::statvfs(existing).map_err(|error| format!("{name}: {error}"))?;

@@ -14,9 +14,10 @@ use serde::Serialize;
 
 use crate::audit::{AuditEntry, AuditLog};
 use crate::config::Role;
-use crate::edge::Peer;
+use crate::edge::{Operation, Peer, Permit};
 use crate::links::token::HsmLink;
 use crate::relay::Relay;
+use crate::store::Store;
 use crate::telemetry::metrics::Metrics;
 use crate::wire::problem::{OwnBody, Problem, Slug};
 
@@ -30,6 +31,8 @@ pub struct Admin {
     pub hsm: Arc<HsmLink>,
     /// Payments.
     pub relay: Arc<Relay>,
+    /// The database.
+    pub store: Store,
     /// The audit log.
     pub audit: AuditLog,
     /// The figures.
@@ -55,8 +58,10 @@ pub struct Readiness {
     pub hsm: bool,
     /// Where clear PINs are.
     pub hsm_mode: &'static str,
-    /// Payments can be sealed and made durable.
+    /// Payments can be sealed.
     pub queue: bool,
+    /// The database takes writes.
+    pub store: bool,
     /// Audit records become durable.
     pub audit: bool,
 }
@@ -64,9 +69,9 @@ pub struct Readiness {
 impl Admin {
     fn readiness(&self) -> Readiness {
         let (hsm, queue) = (self.hsm.is_usable(), self.relay.is_ready());
-        let audit = self.audit.is_healthy();
+        let (store, audit) = (self.store.is_healthy(), self.audit.is_healthy());
         let hsm_mode = self.hsm.mode();
-        Readiness { ready: hsm && queue && audit, hsm, hsm_mode, queue, audit }
+        Readiness { ready: hsm && queue && store && audit, hsm, hsm_mode, queue, store, audit }
     }
 }
 
@@ -85,6 +90,21 @@ impl<S: Sync> FromRequestParts<S> for Watching {
         } else {
             Err(Problem::new(Slug::NotAllowed))
         }
+    }
+}
+
+/// Leave for one admin call that counts, held while it runs.
+struct Admitted {
+    _permit: Permit,
+}
+
+impl<S: Sync> FromRequestParts<S> for Admitted {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let peer = parts.extensions.get::<Arc<Peer>>();
+        let peer = peer.ok_or_else(|| Problem::new(Slug::NotAllowed))?;
+        Ok(Self { _permit: peer.admit(Operation::Admin)? })
     }
 }
 
@@ -109,7 +129,7 @@ async fn metrics(State(admin): State<Admin>, _: Watching) -> impl IntoResponse {
     ([(CONTENT_TYPE, "text/plain; version=0.0.4")], admin.metrics.render())
 }
 
-async fn openapi(entry: AuditEntry, _: Watching) -> impl IntoResponse {
+async fn openapi(entry: AuditEntry, _: Watching, _: Admitted) -> impl IntoResponse {
     entry.event(EventType::AdminRead);
     axum::Json(crate::routes::openapi())
 }

@@ -6,6 +6,9 @@ use std::time::Duration;
 
 use hsm_adapter::client::LinkOptions;
 use hsm_adapter::vocabulary::KeyLabel;
+use jiff::Timestamp;
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
 use serde::Deserialize;
 
 use super::within;
@@ -63,9 +66,39 @@ pub struct HsmConfig {
     /// `[hsm.breaker]`.
     #[serde(default)]
     pub breaker: BreakerConfig,
-    /// Why clear PINs may be in worker memory although this is production: name, reason, until.
+    /// Why clear PINs may be in worker memory although this is production. Default none.
     #[serde(default)]
-    pub in_worker_waiver: Option<String>,
+    pub in_worker_waiver: Option<WaiverConfig>,
+}
+
+/// Who answers for it that a rule does not hold, and how long. After it the gateway does not start.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WaiverConfig {
+    /// Who allows it. No default.
+    pub name: String,
+    /// Why. No default.
+    pub reason: String,
+    /// The last day, UTC: `2027-01-31`. No default.
+    pub until: String,
+}
+
+impl WaiverConfig {
+    fn check(&self) -> Result<(), String> {
+        for (key, text) in [("name", &self.name), ("reason", &self.reason)] {
+            if text.trim().is_empty() {
+                return Err(format!("{key} is empty: say who allows it, and why"));
+            }
+        }
+        let until: Date = self
+            .until
+            .parse()
+            .map_err(|_| format!("until = {:?}: write a day as 2027-01-31", self.until))?;
+        if until < Timestamp::now().to_zoned(TimeZone::UTC).date() {
+            return Err(format!("until = {until}: is in the past; it must be allowed anew"));
+        }
+        Ok(())
+    }
 }
 
 impl HsmConfig {
@@ -84,10 +117,13 @@ impl HsmConfig {
         within("hsm.lost_ms_max", self.lost_ms_max, 100..=60_000)?;
         self.retry.check().map_err(|why| format!("hsm.retry.{why}"))?;
         self.breaker.check().map_err(|why| format!("hsm.breaker.{why}"))?;
+        if let Some(waiver) = &self.in_worker_waiver {
+            waiver.check().map_err(|why| format!("hsm.in_worker_waiver.{why}"))?;
+        }
         if production && self.in_worker_waiver.is_none() {
             return Err("environment is \"production\" and the worker's mode is in_worker: clear \
-                        PINs would be in worker memory. Name hsm.in_worker_waiver (who allows it, \
-                        why, until when)"
+                        PINs would be in worker memory. Name in hsm.in_worker_waiver who allows it, \
+                        why, and until when"
                 .into());
         }
         Ok(())
@@ -144,4 +180,36 @@ fn lost_ms_max() -> u64 {
 }
 fn queue_kek() -> KeyLabel {
     KeyLabel::parse("queue.kek").expect("nine characters of the allowed set")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(waiver: &str) -> HsmConfig {
+        let text = "module = \"/m\"\ntoken_label = \"t\"\npin_file = \"p\"\nkeys = \"k\"\n";
+        toml::from_str(&format!("{text}{waiver}")).unwrap()
+    }
+
+    #[test]
+    fn production_needs_somebody_who_allows_clear_pins_until_a_day_that_is_to_come() {
+        let waiver = |name, reason, until| {
+            let table = format!("{{ name = {name:?}, reason = {reason:?}, until = {until:?} }}");
+            config(&format!("in_worker_waiver = {table}")).check(true)
+        };
+
+        assert_eq!(waiver("Head of payments", "pilot", "2999-01-31"), Ok(()));
+        assert_eq!(config("").check(false), Ok(()));
+        let refused = [
+            (config("").check(true), "hsm.in_worker_waiver"),
+            (waiver(" ", "pilot", "2999-01-31"), "hsm.in_worker_waiver.name is empty"),
+            (waiver("Head", "", "2999-01-31"), "hsm.in_worker_waiver.reason is empty"),
+            (waiver("Head", "pilot", "soon"), "write a day"),
+            (waiver("Head", "pilot", "2026-01-31"), "is in the past"),
+        ];
+        for (refusal, told) in refused {
+            let refusal = refusal.unwrap_err();
+            assert!(refusal.contains(told), "{refusal}");
+        }
+    }
 }

@@ -22,15 +22,13 @@ pub struct LimitsConfig {
     pub address_block_s: u64,
     /// Source addresses that are never limited or blocked: balancers. Default none.
     pub exempt_addresses: Vec<IpAddr>,
-    /// PIN verifications a minute of one client. Default 600.
-    pub verify_per_minute: u32,
     /// PIN translations a minute of one client. Default 3000.
     pub translate_per_minute: u32,
     /// MAC operations a minute of one client. Default 6000.
     pub mac_per_minute: u32,
     /// Payments a minute of one client. Default 3000.
     pub payment_per_minute: u32,
-    /// Admin calls a minute of one client. Default 60.
+    /// Admin calls a minute of one client; health, readiness and figures are free. Default 60.
     pub admin_per_minute: u32,
 }
 
@@ -43,7 +41,6 @@ impl Default for LimitsConfig {
             failed_handshakes_per_minute: 20,
             address_block_s: 900,
             exempt_addresses: Vec::new(),
-            verify_per_minute: 600,
             translate_per_minute: 3_000,
             mac_per_minute: 6_000,
             payment_per_minute: 3_000,
@@ -65,7 +62,6 @@ impl LimitsConfig {
         within("address_block_s", self.address_block_s, 1..=86_400)?;
         within("exempt_addresses (entries)", self.exempt_addresses.len(), 0..=256)?;
         for (key, per_minute) in [
-            ("verify_per_minute", self.verify_per_minute),
             ("translate_per_minute", self.translate_per_minute),
             ("mac_per_minute", self.mac_per_minute),
             ("payment_per_minute", self.payment_per_minute),

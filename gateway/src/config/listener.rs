@@ -38,8 +38,7 @@ pub struct ListenerConfig {
     /// drains. Default 10000.
     #[serde(default = "drain_ms_max")]
     pub drain_ms_max: u64,
-    /// Bytes of one request body. Default 65536; a listener with MAC routes needs 163840, so that
-    /// a message of 64 KiB fits in hex.
+    /// Bytes of one request body. Default 163840: a MAC message of 64 KiB fits in hex.
     #[serde(default = "body_bytes_max")]
     pub body_bytes_max: u64,
     /// Bytes of one request head: request line and headers of HTTP/1.1, header list of HTTP/2.
@@ -118,7 +117,7 @@ fn drain_ms_max() -> u64 {
     10_000
 }
 fn body_bytes_max() -> u64 {
-    65_536
+    163_840
 }
 fn header_bytes_max() -> u32 {
     16_384

@@ -10,8 +10,8 @@ use super::within;
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct QueueConfig {
-    /// Open payments, held ones included, before new ones are refused with `queue-full`. Rows;
-    /// default 10 000.
+    /// Open payments to one biller before new ones to it are refused with `queue-full`: those that
+    /// wait and those that are being sent, not those that a person holds. Rows; default 10 000.
     pub rows_max: u32,
     /// How long one sender may keep a payment before it counts as lost. Seconds; default 30. An
     /// attempt must end well before it.

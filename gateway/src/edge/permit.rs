@@ -28,8 +28,6 @@ pub struct Client {
 pub enum Operation {
     /// PIN translation.
     Translate,
-    /// PIN verification.
-    Verify,
     /// MAC generation and verification.
     Mac,
     /// Payments: new ones and questions about them.
@@ -155,13 +153,12 @@ impl Client {
 }
 
 impl Operation {
-    const ALL: [Self; 5] = [Self::Translate, Self::Verify, Self::Mac, Self::Payment, Self::Admin];
+    const ALL: [Self; 4] = [Self::Translate, Self::Mac, Self::Payment, Self::Admin];
 
     /// The limit's name in headers and figures.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Translate => "translate",
-            Self::Verify => "verify",
             Self::Mac => "mac",
             Self::Payment => "payment",
             Self::Admin => "admin",
@@ -171,7 +168,6 @@ impl Operation {
     fn per_minute(self, limits: &LimitsConfig) -> u32 {
         match self {
             Self::Translate => limits.translate_per_minute,
-            Self::Verify => limits.verify_per_minute,
             Self::Mac => limits.mac_per_minute,
             Self::Payment => limits.payment_per_minute,
             Self::Admin => limits.admin_per_minute,
@@ -224,7 +220,7 @@ mod tests {
              requests_per_minute = {requests_per_minute}\nburst = {burst}\nconcurrent = {concurrent}"
         ))
         .unwrap();
-        Client::new(&config, &LimitsConfig { verify_per_minute: 60, ..LimitsConfig::default() })
+        Client::new(&config, &LimitsConfig { admin_per_minute: 60, ..LimitsConfig::default() })
     }
 
     #[tokio::test(start_paused = true)]
@@ -257,28 +253,28 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn one_operation_used_up_leaves_the_others_alone() {
         let client = client(6_000, 200, 64);
-        while client.admit(Operation::Verify).is_ok() {}
+        while client.admit(Operation::Admin).is_ok() {}
 
-        let verify = client.admit(Operation::Verify).unwrap_err();
+        let admin = client.admit(Operation::Admin).unwrap_err();
         let translate = client.admit(Operation::Translate);
 
-        assert_eq!(verify.rate_limit.policy, "verify");
+        assert_eq!(admin.rate_limit.policy, "admin");
         assert!(translate.is_ok());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_request_that_one_limit_refuses_costs_nothing_in_the_others() {
         let client = client(60, 1, 64);
-        client.admit(Operation::Verify).unwrap();
+        client.admit(Operation::Admin).unwrap();
         for _ in 0..100 {
-            assert!(client.admit(Operation::Verify).is_err());
+            assert!(client.admit(Operation::Admin).is_err());
         }
 
-        // Ten verifications at once are allowed and one was spent: the refusals spent none, so
+        // Ten admin calls at once are allowed and one was spent: the refusals spent none, so
         // one a second goes through for a while.
         for _ in 0..9 {
             tokio::time::advance(Duration::from_secs(1)).await;
-            assert!(client.admit(Operation::Verify).is_ok());
+            assert!(client.admit(Operation::Admin).is_ok());
         }
     }
 }

@@ -5,8 +5,9 @@ use sqlx::{Row, SqlitePool};
 use std::time::Duration;
 
 use super::clock::ms;
+use super::outcome::Withdraw;
 use super::row::{bytes, new_token};
-use super::writer::{Batch, Order};
+use super::writer::{self, Batch, Job, Order};
 use super::{
     FINGERPRINT_BYTES, Idempotency, ItemFacts, Lease, NewPayment, Sealed, Status, StoreError,
 };
@@ -37,7 +38,7 @@ pub enum Begun {
     },
     /// The key came with another request before. Nothing was done.
     KeyReused,
-    /// As many payments are open as may be. Nothing was stored.
+    /// As many payments to this target are open as may be. Nothing was stored.
     QueueFull,
     /// It would have to wait behind others of its lane, and it may not wait. Nothing was stored.
     Busy,
@@ -48,6 +49,21 @@ pub(super) struct Begin(pub(super) NewPayment);
 impl Order for Begin {
     type Answer = Begun;
     const FOR_CALLER: bool = true;
+
+    /// Of a payment that nobody forwards nothing was sent: its lease must not run out as if it was.
+    fn orphans(begun: Begun) -> Vec<Box<dyn Job>> {
+        match begun {
+            Begun::Forward(held) => {
+                vec![writer::unasked(Withdraw { held, code: "not-forwarded".into() })]
+            }
+            Begun::Queued { .. }
+            | Begun::Replay { .. }
+            | Begun::Running { .. }
+            | Begun::KeyReused
+            | Begun::QueueFull
+            | Begun::Busy => Vec::new(),
+        }
+    }
 
     async fn run(&self, db: &mut SqliteConnection, batch: &mut Batch) -> Result<Begun, StoreError> {
         let payment = &self.0;
@@ -60,7 +76,7 @@ impl Order for Begin {
         if let Some(known) = standing(&payment.idempotency, &found, batch.steady)? {
             return Ok(known);
         }
-        if batch.depth >= batch.depth_max {
+        if batch.depth.of(&payment.facts.target) >= batch.depth_max {
             return Ok(Begun::QueueFull);
         }
         let behind: bool = found.try_get("lane_open")?;
@@ -86,7 +102,7 @@ impl Order for Begin {
             .bind(payment.idempotency.expires_at)
             .execute(&mut *db)
             .await?;
-        batch.depth += 1;
+        batch.depth.add(&payment.facts.target, 1);
         Ok(begun)
     }
 }

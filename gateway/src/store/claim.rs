@@ -8,10 +8,11 @@ use sqlx::sqlite::SqliteConnection;
 
 use super::clock::ms;
 use super::lane::{self, Settling};
+use super::outcome::Release;
 use super::row::bytes;
 use super::upkeep::expire_due;
-use super::writer::{Batch, Order};
-use super::{HoldReason, ItemFacts, Lease, OrdKey, Sealed, Settled, StoreError};
+use super::writer::{self, Batch, Job, Order};
+use super::{Class, HoldReason, ItemFacts, Lease, OrdKey, Parking, Sealed, StoreError};
 
 /// What a forwarder is ready for.
 #[derive(Debug, Clone)]
@@ -22,7 +23,7 @@ pub struct Claim {
     pub rows: u32,
     /// Who, for the record.
     pub owner: String,
-    /// How long they are kept. Every attempt must end well before; see `renew`.
+    /// How long they are kept. Every attempt must end well before.
     pub lease: Duration,
 }
 
@@ -48,12 +49,21 @@ impl Order for Claim {
     type Answer = Vec<Claimed>;
     const FOR_CALLER: bool = true;
 
+    fn orphans(claimed: Self::Answer) -> Vec<Box<dyn Job>> {
+        let pause = |claimed: Claimed| {
+            let (retry_in, class, code) = (Duration::ZERO, Class::NotSent, None);
+            let parking = Parking { retry_in, class, code, counts: false, pin: None };
+            writer::unasked(Release { held: claimed.lease, parking })
+        };
+        claimed.into_iter().map(pause).collect()
+    }
+
     async fn run(
         &self,
         db: &mut SqliteConnection,
         batch: &mut Batch,
     ) -> Result<Vec<Claimed>, StoreError> {
-        // What is past its time must not leave, even when nobody has looked for a while.
+        // Some of what is past its time leaves the queue here; the statement skips the rest.
         expire_due(db, batch).await?;
         batch.claims += 1;
         let statement = if batch.claims.is_multiple_of(10) { CLAIM_OLDEST } else { CLAIM };
@@ -103,29 +113,6 @@ impl Order for Claim {
     }
 }
 
-pub(super) struct Renew {
-    pub(super) held: Lease,
-    pub(super) lease: Duration,
-}
-
-impl Order for Renew {
-    type Answer = Settled;
-
-    async fn run(
-        &self,
-        db: &mut SqliteConnection,
-        batch: &mut Batch,
-    ) -> Result<Settled, StoreError> {
-        let renewed = sqlx::query(RENEW)
-            .bind(self.held.ord_key.0.as_slice())
-            .bind(self.held.token)
-            .bind(batch.steady + ms(self.lease))
-            .execute(db)
-            .await?;
-        Ok(if renewed.rows_affected() == 1 { Settled::Recorded } else { Settled::Stale })
-    }
-}
-
 /// Most urgent lane first, oldest head first among equals. The token is random, so that it
 /// stays unique when lanes are deleted and made again.
 pub(super) const CLAIM: &str = "
@@ -136,6 +123,7 @@ WHERE ord_key IN (
     SELECT ord_key FROM saf_lane
     WHERE leased = 0 AND blocked IS NULL AND next_at <= ?4
       AND target IN (SELECT value FROM json_each(?5))
+      AND NOT EXISTS (SELECT 1 FROM saf_item WHERE seq = head_seq AND expires_at <= ?2)
     ORDER BY head_prio, head_seq LIMIT ?6)
 RETURNING ord_key, head_seq, lease_token";
 
@@ -148,6 +136,7 @@ WHERE ord_key IN (
     SELECT ord_key FROM saf_lane
     WHERE leased = 0 AND blocked IS NULL AND next_at <= ?4
       AND target IN (SELECT value FROM json_each(?5))
+      AND NOT EXISTS (SELECT 1 FROM saf_item WHERE seq = head_seq AND expires_at <= ?2)
     ORDER BY head_seq LIMIT ?6)
 RETURNING ord_key, head_seq, lease_token";
 
@@ -158,6 +147,3 @@ SELECT i.seq, i.id, i.tenant, i.kind, i.target, i.reference, i.ord_key, i.prio, 
 FROM json_each(?1) head JOIN saf_item i ON i.seq = head.value
 WHERE i.state = 0
 ORDER BY i.prio, i.seq";
-
-const RENEW: &str = "
-UPDATE saf_lane SET lease_until = ?3 WHERE ord_key = ?1 AND lease_token = ?2 AND leased = 1";

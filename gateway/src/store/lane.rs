@@ -2,7 +2,7 @@
 //! lane, write down what happened.
 
 use sqlx::Row;
-use sqlx::sqlite::SqliteConnection;
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
 use super::writer::Batch;
 use super::{HoldReason, Lease, OrdKey, StoreError};
@@ -51,20 +51,28 @@ pub(super) async fn end(
         .bind(code)
         .bind(attempts)
         .bind(batch.now)
-        .execute(db)
+        .fetch_optional(db)
         .await?;
-    batch.depth -= i64::try_from(ended.rows_affected()).unwrap_or(0);
-    Ok(())
+    leave(batch, ended)
 }
 
 /// Leaves an open item to a person. Its payload stays, its PIN block does not.
 pub(super) async fn hold(
     db: &mut SqliteConnection,
-    batch: &Batch,
+    batch: &mut Batch,
     seq: i64,
     reason: HoldReason,
 ) -> Result<(), StoreError> {
-    sqlx::query(HOLD).bind(seq).bind(reason.name()).bind(batch.now).execute(db).await?;
+    let held =
+        sqlx::query(HOLD).bind(seq).bind(reason.name()).bind(batch.now).fetch_optional(db).await?;
+    leave(batch, held)
+}
+
+/// Counts an item that is no longer open.
+fn leave(batch: &mut Batch, left: Option<SqliteRow>) -> Result<(), StoreError> {
+    if let Some(row) = left {
+        batch.depth.add(row.try_get("target")?, -1);
+    }
     Ok(())
 }
 
@@ -174,13 +182,15 @@ UPDATE saf_item
 SET state = ?2, hold_reason = NULL, last_code = ?3, attempts = attempts + ?4,
     dek_id = NULL, nonce = NULL, ct = NULL, pin_dek_id = NULL, pin_nonce = NULL, pin_ct = NULL,
     updated_at = ?5, terminal_at = ?5
-WHERE seq = ?1 AND state = 0";
+WHERE seq = ?1 AND state = 0
+RETURNING target";
 
 const HOLD: &str = "
 UPDATE saf_item
 SET state = 1, hold_reason = ?2, queued = 1, updated_at = ?3,
     pin_dek_id = NULL, pin_nonce = NULL, pin_ct = NULL
-WHERE seq = ?1 AND state = 0";
+WHERE seq = ?1 AND state = 0
+RETURNING target";
 
 const PARK: &str = "
 UPDATE saf_lane

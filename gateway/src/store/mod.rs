@@ -13,6 +13,7 @@ mod clock;
 mod dek;
 mod error;
 mod lane;
+mod look;
 mod open;
 mod outcome;
 mod prune;
@@ -39,6 +40,7 @@ pub use claim::{Claim, Claimed};
 pub(crate) use clock::Clock;
 pub use dek::{DekClass, DekRow, NewDek};
 pub use error::StoreError;
+pub use look::Seen;
 pub use outcome::{Ending, Outcome, Parked, Parking, Settled};
 pub use prune::{PruneRule, Pruned};
 pub use read::{Depth, HistoryEntry, PaymentView, Stats};
@@ -88,6 +90,14 @@ impl Store {
         Ok(this)
     }
 
+    /// Looks at the file at `path` without changing anything: `None` when there is none yet.
+    ///
+    /// # Errors
+    /// It is not readable, not a database, or not of this release.
+    pub async fn look(path: &Path) -> Result<Option<Seen>, StoreError> {
+        error::within(look::look(path)).await
+    }
+
     /// Ends the writer after what it has accepted, folds the write-ahead log into the file and
     /// gives the instance lock back. Later calls answer [`StoreError::Unavailable`].
     pub async fn close(&self) {
@@ -101,10 +111,19 @@ impl Store {
         self.clock.wall()
     }
 
-    /// Notified when a lane may have become claimable: somebody should [`claim`](Self::claim).
+    /// Notified when a lane may have become claimable: each forwarder should
+    /// [`claim`](Self::claim). It wakes all who wait, and leaves nothing for those who come later:
+    /// take `notified()` before the claim whose emptiness it is to end.
     #[must_use]
     pub fn wake(&self) -> &Notify {
         &self.wake
+    }
+
+    /// Whether the database takes writes: one was made durable within the last seconds, if only to
+    /// see whether it can.
+    #[must_use]
+    pub fn is_healthy(&self) -> bool {
+        self.writer.is_healthy()
     }
 
     /// The database file.
@@ -140,14 +159,6 @@ impl Store {
     /// [`StoreError::Busy`], [`StoreError::Unavailable`].
     pub async fn claim(&self, claim: Claim) -> Result<Vec<Claimed>, StoreError> {
         self.writer.ask(claim).await
-    }
-
-    /// Prolongs a lease to `lease` from now.
-    ///
-    /// # Errors
-    /// [`StoreError::Busy`], [`StoreError::Unavailable`].
-    pub async fn renew(&self, held: &Lease, lease: Duration) -> Result<Settled, StoreError> {
-        self.writer.ask(claim::Renew { held: held.clone(), lease }).await
     }
 
     /// Records the final answer, empties the sealed payload and the PIN block, keeps the sealed

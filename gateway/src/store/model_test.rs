@@ -157,7 +157,7 @@ async fn run(steps: Vec<Step>) {
             }
             Step::Hold { lease } if !model.given.is_empty() => {
                 let given = lease.get(&model.given).lease.clone();
-                let settled = world.store.hold(&given, HoldReason::NotAccepted).await.unwrap();
+                let settled = world.store.hold(&given, HoldReason::Ambiguous).await.unwrap();
                 let given = model.given.iter_mut().find(|it| it.lease == given).unwrap();
                 if std::mem::take(&mut given.valid) {
                     given.held = true;

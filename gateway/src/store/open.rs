@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use sqlx::migrate::Migrator;
 use sqlx::sqlite::{
     SqliteAutoVacuum, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePoolOptions,
     SqliteSynchronous,
@@ -15,6 +16,13 @@ use sqlx::{ConnectOptions, SqlitePool};
 
 use super::{ANSWER_WITHIN, StoreError};
 use crate::config::StoreConfig;
+
+/// The schema, step by step.
+pub(super) static MIGRATIONS: Migrator = sqlx::migrate!("../migrations/sqlite");
+
+/// How long a statement waits for a lock: below our callers' patience, so that they hear SQLite's
+/// own word.
+pub(super) const PATIENCE: Duration = ANSWER_WITHIN.saturating_sub(Duration::from_secs(1));
 
 /// An open database and its lock.
 pub(super) struct Opened {
@@ -31,7 +39,7 @@ pub(super) async fn open(config: &StoreConfig) -> Result<Opened, StoreError> {
     let lock = lock(&config.path)?;
     let file = DatabaseFile::prepare(&config.path)?;
     let mut connection = file.connect().await?;
-    sqlx::migrate!("../migrations/sqlite")
+    MIGRATIONS
         .run(&mut connection)
         .await
         .map_err(|source| StoreError::Migrate { path: file.path.clone(), source: source.into() })?;
@@ -99,8 +107,7 @@ impl DatabaseFile {
         SqliteConnectOptions::new()
             .filename(&self.path)
             .foreign_keys(true)
-            // Below our callers' patience, so that they hear SQLite's own word.
-            .busy_timeout(ANSWER_WITHIN.saturating_sub(Duration::from_secs(1)))
+            .busy_timeout(PATIENCE)
             .pragma("trusted_schema", "OFF")
             .disable_statement_logging()
     }
@@ -159,7 +166,7 @@ fn private() -> OpenOptions {
     options
 }
 
-fn failed(path: &Path, what: &'static str) -> impl FnOnce(io::Error) -> StoreError {
+pub(super) fn failed(path: &Path, what: &'static str) -> impl FnOnce(io::Error) -> StoreError {
     let path = path.to_owned();
     move |error| StoreError::File { path, what, source: Arc::new(error) }
 }

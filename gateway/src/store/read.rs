@@ -42,15 +42,11 @@ pub struct HistoryEntry {
 /// What waits.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Stats {
-    /// Open payments by status (`Pending`, `Processing`, `Held`) and priority; empty cells are left
-    /// out.
+    /// Open payments by status (`Pending`, `Processing`, `Held`) and priority: every cell, so that
+    /// a figure that is set from it returns to 0.
     pub depth: Vec<Depth>,
     /// Age of the oldest pending payment, in milliseconds.
     pub oldest_ms: Option<i64>,
-    /// Held payments by reason.
-    pub held: Vec<(String, u64)>,
-    /// Lanes that wait for a person.
-    pub blocked_lanes: u64,
 }
 
 /// One cell of [`Stats::depth`].
@@ -97,26 +93,25 @@ pub(super) async fn payment(
 }
 
 pub(super) async fn stats(readers: &SqlitePool, now: i64) -> Result<Stats, StoreError> {
-    let mut snapshot = readers.begin().await?;
     let mut stats = Stats::default();
-    for row in sqlx::query(DEPTH).fetch_all(&mut *snapshot).await? {
-        stats.depth.push(Depth {
-            status: Status::of(row.try_get("state")?, row.try_get("leased")?)?,
-            priority: Priority::of_rank(row.try_get("prio")?)?,
-            rows: row.try_get("n")?,
-        });
+    for status in [Status::Pending, Status::Processing, Status::Held] {
+        let cells = Priority::ALL.map(|priority| Depth { status, priority, rows: 0 });
+        stats.depth.extend(cells);
+    }
+    for row in sqlx::query(DEPTH).fetch_all(readers).await? {
+        let status = Status::of(row.try_get("state")?, row.try_get("leased")?)?;
+        let priority = Priority::of_rank(row.try_get("prio")?)?;
+        let rows: u64 = row.try_get("n")?;
+        for cell in &mut stats.depth {
+            if (cell.status, cell.priority) == (status, priority) {
+                cell.rows += rows;
+            }
+        }
         let oldest: i64 = row.try_get("oldest")?;
         if row.try_get::<i64, _>("state")? == 0 && !row.try_get::<bool, _>("leased")? {
             stats.oldest_ms = stats.oldest_ms.max(Some((now - oldest).max(0)));
         }
     }
-    for row in sqlx::query(HELD).fetch_all(&mut *snapshot).await? {
-        stats.held.push((row.try_get("hold_reason")?, row.try_get("n")?));
-    }
-    stats.blocked_lanes =
-        sqlx::query_scalar("SELECT count(*) FROM saf_lane WHERE blocked IS NOT NULL")
-            .fetch_one(&mut *snapshot)
-            .await?;
     Ok(stats)
 }
 
@@ -135,7 +130,3 @@ FROM saf_item i
 LEFT JOIN saf_lane l ON l.ord_key = i.ord_key AND l.head_seq = i.seq AND l.leased = 1
 WHERE i.state < 2
 GROUP BY 1, 2, 3 ORDER BY 1, 3, 2";
-
-const HELD: &str = "
-SELECT hold_reason, count(*) AS n FROM saf_item
-WHERE state < 2 AND hold_reason IS NOT NULL GROUP BY 1 ORDER BY 1";

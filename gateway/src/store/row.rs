@@ -115,8 +115,6 @@ pub enum HoldReason {
     Poison,
     /// Its row was changed: it does not open.
     Tampered,
-    /// The backend answered an advice, and did not accept it.
-    NotAccepted,
 }
 
 impl HoldReason {
@@ -127,7 +125,6 @@ impl HoldReason {
             Self::Ambiguous => "ambiguous",
             Self::Poison => "poison",
             Self::Tampered => "tampered",
-            Self::NotAccepted => "not-accepted",
         }
     }
 }

@@ -5,19 +5,22 @@
 //! fail its neighbours; an error of the database itself fails the group at once, so that nobody
 //! waits for a lock two hundred times.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use sqlx::Connection;
 use sqlx::sqlite::SqliteConnection;
 use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::error::within;
-use super::open::{DatabaseFile, Opened};
+use super::open::{DatabaseFile, Opened, PATIENCE};
 use super::{Clock, StoreError};
 use crate::config::{QueueConfig, StoreConfig};
 
@@ -27,6 +30,11 @@ pub(super) trait Order: Send + Sync + 'static {
 
     /// Whether it leases something, so that it is pointless once nobody waits for its answer.
     const FOR_CALLER: bool = false;
+
+    /// What to do at once with an answer that nobody waited for.
+    fn orphans(_answer: Self::Answer) -> Vec<Box<dyn Job>> {
+        Vec::new()
+    }
 
     fn run(
         &self,
@@ -42,8 +50,7 @@ pub(super) struct Batch {
     pub(super) now: i64,
     /// Epoch milliseconds for leases.
     pub(super) steady: i64,
-    /// Open payments, held ones included.
-    pub(super) depth: i64,
+    pub(super) depth: Depths,
     pub(super) depth_max: i64,
     pub(super) attempts_max: i64,
     /// Set when a lane may have become claimable.
@@ -54,6 +61,43 @@ pub(super) struct Batch {
     pub(super) claims: u64,
 }
 
+/// Open payments of each target, without those that a person holds.
+#[derive(Debug, Default)]
+pub(super) struct Depths(HashMap<String, i64>);
+
+impl Depths {
+    pub(super) fn of(&self, target: &str) -> i64 {
+        self.0.get(target).copied().unwrap_or(0)
+    }
+
+    pub(super) fn add(&mut self, target: &str, rows: i64) {
+        match self.0.get_mut(target) {
+            Some(depth) => *depth += rows,
+            None => drop(self.0.insert(target.to_owned(), rows)),
+        }
+    }
+}
+
+/// When the database last took a write. A write that fails and one that hangs look the same here.
+#[derive(Debug)]
+struct Health {
+    began: Instant,
+    /// Milliseconds from `began`.
+    good_at: AtomicU64,
+}
+
+impl Health {
+    fn record(&self) {
+        let at = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.good_at.store(at, Ordering::Release);
+    }
+
+    fn is_good(&self) -> bool {
+        let good_at = Duration::from_millis(self.good_at.load(Ordering::Acquire));
+        self.began.elapsed() <= good_at + HEALTHY_FOR
+    }
+}
+
 /// The sending side.
 #[derive(Debug, Clone)]
 pub(super) struct Writer {
@@ -61,6 +105,7 @@ pub(super) struct Writer {
     closing: CancellationToken,
     task: TaskTracker,
     file: Arc<DatabaseFile>,
+    health: Arc<Health>,
 }
 
 impl Writer {
@@ -75,6 +120,7 @@ impl Writer {
         let closing = CancellationToken::new();
         let task = TaskTracker::new();
         let file = Arc::new(opened.file.clone());
+        let health = Arc::new(Health { began: Instant::now(), good_at: AtomicU64::new(0) });
         let mut desk = Desk {
             connection: Some(opened.connection),
             file: opened.file,
@@ -85,6 +131,7 @@ impl Writer {
             depth_max: queue.rows_max.into(),
             attempts_max: queue.attempts_max.into(),
             claims: 0,
+            health: Arc::clone(&health),
         };
         let (lock, ending) = (opened.lock, closing.clone());
         task.spawn(async move {
@@ -93,23 +140,30 @@ impl Writer {
             drop(lock);
         });
         task.close();
-        Ok(Self { orders, closing, task, file })
+        Ok(Self { orders, closing, task, file, health })
     }
 
     /// Queues an order and waits for its group.
     pub(super) async fn ask<O: Order>(&self, order: O) -> Result<O::Answer, StoreError> {
-        let (reply, answer) = oneshot::channel();
+        let (reply, mut answer) = oneshot::channel();
         let job = Box::new(Waiting { order, done: None, reply });
         self.orders.try_send(job).map_err(|refused| match refused {
             mpsc::error::TrySendError::Full(_) => StoreError::Busy,
             mpsc::error::TrySendError::Closed(_) => closed(),
         })?;
-        within(async { answer.await.unwrap_or_else(|_| Err(closed())) }).await
+        let waited = within(async { (&mut answer).await.unwrap_or_else(|_| Err(closed())) }).await;
+        // It may have come in the moment of giving up, and may be a lease: then it counts.
+        answer.close();
+        answer.try_recv().unwrap_or(waited)
     }
 
     pub(super) async fn close(&self) {
         self.closing.cancel();
         self.task.wait().await;
+    }
+
+    pub(super) fn is_healthy(&self) -> bool {
+        self.health.is_good() && !self.task.is_empty()
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -129,10 +183,11 @@ struct Desk {
     wake: Arc<Notify>,
     group_max: usize,
     /// `None` when it has to be counted again.
-    depth: Option<i64>,
+    depth: Option<Depths>,
     depth_max: i64,
     attempts_max: i64,
     claims: u64,
+    health: Arc<Health>,
 }
 
 impl Desk {
@@ -142,11 +197,18 @@ impl Desk {
         closing: CancellationToken,
     ) {
         let mut unfolded = false;
+        let mut probes = tokio::time::interval(PROBE_PERIOD);
+        probes.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let first = tokio::select! {
                 biased;
                 () = closing.cancelled(), if !waiting.is_closed() => {
                     waiting.close();
+                    continue;
+                }
+                _ = probes.tick() => {
+                    self.probe().await;
+                    unfolded = true;
                     continue;
                 }
                 first = waiting.recv() => first,
@@ -176,21 +238,23 @@ impl Desk {
 
     async fn commit(&mut self, mut group: Vec<Box<dyn Job>>) {
         match self.transact(&mut group).await {
-            Ok(()) => group.into_iter().for_each(|job| job.answer(Ok(()))),
-            Err(error) if group.len() == 1 || error.is_transient() => {
-                for job in group {
-                    job.answer(Err(error.clone()));
-                }
-            }
-            Err(_) => {
+            Err(error) if group.len() > 1 && !error.is_transient() => {
                 for job in group {
                     let mut alone = vec![job];
                     let outcome = self.transact(&mut alone).await;
-                    for job in alone {
-                        job.answer(outcome.clone());
-                    }
+                    self.answer(alone, outcome).await;
                 }
             }
+            outcome => self.answer(group, outcome).await,
+        }
+    }
+
+    /// Tells everyone; what turns out to have no owner is given back at once.
+    async fn answer(&mut self, group: Vec<Box<dyn Job>>, outcome: Result<(), StoreError>) {
+        let mut orphans: Vec<_> =
+            group.into_iter().flat_map(|job| job.answer(outcome.clone())).collect();
+        if let Err(error) = self.transact(&mut orphans).await {
+            tracing::warn!(%error, "what nobody waited for stays until its lease runs out");
         }
     }
 
@@ -205,7 +269,7 @@ impl Desk {
                 self.depth = Some(batch.depth);
                 self.claims = batch.claims;
                 if batch.wake {
-                    self.wake.notify_one();
+                    self.wake.notify_waiters();
                 }
                 if batch.fold {
                     self.fold().await;
@@ -230,12 +294,11 @@ impl Desk {
             none => none.insert(self.file.connect().await?),
         };
         let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
-        let depth = match self.depth {
+        let depth = match self.depth.take() {
             Some(depth) => depth,
             None => {
-                sqlx::query_scalar("SELECT count(*) FROM saf_item WHERE state < 2")
-                    .fetch_one(&mut *transaction)
-                    .await?
+                let counted = sqlx::query_as(DEPTHS).fetch_all(&mut *transaction).await?;
+                Depths(counted.into_iter().collect())
             }
         };
         let mut batch = Batch {
@@ -253,40 +316,62 @@ impl Desk {
         for job in group.iter_mut().filter(|job| job.is_wanted()) {
             job.run(&mut transaction, &mut batch).await?;
         }
-        let committing = tokio::time::Instant::now();
+        let committing = Instant::now();
         transaction.commit().await?;
         metrics::histogram!(crate::telemetry::metrics::QUEUE_COMMIT).record(committing.elapsed());
         Ok(batch)
     }
 
+    /// Writes something that changes nothing: a lock, a full disk or a file that is gone must show
+    /// before the next payment needs it.
+    async fn probe(&mut self) {
+        // A lock in the way must not keep orders waiting behind this, too.
+        self.set_patience(UPKEEP_PATIENCE).await;
+        match self.transact(&mut [unasked(Probe)]).await {
+            Ok(()) => self.health.record(),
+            Err(error) => tracing::warn!(%error, "the database does not take writes"),
+        }
+        self.set_patience(PATIENCE).await;
+    }
+
+    /// How long the connection, if there is one, waits for a lock.
+    async fn set_patience(&mut self, patience: Duration) {
+        if let Some(connection) = &mut self.connection {
+            let statement = format!("PRAGMA busy_timeout = {}", patience.as_millis());
+            if let Err(error) =
+                sqlx::query(sqlx::AssertSqlSafe(statement)).execute(connection).await
+            {
+                tracing::debug!(%error, "the lock's time limit was not set");
+                self.connection = None;
+            }
+        }
+    }
+
     /// Folds the log into the file, so that it neither grows nor keeps what was deleted.
     async fn fold(&mut self) {
+        // A reader in the way only delays it to the next idle moment: do not wait for one.
+        self.set_patience(UPKEEP_PATIENCE).await;
         if let Some(connection) = &mut self.connection {
-            // A reader in the way only delays it to the next idle moment: do not wait for one.
-            for statement in [
-                "PRAGMA busy_timeout = 50",
-                "PRAGMA incremental_vacuum(256)",
-                "PRAGMA wal_checkpoint(TRUNCATE)",
-                "PRAGMA busy_timeout = 4000",
-            ] {
+            for statement in ["PRAGMA incremental_vacuum(256)", "PRAGMA wal_checkpoint(TRUNCATE)"] {
                 if let Err(error) = sqlx::query(statement).execute(&mut *connection).await {
                     tracing::debug!(%error, "the write-ahead log was not folded");
                 }
             }
         }
+        self.set_patience(PATIENCE).await;
     }
 }
 
 /// An order and the one who waits for it, with the type of the answer hidden.
-trait Job: Send {
+pub(super) trait Job: Send {
     fn is_wanted(&self) -> bool;
     fn run<'a>(
         &'a mut self,
         db: &'a mut SqliteConnection,
         batch: &'a mut Batch,
     ) -> Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send + 'a>>;
-    /// After the commit, never before.
-    fn answer(self: Box<Self>, committed: Result<(), StoreError>);
+    /// After the commit, never before. Gives what is to be done when nobody waited.
+    fn answer(self: Box<Self>, committed: Result<(), StoreError>) -> Vec<Box<dyn Job>>;
 }
 
 struct Waiting<O: Order> {
@@ -311,12 +396,41 @@ impl<O: Order> Job for Waiting<O> {
         })
     }
 
-    fn answer(self: Box<Self>, committed: Result<(), StoreError>) {
+    fn answer(self: Box<Self>, committed: Result<(), StoreError>) -> Vec<Box<dyn Job>> {
         let Self { done, reply, .. } = *self;
         // Whoever has gone away finds the outcome in the database.
-        let _ = reply.send(committed.and_then(|()| done.ok_or_else(closed)));
+        match reply.send(committed.and_then(|()| done.ok_or_else(closed))) {
+            Err(Ok(answer)) => O::orphans(answer),
+            Ok(()) | Err(Err(_)) => Vec::new(),
+        }
     }
 }
+
+/// An order whose answer nobody waits for.
+pub(super) fn unasked<O: Order>(order: O) -> Box<dyn Job> {
+    Box::new(Waiting { order, done: None, reply: oneshot::channel().0 })
+}
+
+struct Probe;
+
+impl Order for Probe {
+    type Answer = ();
+
+    async fn run(&self, db: &mut SqliteConnection, _: &mut Batch) -> Result<(), StoreError> {
+        // A number that nobody reads, in the file's first page.
+        sqlx::query("PRAGMA user_version = 1").execute(db).await?;
+        Ok(())
+    }
+}
+
+const DEPTHS: &str = "SELECT target, count(*) FROM saf_item WHERE state = 0 GROUP BY target";
+
+/// How often the database is written to although nobody asks.
+const PROBE_PERIOD: Duration = Duration::from_secs(2);
+/// How long one good write speaks for the database.
+const HEALTHY_FOR: Duration = Duration::from_secs(5);
+/// How long upkeep waits for a lock.
+const UPKEEP_PATIENCE: Duration = Duration::from_millis(50);
 
 /// How long nothing must happen before the log is folded.
 const IDLE: Duration = Duration::from_secs(1);

@@ -55,7 +55,6 @@ key = "@DIR@/pki/monitor.key"
 
 [limits]
 exempt_addresses = ["127.0.0.1"]
-verify_per_minute = 10000000
 translate_per_minute = 10000000
 mac_per_minute = 10000000
 payment_per_minute = 10000000

@@ -48,7 +48,7 @@ async fn health_readiness_and_figures_are_for_every_admin_role_and_no_client() {
             "{name}"
         );
         let expected = serde_json::json!({"ready": true, "hsm": true, "hsm_mode": "in_worker",
-            "queue": true, "audit": true});
+            "queue": true, "store": true, "audit": true});
         assert_eq!((ready.status.as_u16(), ready.json()), (200, expected), "{name}");
         let text = String::from_utf8(figures.body.to_vec()).unwrap();
         assert!(text.contains("\ntollgate_audit_healthy 1\n"), "{text}");
@@ -119,6 +119,8 @@ async fn a_good_world_passes_every_check_with_and_without_a_gateway() {
             "configuration",
             "tls data",
             "tls admin",
+            "biller tls",
+            "probe tls",
             "database",
             "hsm worker",
             "hsm mode",
@@ -181,6 +183,46 @@ async fn a_wrong_hsm_pin_is_named_and_tried_once() {
     assert!(red[0].detail.contains("PinIncorrect"), "{red:?}");
     assert!(red.iter().all(|row| !row.detail.contains("00000000")), "{red:?}");
     assert_eq!(starts(), 1, "a second wrong PIN brings a real token nearer to its lock");
+}
+
+#[tokio::test]
+async fn a_key_that_a_client_may_use_and_that_is_not_there_is_named_with_the_client() {
+    let world = World::prepare(Wanted::default()).unwrap();
+    let text = std::fs::read_to_string(world.config()).unwrap();
+    let verify = "mac_verify = [\"zak.acquirer-b\"]";
+    let text = text.replace(verify, "mac_verify = [\"zak.absent\", \"zpk.billing\"]");
+    std::fs::write(world.config(), text).unwrap();
+
+    let red = red(&world).await;
+
+    let told: Vec<_> = red.iter().map(|row| row.detail.as_str()).collect();
+    let whose = "client \"acquirer-b\": mac_verify";
+    let absent = format!("{whose} = \"zak.absent\": is not in the key register");
+    assert_eq!(told, [absent, format!("{whose} = \"zpk.billing\": is no mac key")]);
+}
+
+#[tokio::test]
+async fn a_billers_key_that_others_may_read_is_named() {
+    use std::os::unix::fs::PermissionsExt;
+    let world = World::prepare(Wanted::default()).unwrap();
+    let key = world.pki().join("tollgate.key");
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).unwrap();
+
+    let red = red(&world).await;
+
+    assert!(red.iter().all(|row| row.check == "biller tls"), "{red:?}");
+    assert!(red[0].detail.contains("tollgate.key: is open to others (mode 0644)"), "{red:?}");
+}
+
+#[tokio::test]
+async fn a_check_makes_no_database() {
+    let world = World::prepare(Wanted::default()).unwrap();
+
+    let (code, rows) = check(&world).await;
+
+    assert_eq!(code, 0, "{rows:?}");
+    assert!(rows.iter().any(|row| row.detail.ends_with("will be made")), "{rows:?}");
+    assert_eq!(std::fs::read_dir(world.dir().join("data")).unwrap().count(), 0);
 }
 
 #[tokio::test]

@@ -20,6 +20,7 @@ const SECTIONS: &[(&str, &str)] = &[
     ("TlsConfig", "tls.data"),
     ("LimitsConfig", "limits"),
     ("HsmConfig", "hsm"),
+    ("WaiverConfig", "hsm.in_worker_waiver"),
     ("RetryConfig", "hsm.retry"),
     ("BreakerConfig", "hsm.breaker"),
     ("StoreConfig", "store"),

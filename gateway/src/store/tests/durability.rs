@@ -215,3 +215,103 @@ async fn a_writer_with_too_much_to_do_says_so_at_once() {
     assert!(matches!(refused, Err(StoreError::Busy)), "{refused:?}");
     busy.await.unwrap().unwrap();
 }
+
+/// Its begin was committed in a group that took too long: nothing was sent under its lease.
+#[tokio::test]
+async fn a_payment_whose_caller_has_gone_is_withdrawn_and_its_key_is_free() {
+    let world = World::new().await;
+    let payment = world.new_payment(1);
+    let patience = Duration::from_millis(100);
+    let begin = tokio::time::timeout(patience, world.store.begin(payment.clone()));
+
+    let (gone, slow) = tokio::join!(begin, world.store.writer.ask(Dawdle));
+    slow.unwrap();
+    world.store.expire().await.unwrap();
+
+    assert!(gone.is_err());
+    assert_eq!(world.status(payment.facts.id).await, Status::Failed);
+    let facts = world.new_payment(1).facts;
+    let again = world.store.begin(NewPayment { facts, ..payment }).await.unwrap();
+    assert!(matches!(again, Begun::Forward(_)), "{again:?}");
+}
+
+#[tokio::test]
+async fn a_claim_whose_caller_has_gone_waits_as_before() {
+    let world = World::new().await;
+    let payment = world.new_payment(1);
+    let lease = world.forward(payment.clone()).await;
+    let now = Parking { retry_in: Duration::ZERO, ..parking(Class::NotSent) };
+    world.store.release(&lease, now).await.unwrap();
+    let claim = tokio::time::timeout(Duration::from_millis(100), world.claim(1));
+
+    let (gone, slow) = tokio::join!(claim, world.store.writer.ask(Dawdle));
+    slow.unwrap();
+    let claimed = world.claim(1).await;
+
+    assert!(gone.is_err());
+    assert_eq!((claimed.len(), claimed[0].sent_unknown), (1, false));
+}
+
+/// The names and bytes in a directory.
+fn everything(directory: &std::path::Path) -> std::collections::BTreeMap<PathBuf, Vec<u8>> {
+    let entries = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    entries.map(|path| (path.clone(), std::fs::read(path).unwrap())).collect()
+}
+
+#[tokio::test]
+async fn looking_changes_nothing_whether_the_store_is_open_closed_empty_or_absent() {
+    let world = World::new().await;
+    let path = world.store.path().to_owned();
+    let directory = world.directory.path();
+    world.forward(world.new_payment(1)).await;
+
+    let open = Store::look(&path).await.unwrap().unwrap();
+    world.store.close().await;
+    let before = everything(directory);
+    let closed = Store::look(&path).await.unwrap().unwrap();
+    let absent = Store::look(&directory.join("absent.db")).await.unwrap();
+    let after = everything(directory);
+    std::fs::write(directory.join("empty.db"), "").unwrap();
+    let empty = Store::look(&directory.join("empty.db")).await.unwrap().unwrap();
+
+    assert_eq!(open, Seen { schema: 1, pending: 0, write_ahead: true, check: Some("ok".into()) });
+    assert_eq!((closed, absent), (open, None));
+    assert!(before == after, "{:?}", after.keys());
+    assert_eq!((empty.schema, empty.pending), (0, 1));
+}
+
+#[tokio::test]
+async fn a_schema_of_another_release_is_seen_before_the_start() {
+    let world = World::new().await;
+    let later = "UPDATE _sqlx_migrations SET version = 99";
+    sqlx::query(later).execute(&mut world.intruder().await).await.unwrap();
+
+    let refused = Store::look(world.store.path()).await.unwrap_err();
+
+    assert!(matches!(refused, StoreError::Migrate { .. }), "{refused}");
+}
+
+#[tokio::test]
+async fn a_store_that_takes_no_writes_says_so_before_a_payment_does_and_comes_back() {
+    let world = World::new().await;
+    let away = world.directory.path().join("elsewhere.db");
+    let becomes = async |healthy: bool| {
+        for _ in 0..80 {
+            if world.store.is_healthy() == healthy {
+                return true;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        false
+    };
+
+    let before = world.store.is_healthy();
+    std::fs::rename(world.store.path(), &away).unwrap();
+    let told = becomes(false).await;
+    std::fs::rename(&away, world.store.path()).unwrap();
+    let back = becomes(true).await;
+    world.store.close().await;
+
+    assert!(before && told && back, "{before} {told} {back}");
+    assert!(!world.store.is_healthy(), "closed");
+}

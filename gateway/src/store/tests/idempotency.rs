@@ -125,13 +125,35 @@ async fn a_full_queue_refuses_new_keys_and_still_knows_the_old() {
     world.forward(world.new_payment(2)).await;
 
     let refused = world.store.begin(world.new_payment(3)).await.unwrap();
+    let mut elsewhere = world.new_payment(4);
+    elsewhere.facts.target = "pdam".into();
+    let other = world.store.begin(elsewhere).await.unwrap();
     let known = world.store.begin(again(&first)).await.unwrap();
     world.store.complete(&lease, done()).await.unwrap();
     let room = world.store.begin(world.new_payment(3)).await.unwrap();
+    let full = world.store.begin(world.new_payment(5)).await.unwrap();
 
     assert_eq!(refused, Begun::QueueFull);
     assert!(matches!(known, Begun::Running { .. }), "{known:?}");
+    assert!(matches!(other, Begun::Forward(_)), "one target closes no other: {other:?}");
     assert!(matches!(room, Begun::Forward(_)), "{room:?}");
+    assert_eq!(full, Begun::QueueFull);
+}
+
+#[tokio::test]
+async fn what_a_person_holds_takes_no_room() {
+    let queue = QueueConfig { rows_max: 1, ..QueueConfig::default() };
+    let world = World::with(queue).await;
+    let lease = world.forward(world.new_payment(1)).await;
+    world.store.hold(&lease, HoldReason::Ambiguous).await.unwrap();
+
+    let room = world.store.begin(world.new_payment(2)).await.unwrap();
+    let full = world.store.begin(world.new_payment(3)).await.unwrap();
+    let counted_again = world.after_a_crash().await;
+    let still_full = counted_again.store.begin(world.new_payment(3)).await.unwrap();
+
+    assert!(matches!(room, Begun::Forward(_)), "{room:?}");
+    assert_eq!((full, still_full), (Begun::QueueFull, Begun::QueueFull));
 }
 
 #[tokio::test]

@@ -88,12 +88,11 @@ async fn a_lost_lease_changes_nothing_and_leaves_evidence() {
         world.store.complete(&lost, done()).await.unwrap(),
         world.store.withdraw(&lost, "x").await.unwrap(),
         world.store.hold(&lost, HoldReason::Ambiguous).await.unwrap(),
-        world.store.renew(&lost, LEASE).await.unwrap(),
     ];
     let released = world.store.release(&lost, parking(Class::NotSent)).await.unwrap();
 
     assert_eq!(rescued, Rescued { freed: 1, held: 0 });
-    assert_eq!(late, [Settled::Stale; 4]);
+    assert_eq!(late, [Settled::Stale; 3]);
     assert_eq!(released, Parked::Stale);
     let view = world.view(payment.facts.id).await;
     assert_eq!((view.status, view.attempts), (Status::Processing, 0));
@@ -119,19 +118,6 @@ async fn a_report_may_be_repeated_when_its_answer_was_lost() {
 }
 
 #[tokio::test]
-async fn a_renewed_lease_is_not_rescued() {
-    let world = World::new().await;
-    let lease = world.forward(world.new_payment(1)).await;
-    world.clock.advance(LEASE / 2);
-
-    let renewed = world.store.renew(&lease, LEASE).await.unwrap();
-    world.clock.advance(LEASE / 2);
-
-    assert_eq!(renewed, Settled::Recorded);
-    assert!(!world.store.rescue().await.unwrap().any());
-}
-
-#[tokio::test]
 async fn the_fifth_lost_sender_is_the_last() {
     let world = World::new().await;
     let payment = world.new_payment(1);
@@ -148,7 +134,7 @@ async fn the_fifth_lost_sender_is_the_last() {
     assert_eq!(rescues[..4], [Rescued { freed: 1, held: 0 }; 4]);
     assert_eq!(rescues[4], Rescued { freed: 0, held: 1 });
     assert_eq!(world.status(payment.facts.id).await, Status::Held);
-    assert_eq!(world.store.stats().await.unwrap().held, [("poison".to_owned(), 1)]);
+    assert_eq!(world.held().await, [("poison".to_owned(), 1)]);
 }
 
 #[tokio::test]
@@ -165,7 +151,7 @@ async fn a_lost_payment_that_cannot_be_sent_again_is_left_to_a_person() {
     let rescued = world.store.rescue().await.unwrap();
 
     assert_eq!(rescued, Rescued { freed: 0, held: 2 });
-    assert_eq!(world.store.stats().await.unwrap().held, [("ambiguous".to_owned(), 2)]);
+    assert_eq!(world.held().await, [("ambiguous".to_owned(), 2)]);
     world.clock.advance(LEASE);
     assert!(world.claim(10).await.is_empty());
 }
@@ -179,12 +165,12 @@ async fn a_held_payment_stops_its_own_lane_and_no_other() {
     let now = Parking { retry_in: Duration::ZERO, ..parking(Class::NotSent) };
     world.store.release(&other, now).await.unwrap();
 
-    world.store.hold(&lease, HoldReason::NotAccepted).await.unwrap();
+    world.store.hold(&lease, HoldReason::Ambiguous).await.unwrap();
 
     let claimed = world.claim(10).await;
     assert_eq!(claimed.len(), 1);
     assert_eq!(claimed[0].facts.ord_key, OrdKey([2; 16]));
-    assert_eq!(world.store.stats().await.unwrap().blocked_lanes, 1);
+    assert_eq!(world.held().await, [("ambiguous".to_owned(), 1)]);
 }
 
 #[tokio::test]
@@ -327,4 +313,26 @@ async fn a_claim_is_planned_on_the_index_of_ready_lanes() {
     let plan: String = plan.iter().map(|row| row.get::<String, _>("detail") + "\n").collect();
     assert!(plan.contains("USING INDEX saf_lane_ready"), "{plan}");
     assert!(!plan.contains("TEMP B-TREE FOR ORDER BY"), "{plan}");
+}
+
+#[tokio::test]
+async fn what_is_past_its_time_is_not_claimed_however_much_of_it_there_is() {
+    let world = World::new().await;
+    let mut sending = tokio::task::JoinSet::new();
+    for number in 0..600_u32 {
+        let (store, mut payment) = (world.store.clone(), world.new_payment(0));
+        payment.facts.ord_key.0[..4].copy_from_slice(&number.to_le_bytes());
+        sending.spawn(async move {
+            let Begun::Forward(lease) = store.begin(payment).await.unwrap() else { panic!() };
+            let now = Parking { retry_in: Duration::ZERO, ..parking(Class::NotSent) };
+            store.release(&lease, now).await.unwrap()
+        });
+    }
+    sending.join_all().await;
+    let in_time = world.claim(1).await.len();
+    world.clock.advance(Duration::from_secs(3_600));
+
+    let late = world.claim(600).await.len();
+
+    assert_eq!((in_time, late), (1, 0));
 }

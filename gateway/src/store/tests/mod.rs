@@ -87,6 +87,12 @@ impl World {
         self.view(id).await.status
     }
 
+    /// Held payments by reason.
+    async fn held(&self) -> Vec<(String, i64)> {
+        let held = "SELECT hold_reason, count(*) FROM saf_item WHERE state = 1 GROUP BY 1";
+        sqlx::query_as(held).fetch_all(&mut self.intruder().await).await.unwrap()
+    }
+
     async fn count(&self, table: &'static str) -> i64 {
         let mut db = self.intruder().await;
         let statement = match table {

@@ -1,0 +1,117 @@
+//! Whether every key that the configuration names is on the token and may do what is granted.
+
+use hsm_adapter::protocol::KeyFacts;
+use hsm_adapter::vocabulary::{KeyLabel, KeyRole, PinBlockFormat};
+
+use crate::config::Config;
+
+/// What a key is named for.
+struct Need<'a> {
+    /// Who names it, and where.
+    place: String,
+    label: &'a KeyLabel,
+    role: KeyRole,
+    formats: &'a [PinBlockFormat],
+    /// It protects: a version that only opens is not enough.
+    active: bool,
+}
+
+/// One text for each key that is missing or wrong, with the place that names it.
+pub(super) fn missing(config: &Config, keys: &[KeyFacts]) -> Vec<String> {
+    needs(config).iter().filter_map(|need| lack(need, keys)).collect()
+}
+
+fn needs(config: &Config) -> Vec<Need<'_>> {
+    let mut needs = Vec::new();
+    let mut need = |place: String, label, role, formats, active| {
+        needs.push(Need { place, label, role, formats, active });
+    };
+    need("hsm.queue_kek".into(), &config.hsm.queue_kek, KeyRole::QueueKek, &[], true);
+    for biller in &config.biller {
+        let place = |key: &str| format!("biller {:?}: {key}", biller.name);
+        need(place("mac_key"), &biller.mac_key, KeyRole::Mac, &[], true);
+        if let Some(key) = &biller.pin_key {
+            need(place("pin_key"), key, KeyRole::ZonePinOut, biller.pin_format.as_slice(), true);
+        }
+    }
+    for client in &config.client {
+        let place = |key: &str| format!("client {:?}: {key}", client.id);
+        for key in &client.grants.mac_generate {
+            need(place("mac_generate"), key, KeyRole::Mac, &[], true);
+        }
+        for key in &client.grants.mac_verify {
+            need(place("mac_verify"), key, KeyRole::Mac, &[], false);
+        }
+        if let Some(payments) = &client.grants.payments {
+            let active = payments.answer_mac;
+            need(place("payments.mac_key"), &payments.mac_key, KeyRole::Mac, &[], active);
+        }
+        for grant in &client.grants.translate {
+            let from = &grant.from;
+            need(place("translate.from"), &from.key, KeyRole::ZonePinIn, &from.formats, false);
+            for to in &grant.to {
+                need(place("translate.to"), &to.key, KeyRole::ZonePinOut, &to.formats, true);
+            }
+        }
+    }
+    needs
+}
+
+fn lack(need: &Need<'_>, keys: &[KeyFacts]) -> Option<String> {
+    let Need { place, label, role, formats, active } = need;
+    let told = |what: String| Some(format!("{place} = {:?}: {what}", label.as_str()));
+    let mut found = keys.iter().filter(|key| key.label == **label).peekable();
+    if found.peek().is_none() {
+        return told("is not in the key register".into());
+    }
+    let mut of_role = found.filter(|key| key.role == *role).peekable();
+    if of_role.peek().is_none() {
+        return told(format!("is no {role} key"));
+    }
+    let Some(key) = of_role.find(|key| key.active || !active) else {
+        return told("has no active version".into());
+    };
+    let format = formats.iter().find(|format| !key.formats.contains(format))?;
+    told(format!("does not take {format}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use hsm_adapter::register::KeyAlgorithm;
+
+    use super::*;
+
+    fn key(label: &str, role: KeyRole, active: bool) -> KeyFacts {
+        KeyFacts {
+            label: KeyLabel::parse(label).unwrap(),
+            version: 1,
+            active,
+            role,
+            algorithm: KeyAlgorithm::Aes,
+            formats: vec![PinBlockFormat::Iso4],
+            mac: None,
+            kcv: None,
+            kcv_from_token: false,
+        }
+    }
+
+    #[test]
+    fn a_key_is_missing_of_another_role_retired_or_of_another_format() {
+        let label = KeyLabel::parse("zpk.b").unwrap();
+        let (role, place) = (KeyRole::ZonePinOut, "client \"a\": translate.to".to_owned());
+        let formats = [PinBlockFormat::Iso4];
+        let need = Need { place, label: &label, role, formats: &formats, active: true };
+        let lack = |key| lack(&need, &[key]);
+        let other = KeyFacts { formats: vec![PinBlockFormat::Iso0], ..key("zpk.b", role, true) };
+
+        assert_eq!(lack(key("zpk.b", role, true)), None);
+        for (key, told) in [
+            (key("zpk.c", role, true), "is not in the key register"),
+            (key("zpk.b", KeyRole::ZonePinIn, true), "is no zone-pin-out key"),
+            (key("zpk.b", role, false), "has no active version"),
+            (other, "does not take iso4"),
+        ] {
+            assert_eq!(lack(key), Some(format!("client \"a\": translate.to = \"zpk.b\": {told}")));
+        }
+    }
+}

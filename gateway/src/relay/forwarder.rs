@@ -22,6 +22,8 @@ impl Relay {
     /// Forwards what waits for one biller until `stop`.
     pub async fn forward(self: Arc<Self>, biller: Arc<Biller>, stop: CancellationToken) {
         loop {
+            // Before the look: a wake that comes while it runs is not lost.
+            let woken = self.store.wake().notified();
             // A payment that has been begun is brought to its end, also while the gateway stops.
             let rest = self.forward_next(&biller).await;
             if stop.is_cancelled() {
@@ -31,7 +33,7 @@ impl Relay {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = sleep(jitter(rest, 0.1)) => {}
-                () = self.store.wake().notified() => {}
+                () = woken => {}
             }
         }
     }

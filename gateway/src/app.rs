@@ -98,7 +98,7 @@ impl App {
             authority,
             request_max: Duration::from_millis(config.request_ms_max),
         };
-        let admin_state = Admin { hsm, relay, store: store.clone(), audit: audit.clone(), metrics };
+        let admin_state = Admin { hsm, relay, audit: audit.clone(), metrics };
         Ok(Self {
             config_path: config_path.to_owned(),
             data,

@@ -17,7 +17,6 @@ use crate::config::Role;
 use crate::edge::{Operation, Peer, Permit};
 use crate::links::token::HsmLink;
 use crate::relay::Relay;
-use crate::store::Store;
 use crate::telemetry::metrics::Metrics;
 use crate::wire::problem::{OwnBody, Problem, Slug};
 
@@ -31,8 +30,6 @@ pub struct Admin {
     pub hsm: Arc<HsmLink>,
     /// Payments.
     pub relay: Arc<Relay>,
-    /// The database.
-    pub store: Store,
     /// The audit log.
     pub audit: AuditLog,
     /// The figures.
@@ -69,7 +66,7 @@ pub struct Readiness {
 impl Admin {
     fn readiness(&self) -> Readiness {
         let (hsm, queue) = (self.hsm.is_usable(), self.relay.is_ready());
-        let (store, audit) = (self.store.is_healthy(), self.audit.is_healthy());
+        let (store, audit) = (self.relay.is_store_healthy(), self.audit.is_healthy());
         let hsm_mode = self.hsm.mode();
         Readiness { ready: hsm && queue && store && audit, hsm, hsm_mode, queue, store, audit }
     }

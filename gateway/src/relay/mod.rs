@@ -77,6 +77,12 @@ impl Relay {
         self.keys.ready()
     }
 
+    /// Whether the database takes writes now.
+    #[must_use]
+    pub fn is_store_healthy(&self) -> bool {
+        self.store.is_healthy()
+    }
+
     /// Waits for payments whose clients have gone and whose outcome is still to be recorded.
     pub async fn finish(&self) {
         self.tasks.close();

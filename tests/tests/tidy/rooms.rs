@@ -76,6 +76,12 @@ const ROOMS: &[Room] = &[
         never: &["hsm_adapter", "sqlx", "reqwest", "rustls", "tokio_rustls"],
     },
     Room {
+        name: "check",
+        // Preflight: like `app`, it looks at every part, and at nothing that a request brings.
+        opens: &["app", "config", "edge", "links", "relay", "store"],
+        never: &["axum", "sqlx", "reqwest", SOCKETS],
+    },
+    Room {
         name: "admin",
         opens: &[
             "audit",

@@ -42,5 +42,6 @@ bench: softhsm
 softhsm:
 	@softhsm/install.sh
 
-load chaos fuzz:
+# Not first in its line: `load` is a directive of make.
+chaos load fuzz:
 	$(NOT_BUILT)

@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::extract::State;
-use compliance::{EventType, PanLastFour, Reason, ResourceType};
+use compliance::{EventType, Mode, PanLastFour, Reason, ResourceType};
 use hsm_adapter::error::Failure;
 use hsm_adapter::protocol::PinKey;
 use hsm_adapter::vocabulary::{Pan, PinBlock};
@@ -62,6 +62,10 @@ pub(super) async fn translate_pin(
     let grants = gateway.authority.grants(client.id());
     if !grants.may_translate(&from.key.label, from.format, &to.key.label, to.format) {
         return Err(not_allowed(&entry));
+    }
+    entry.link(gateway.hsm.name());
+    if let Some(mode) = Mode::ALL.iter().find(|mode| mode.as_str() == gateway.hsm.mode()) {
+        entry.mode(*mode);
     }
     // A block of a size that no format has is refused as every other bad block.
     let block = PinBlock::new(pin_block).map_err(|_| refused(&entry))?;

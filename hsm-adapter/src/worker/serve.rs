@@ -38,17 +38,30 @@ pub(super) fn serve(
         let thread = std::thread::Builder::new()
             .name(format!("session-{number}"))
             .stack_size(512 * 1024)
-            .spawn(move || SessionThread::new(&shared).run())
+            .spawn(move || {
+                let _end = EndOnPanic;
+                SessionThread::new(&shared).run();
+            })
             .map_err(WorkerError::Socket)?;
         threads.push(thread);
     }
     for thread in threads {
-        // A thread ends when the gateway has gone; one that panicked takes the process with it.
-        if thread.join().is_err() {
+        // A thread ends when the gateway has gone; one that panicked has ended the process.
+        let _ = thread.join();
+    }
+    Ok(())
+}
+
+/// A thread that panicked takes the process with it: the gateway starts another, and no session is
+/// missing unnoticed.
+struct EndOnPanic;
+
+impl Drop for EndOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
             std::process::exit(70);
         }
     }
-    Ok(())
 }
 
 struct Shared {

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::path::Path;
 
-use sqlx::ConnectOptions;
 use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions, Connection};
 
 use super::StoreError;
 use super::open::{MIGRATIONS, PATIENCE, failed};
@@ -79,6 +79,9 @@ pub(super) async fn look(path: &Path) -> Result<Option<Seen>, StoreError> {
     } else {
         None
     };
+    // To its end: a connection that is only dropped closes later, on a thread of its own, and keeps
+    // the log's files in use until then.
+    db.close().await?;
     let schema = applied.keys().next_back().copied().unwrap_or(0);
     Ok(Some(Seen { schema, pending, write_ahead: head.get(18..) == Some(&[2, 2]), check }))
 }

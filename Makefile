@@ -23,7 +23,7 @@ run: softhsm
 	$(BUILD)
 	exec target/debug/demo run
 
-test: softhsm
+test: softhsm python
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	$(BUILD)
@@ -38,9 +38,16 @@ bench: softhsm
 	$(CARGO) build --workspace --locked --release --bins --examples
 	target/release/bench
 
-.PHONY: softhsm
+.PHONY: softhsm python
 softhsm:
 	@softhsm/install.sh
+
+# Two stories of the system tests look at the database, and lock it, from another program.
+python:
+	@python3 -c 'import sqlite3' 2>/dev/null || { \
+	    echo "make test: installing python3 (its sqlite3 module)"; \
+	    as_root() { if [ "$$(id -u)" = 0 ]; then "$$@"; else sudo "$$@"; fi; }; \
+	    as_root apt-get update -qq && as_root apt-get install -y -qq python3; }
 
 # Not first in its line: `load` is a directive of make.
 chaos load fuzz:

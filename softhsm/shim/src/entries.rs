@@ -1,13 +1,10 @@
-//! C_GetFunctionList, and the functions that stand in the place of the target's.
+//! The functions that stand in the place of the target's.
 //!
 //! Each entry counts its call, lets it suffer what the control file says, and then does it: by the
 //! target, or by the shim. A call that fails by the control file ends what its session had begun,
 //! as on a device.
 
-use std::env;
 use std::ffi::c_void;
-use std::path::PathBuf;
-use std::sync::OnceLock;
 
 use cryptoki_sys::{
     CK_ATTRIBUTE, CK_BBOOL, CK_BYTE, CK_C_Encrypt, CK_FLAGS, CK_FUNCTION_LIST, CK_MECHANISM,
@@ -16,102 +13,13 @@ use cryptoki_sys::{
     CKR_ARGUMENTS_BAD, CKR_BUFFER_TOO_SMALL, CKR_GENERAL_ERROR, CKR_OK,
 };
 
-use crate::control::{Control, Fate};
-use crate::counts::Counts;
+use crate::control::Fate;
 use crate::emulate;
-use crate::masks::{Objects, Origin, disguise};
+use crate::masks::{Origin, disguise};
+use crate::process::shim;
 use crate::raw::{Mechanism, Output, Template, UNAVAILABLE, bytes};
-use crate::target::{Answer, Session, Target, call};
-use crate::vendor::{self, Operations};
-
-/// Everything that one process has of the shim.
-struct Shim {
-    target: Target,
-    list: CK_FUNCTION_LIST,
-    control: Control,
-    counts: Option<Counts>,
-    objects: Objects,
-    operations: Operations,
-}
-
-impl Shim {
-    fn load() -> Result<Self, String> {
-        let path = |name: &str| env::var_os(name).map(PathBuf::from);
-        let module = path("TOLLGATE_SHIM_TARGET").ok_or("TOLLGATE_SHIM_TARGET names no module")?;
-        let target = Target::load(&module).map_err(|why| format!("{}: {why}", module.display()))?;
-        let mut list = target.list;
-        list.C_GetFunctionList = Some(C_GetFunctionList);
-        replace(&mut list);
-        let counts = match path("TOLLGATE_SHIM_COUNTS") {
-            None => None,
-            Some(path) => Some(
-                Counts::create(&path, NAMES)
-                    .map_err(|error| format!("{}: {error}", path.display()))?,
-            ),
-        };
-        Ok(Self {
-            target,
-            list,
-            control: Control::new(path("TOLLGATE_SHIM_CONTROL")),
-            counts,
-            objects: Objects::default(),
-            operations: Operations::default(),
-        })
-    }
-
-    fn begin(&self, at: usize) -> Fate {
-        if let Some(counts) = &self.counts {
-            counts.count(at);
-        }
-        self.control.suffer(NAMES[at])
-    }
-
-    fn session(&self, handle: CK_SESSION_HANDLE) -> Session<'_> {
-        Session { target: &self.target, handle }
-    }
-
-    fn forget_all(&self) {
-        self.objects.forget_all();
-        self.operations.forget_all();
-    }
-
-    /// Refuses a use that a masked key did not declare. `None` lets the target decide.
-    fn refusal(
-        &self,
-        session: Session<'_>,
-        mechanism: &Mechanism<'_>,
-        key: CK_OBJECT_HANDLE,
-        usage: CK_ULONG,
-    ) -> Option<CK_RV> {
-        let object = self.objects.of(session, key);
-        if !object.is_masked() {
-            return None;
-        }
-        object.permit(session, key, usage, mechanism.kind).err()
-    }
-}
-
-/// The shim of this process; `None`, with a word on standard error, when it has no target.
-fn shim() -> Option<&'static Shim> {
-    static SHIM: OnceLock<Option<Shim>> = OnceLock::new();
-    let load = || Shim::load().map_err(|why| eprintln!("softhsm-shim: {why}")).ok();
-    SHIM.get_or_init(load).as_ref()
-}
-
-/// The target's function list with our entries.
-///
-/// # Safety
-/// PKCS#11's contract: `list` is null or a place for one pointer.
-#[unsafe(no_mangle)]
-pub(crate) unsafe extern "C" fn C_GetFunctionList(list: *mut *mut CK_FUNCTION_LIST) -> CK_RV {
-    let Some(shim) = shim() else { return CKR_GENERAL_ERROR };
-    if list.is_null() {
-        return CKR_ARGUMENTS_BAD;
-    }
-    // SAFETY: not null, so by the contract a place for one pointer. Applications read the list.
-    unsafe { *list = std::ptr::from_ref(&shim.list).cast_mut() };
-    CKR_OK
-}
+use crate::target::{Answer, call};
+use crate::vendor;
 
 /// Ends an operation that the target has begun: does it, and throws the answer away.
 fn end(function: CK_C_Encrypt, rv: CK_RV, session: CK_SESSION_HANDLE, data: &[u8]) {
@@ -193,7 +101,8 @@ macro_rules! entries {
             }
         )*
 
-        fn replace(list: &mut CK_FUNCTION_LIST) {
+        /// Puts the entries into a copy of the target's list.
+        pub(crate) fn replace(list: &mut CK_FUNCTION_LIST) {
             $(list.$name = Some($name);)*
         }
     };

@@ -18,7 +18,8 @@
 //! (`masks`).
 #![expect(unsafe_code, reason = "a PKCS#11 module is an FFI border, and this one has two sides")]
 
-mod entries; // C_GetFunctionList and the replaced functions
+mod process; // C_GetFunctionList, and what one process has
+mod entries; // the replaced functions
 mod control; // what goes wrong, and when
 mod counts; // how often each function was called
 mod masks; // what a key says of itself, beside what it is inside

@@ -25,7 +25,7 @@ use zeroize::Zeroizing;
 pub use self::keys::KeyTrouble;
 pub use self::self_test::SelfTestError;
 pub use self::token::OpenError;
-use crate::error::{CkrClass, TokenError};
+use crate::error::{CkrClass, Failure, TokenError, VendorCode, set_vendor_codes};
 use crate::protocol::{self, Hello, Mode};
 use crate::register::{KeyRegister, RegisterError};
 
@@ -48,6 +48,9 @@ pub struct Options {
     /// Token sessions, one thread each.
     #[arg(long, default_value_t = 1)]
     pub sessions: u16,
+    /// What a return code of the token's vendor means, as 0x80000001=transient; again for each code.
+    #[arg(long = "vendor-code")]
+    pub vendor_codes: Vec<VendorCode>,
     /// Prove operations and keys, print what was proved, and exit.
     #[arg(long)]
     pub check: bool,
@@ -98,6 +101,7 @@ fn start(
     options: &Options,
 ) -> Result<(token::Token, keys::KeyTable, Hello, Vec<String>), WorkerError> {
     hardening::harden()?;
+    set_vendor_codes(&options.vendor_codes);
     let register = KeyRegister::read(&options.keys)?;
     let pin = read_pin(&options.pin_file)?;
     let token = token::Token::open(&options.module, &options.token_label, pin)?;
@@ -183,12 +187,15 @@ impl WorkerError {
             Self::Open(OpenError::Token(error)) | Self::Keys(KeyTrouble::Token(error)) => {
                 token(error)
             }
+            Self::SelfTest(SelfTestError::Failed { why, .. }) => {
+                matches!(why, Failure::Token { class: CkrClass::Permanent, .. })
+            }
             Self::Open(OpenError::Load { .. } | OpenError::NoToken { .. })
             | Self::Hardening(_)
             | Self::Register(_)
             | Self::PinFile { .. }
             | Self::Keys(_)
-            | Self::SelfTest(_)
+            | Self::SelfTest(SelfTestError::WrongBytes { .. })
             | Self::Socket(_) => false,
         }
     }

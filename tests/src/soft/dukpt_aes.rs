@@ -61,13 +61,7 @@ pub fn transaction_key(initial_key: &[u8], ksn: &Ksn) -> Result<Vec<u8>, SoftErr
     if !(1..=16).contains(&counter.count_ones()) {
         return Err(SoftError::Counter);
     }
-    let mut key = initial_key.to_vec();
-    let mut reached = 0;
-    for bit in (0..32).rev().map(|place| 1 << place).filter(|bit| counter & bit != 0) {
-        reached |= bit;
-        key = derive(&key, KEY_DERIVATION, KeyType::of(&key)?, context(ksn, reached))?;
-    }
-    Ok(key)
+    walk(initial_key, ksn, counter)
 }
 
 /// A working key of the transaction.
@@ -96,13 +90,25 @@ pub fn working_key_of_bdk(
     working_key(&transaction_key(&initial_key(bdk, ksn)?, ksn)?, ksn, usage, key_type)
 }
 
-/// The key that carries a new initial key to the device: derived from the old one, counter
-/// all ones.
+/// The key that carries a new initial key to the device: derived at the counter of all ones, which
+/// no transaction uses.
 ///
 /// # Errors
 /// `KeyType` when it would be longer than the initial key; `KeySize` as [`initial_key`].
 pub fn update_key(initial_key: &[u8], ksn: &Ksn, key_type: KeyType) -> Result<Vec<u8>, SoftError> {
-    derive(initial_key, KEY_ENCRYPTION, key_type, context(ksn, u32::MAX))
+    let key = walk(initial_key, ksn, u32::MAX)?;
+    derive(&key, KEY_ENCRYPTION, key_type, context(ksn, u32::MAX))
+}
+
+/// The keys on the way to a counter, one for each one-bit, highest first: the last of them.
+fn walk(initial_key: &[u8], ksn: &Ksn, counter: u32) -> Result<Vec<u8>, SoftError> {
+    let mut key = initial_key.to_vec();
+    let mut reached = 0;
+    for bit in (0..32).rev().map(|place| 1 << place).filter(|bit| counter & bit != 0) {
+        reached |= bit;
+        key = derive(&key, KEY_DERIVATION, KeyType::of(&key)?, context(ksn, reached))?;
+    }
+    Ok(key)
 }
 
 /// 6.3.2: the derivation data, enciphered block by block.

@@ -125,7 +125,8 @@ impl KeyBlock {
         let (block, payload) = Self::open(kbpk, text)?;
         let bits = payload.first_chunk().copied().map(u16::from_be_bytes);
         let bits = usize::from(bits.ok_or(Refusal::Payload)?);
-        let key = payload.get(2..2 + bits / 8).filter(|key| bits % 8 == 0 && !key.is_empty());
+        let key =
+            payload.get(2..2 + bits / 8).filter(|key| bits.is_multiple_of(8) && !key.is_empty());
         Ok((block, key.ok_or(Refusal::Payload)?.to_vec()))
     }
 
@@ -158,7 +159,7 @@ impl KeyBlock {
             Some(sealed).filter(|text| is_hex(text)).and_then(|text| hex::decode(text).ok());
         let sealed = sealed.ok_or(Refusal::Form)?;
         let data_bytes = sealed.len().checked_sub(version.mac_bytes()).ok_or(Refusal::Length)?;
-        if data_bytes == 0 || data_bytes % version.block_bytes() != 0 {
+        if data_bytes == 0 || !data_bytes.is_multiple_of(version.block_bytes()) {
             return Err(Refusal::Length);
         }
         let (data, mac) = sealed.split_at(data_bytes);
@@ -247,7 +248,11 @@ fn optional_blocks(
         blocks.push((text[at..at + 2].to_owned(), data.ok_or(Refusal::Form)?.to_owned()));
         at += length;
     }
-    if (at - 16) % version.block_bytes() == 0 { Ok((blocks, at)) } else { Err(Refusal::Form) }
+    if (at - 16).is_multiple_of(version.block_bytes()) {
+        Ok((blocks, at))
+    } else {
+        Err(Refusal::Form)
+    }
 }
 
 /// The standard's hex has capitals only.

@@ -13,7 +13,7 @@ pub(super) fn seal(
     payload: &[u8],
 ) -> Result<(Vec<u8>, Vec<u8>), Refusal> {
     let keys = Keys::of(version, kbpk)?;
-    if payload.len() % version.block_bytes() != 0 {
+    if !payload.len().is_multiple_of(version.block_bytes()) {
         return Err(Refusal::Length);
     }
     match version {

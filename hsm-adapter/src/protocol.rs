@@ -12,13 +12,14 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::error::Failure;
-use crate::register::KeyAlgorithm;
+use crate::register::{KeyAlgorithm, KeyProfile, KeyState};
 use crate::vocabulary::{
-    Kcv, KeyLabel, KeyName, KeyRole, MacAlgorithm, Pan, PinBlock, PinBlockFormat,
+    Kcv, KeyBlockText, KeyLabel, KeyName, KeyRole, Ksn, MacAlgorithm, Mode, Pan, PinBlock,
+    PinBlockFormat, PinOffset, Pvki, Pvv,
 };
 
 /// Both sides speak this version or none.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// A message of 64 KiB and its order fit with room to spare.
 pub const FRAME_BYTES_MAX: usize = 128 * 1024;
@@ -32,26 +33,19 @@ pub struct Hello {
     pub sessions: u16,
     /// Manufacturer, model, serial and firmware of the token, as it reports them.
     pub token: String,
-    /// What each operation does with a clear PIN, by operation name.
+    /// What was proved: each operation, its mode and the recipe that runs.
+    pub recipes: Vec<Recipe>,
+}
+
+/// One operation as the start-up known-answer test proved it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recipe {
+    /// `translate iso0 to iso4`, `retail MAC`, ...
+    pub operation: String,
+    /// Where a clear PIN is while it runs; for an operation without PIN, where the key is.
     pub mode: Mode,
-}
-
-/// Where a clear PIN is while a PIN operation runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Mode {
-    /// In locked, zeroized memory of the worker process.
-    InWorker,
-}
-
-impl Mode {
-    /// `in_worker`.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::InWorker => "in_worker",
-        }
-    }
+    /// The calls that gave the right bytes: `unwrap DES3_ECB, wrap DES3_ECB`.
+    pub calls: String,
 }
 
 /// An order with its number and its deadline.
@@ -79,6 +73,8 @@ pub(crate) struct RequestRef<'o> {
 pub struct Reply {
     /// The request's number.
     pub id: u64,
+    /// Where a clear PIN was while it ran; `None` when the order names no PIN or no known key.
+    pub mode: Option<Mode>,
     /// What came of it.
     pub outcome: Result<Answer, Failure>,
 }
@@ -86,10 +82,40 @@ pub struct Reply {
 /// A key and the format of the block under it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PinKey {
-    /// The zone PIN key.
+    /// The zone PIN key, or the base derivation key.
     pub key: KeyName,
     /// The block's format.
     pub format: PinBlockFormat,
+    /// For a base derivation key, and only there: whose device, which transaction.
+    pub ksn: Option<Ksn>,
+}
+
+/// What a PIN is compared with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PinReference {
+    /// Visa PVV.
+    Pvv {
+        /// The PVV key.
+        key: KeyName,
+        /// Of those that the key's profile lists.
+        pvki: Pvki,
+        /// The card's value.
+        pvv: Pvv,
+    },
+    /// IBM 3624 offset; table and validation data belong to the key.
+    Ibm3624 {
+        /// The PIN verification key.
+        key: KeyName,
+        /// The card's offset, as long as the PIN.
+        offset: PinOffset,
+    },
+    /// A block that the caller keeps under a reference key, made with the same PAN.
+    Block {
+        /// The reference key.
+        key: KeyName,
+        /// Format 0.
+        block: PinBlock,
+    },
 }
 
 /// What a worker can be asked. Each is a pure function of its input, so that it may be repeated.
@@ -106,10 +132,23 @@ pub enum Order {
         /// The key and format wanted.
         to: PinKey,
     },
+    /// Compares the PIN of a block with what the issuer keeps.
+    VerifyPin {
+        /// The PAN.
+        pan: Pan,
+        /// The block.
+        block: PinBlock,
+        /// Its key and format.
+        from: PinKey,
+        /// What to compare with.
+        reference: PinReference,
+    },
     /// Makes a MAC.
     GenerateMac {
-        /// The MAC key.
+        /// The MAC key, or the base derivation key.
         key: KeyName,
+        /// For a base derivation key, and only there.
+        ksn: Option<Ksn>,
         /// The message, as it is.
         message: Message,
         /// Bytes, within what the key allows; the key's own length when absent.
@@ -117,8 +156,10 @@ pub enum Order {
     },
     /// Compares a MAC in constant time.
     VerifyMac {
-        /// The MAC key.
+        /// The MAC key, or the base derivation key.
         key: KeyName,
+        /// For a base derivation key, and only there.
+        ksn: Option<Ksn>,
         /// The message, as it is.
         message: Message,
         /// The MAC to compare, of the key's own length.
@@ -145,6 +186,35 @@ pub enum Order {
     ListKeys,
     /// Runs the known-answer tests again.
     SelfTest,
+    /// Reads every key back, compares check values, tries what must fail; quarantines what deviates.
+    Lint,
+    /// Opens a key block, puts the key on the token and into the register, staged. Repeating it is
+    /// safe: a key that is there with the same check value is kept.
+    ImportKey {
+        /// The number of this change, which grows. A change that the register holds is not made
+        /// again.
+        change: u64,
+        /// The key block protection key.
+        kbpk: KeyName,
+        /// The block.
+        block: KeyBlockText,
+        /// What the key is to be for. Its check value is what the officer expects, when he says so.
+        profile: Box<KeyProfile>,
+    },
+    /// Moves a key version to another state: staged to active (the one that was active retires),
+    /// active to retired, any to compromised.
+    SetKeyState {
+        /// As in `ImportKey`.
+        change: u64,
+        /// With its version.
+        key: KeyName,
+        /// The new state.
+        state: KeyState,
+        /// When retiring: until when it still verifies and deciphers, epoch seconds.
+        usable_until_s: Option<i64>,
+    },
+    /// Reads the register anew, after another worker has changed it.
+    ReloadKeys,
 }
 
 impl Order {
@@ -153,6 +223,7 @@ impl Order {
     pub fn operation(&self) -> &'static str {
         match self {
             Self::TranslatePin { .. } => "pin_translate",
+            Self::VerifyPin { .. } => "pin_verify",
             Self::GenerateMac { .. } => "mac_generate",
             Self::VerifyMac { .. } => "mac_verify",
             Self::MakeDataKey { .. } => "data_key_make",
@@ -160,6 +231,10 @@ impl Order {
             Self::Random { .. } => "random",
             Self::ListKeys => "key_list",
             Self::SelfTest => "self_test",
+            Self::Lint => "key_lint",
+            Self::ImportKey { .. } => "key_import",
+            Self::SetKeyState { .. } => "key_state",
+            Self::ReloadKeys => "key_reload",
         }
     }
 }
@@ -223,6 +298,13 @@ pub enum Answer {
     },
     /// To `VerifyMac`.
     Verified(bool),
+    /// To `VerifyPin`.
+    PinVerified {
+        /// Whether it is the PIN.
+        verified: bool,
+        /// The version of the key that it was verified with.
+        key_version: u32,
+    },
     /// To `MakeDataKey`.
     DataKey {
         /// For use in the gateway.
@@ -238,8 +320,45 @@ pub enum Answer {
     Random(Message),
     /// To `ListKeys`.
     Keys(Vec<KeyFacts>),
-    /// To `SelfTest`: the names of the operations proved.
-    Proved(Vec<String>),
+    /// To `SelfTest`: the operations proved.
+    Proved(Vec<Recipe>),
+    /// To `Lint`.
+    Lint(LintReport),
+    /// To `ImportKey` and `SetKeyState`: the key as it is now.
+    Key(Box<KeyFacts>),
+    /// To `ReloadKeys`: the last change that the register holds.
+    Reloaded(u64),
+}
+
+/// What the key lint found: every key of the register, every negative probe.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LintReport {
+    /// One row a key object.
+    pub keys: Vec<KeyRow>,
+    /// One row a probe: a call that must fail, on a throw-away key with a production template.
+    pub probes: Vec<ProbeRow>,
+}
+
+/// One key object as it was read back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyRow {
+    /// `label@version`, `.left` behind it for the second object of a retail MAC key.
+    pub key: String,
+    /// Its role.
+    pub role: KeyRole,
+    /// What is not as it must be; empty is good. A key with a deviation is quarantined.
+    pub deviations: Vec<String>,
+}
+
+/// One probe.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbeRow {
+    /// `decrypt under a zone PIN key that may only encipher`, ...
+    pub probe: String,
+    /// Whether the token refused, as it must.
+    pub refused: bool,
+    /// The token's answer, or that it did what it must not.
+    pub detail: String,
 }
 
 /// What anyone may know of a key.
@@ -249,12 +368,18 @@ pub struct KeyFacts {
     pub label: KeyLabel,
     /// The version.
     pub version: u32,
-    /// Whether this version protects.
-    pub active: bool,
+    /// Whether this version is in use.
+    pub state: KeyState,
+    /// Until when a retired version still verifies and deciphers. Epoch seconds.
+    pub usable_until_s: Option<i64>,
     /// The one thing that it does.
     pub role: KeyRole,
     /// The cipher family.
     pub algorithm: KeyAlgorithm,
+    /// Where a clear PIN may be while it is used.
+    pub mode: Mode,
+    /// Why the key lint took it out of use, when it did.
+    pub quarantined: Option<String>,
     /// PIN block formats.
     pub formats: Vec<PinBlockFormat>,
     /// For a MAC key.
@@ -438,7 +563,11 @@ mod tests {
     fn order(message: Vec<u8>) -> Request {
         let key = KeyLabel::parse("zak.a").unwrap().into();
         let message = Message(message);
-        Request { id: 7, deadline_ns: 9, order: Order::GenerateMac { key, message, length: None } }
+        Request {
+            id: 7,
+            deadline_ns: 9,
+            order: Order::GenerateMac { key, ksn: None, message, length: None },
+        }
     }
 
     proptest! {

@@ -62,9 +62,13 @@ impl AuditEntry {
         self
     }
 
-    /// How a PIN was translated.
-    pub fn mode(&self, mode: Mode) -> &Self {
-        self.lock().mode = Some(mode);
+    /// Where the clear PIN was.
+    pub fn mode(&self, mode: hsm_adapter::vocabulary::Mode) -> &Self {
+        self.lock().mode = Some(match mode {
+            hsm_adapter::vocabulary::Mode::InToken => Mode::InToken,
+            hsm_adapter::vocabulary::Mode::Vendor => Mode::Vendor,
+            hsm_adapter::vocabulary::Mode::InWorker => Mode::InWorker,
+        });
         self
     }
 

@@ -20,7 +20,10 @@ pub(crate) fn of(
     let stated = (profile.kcv, false);
     let Some(method) = profile.kcv_method else { return Ok(stated) };
     let enciphers = match profile.role {
-        KeyRole::ZonePinOut | KeyRole::PinVerificationPvv | KeyRole::PinVerification3624 => true,
+        KeyRole::ZonePinOut
+        | KeyRole::PinVerificationPvv
+        | KeyRole::PinVerification3624
+        | KeyRole::PinReference => true,
         KeyRole::BaseDerivation => profile.algorithm == KeyAlgorithm::Tdes,
         KeyRole::Mac => key.left.is_some(),
         KeyRole::ZonePinIn

@@ -88,6 +88,8 @@ pub enum KeyRole {
     /// V1: IBM 3624 key.
     #[serde(rename = "pin-verification-3624")]
     PinVerification3624,
+    /// P0, enciphers the block that is compared with a reference block.
+    PinReference,
     /// K1: key block protection key.
     KeyBlockProtection,
     /// Wraps the queue's data keys.
@@ -107,6 +109,7 @@ impl KeyRole {
             Self::BaseDerivation => "base-derivation",
             Self::PinVerificationPvv => "pin-verification-pvv",
             Self::PinVerification3624 => "pin-verification-3624",
+            Self::PinReference => "pin-reference",
             Self::KeyBlockProtection => "key-block-protection",
             Self::QueueKek => "queue-kek",
             Self::AuditSigning => "audit-signing",

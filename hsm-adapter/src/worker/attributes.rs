@@ -46,13 +46,16 @@ fn uses(profile: &KeyProfile, part: Part) -> (Uses, MechanismType) {
     let derive = Uses { derive: true, ..none };
     match profile.role {
         KeyRole::ZonePinIn => (Uses { decrypt: true, ..none }, ecb),
-        KeyRole::ZonePinOut | KeyRole::PinVerificationPvv | KeyRole::PinVerification3624 => {
-            (encrypt, ecb)
-        }
+        KeyRole::ZonePinOut
+        | KeyRole::PinVerificationPvv
+        | KeyRole::PinVerification3624
+        | KeyRole::PinReference => (encrypt, ecb),
         KeyRole::Mac => match (profile.mac.map(|mac| mac.algorithm), profile.algorithm) {
             (Some(MacAlgorithm::HmacSha256), _) => (sign, MechanismType::SHA256_HMAC),
             (Some(MacAlgorithm::Cmac), Aes) => (sign, MechanismType::AES_CMAC),
             (Some(MacAlgorithm::Cmac), _) => (sign, mechanism_type(CKM_DES3_CMAC)),
+            (Some(MacAlgorithm::CbcMac), Aes) => (encrypt, MechanismType::AES_CBC),
+            (Some(MacAlgorithm::CbcMac), _) => (encrypt, MechanismType::DES3_CBC),
             (Some(MacAlgorithm::Retail) | None, _) => match part {
                 Part::Whole => (encrypt, MechanismType::DES3_ECB),
                 Part::Left => (encrypt, MechanismType::DES3_CBC),

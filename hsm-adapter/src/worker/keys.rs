@@ -67,7 +67,9 @@ impl KeyTable {
         let key = self.of_role(name, role)?;
         match key.profile.state {
             KeyState::Active => Ok(key),
-            KeyState::Retired => Err(Failure::KeyNotForThis(format!("{name} is retired"))),
+            KeyState::Staged | KeyState::Retired | KeyState::Compromised => {
+                Err(Failure::KeyNotForThis(format!("{name} is not active")))
+            }
         }
     }
 
@@ -89,9 +91,12 @@ impl KeyTable {
             facts.push(KeyFacts {
                 label: profile.label.clone(),
                 version: profile.version,
-                active: profile.state == KeyState::Active,
+                state: profile.state,
+                usable_until_s: profile.usable_until_s,
                 role: profile.role,
                 algorithm: profile.algorithm,
+                mode: profile.mode,
+                quarantined: None,
                 formats: profile.formats.clone(),
                 mac: profile.mac.map(|mac| mac.algorithm),
                 kcv,
@@ -106,9 +111,9 @@ impl KeyTable {
 fn find_all(register: &KeyRegister, session: &TokenSession) -> Result<Loaded, KeyTrouble> {
     let find = |profile: &KeyProfile, label: &str| match session.find(profile, label)? {
         Ok(object) => Ok(object),
-        Err(NotOne::None) => Err(KeyTrouble::Missing { key: name(profile), object: label.into() }),
+        Err(NotOne::None) => Err(KeyTrouble::Missing { key: profile.name(), object: label.into() }),
         Err(NotOne::Several) => {
-            Err(KeyTrouble::Ambiguous { key: name(profile), object: label.into() })
+            Err(KeyTrouble::Ambiguous { key: profile.name(), object: label.into() })
         }
     };
     let mut loaded = Loaded::new();
@@ -133,7 +138,7 @@ fn lint(key: &LoadedKey, session: &TokenSession) -> Result<(), KeyTrouble> {
         let deviations = deviations(session.raw, &session.session, object, &key.profile, part)?;
         if !deviations.is_empty() {
             return Err(KeyTrouble::Attributes {
-                key: name(&key.profile),
+                key: key.profile.name(),
                 deviations: deviations.join(", "),
             });
         }
@@ -147,16 +152,12 @@ fn compare(key: &LoadedKey, session: &TokenSession) -> Result<(), KeyTrouble> {
         && found != stated
     {
         return Err(KeyTrouble::Substituted {
-            key: name(&key.profile),
+            key: key.profile.name(),
             found: found.to_string(),
             stated: stated.to_string(),
         });
     }
     Ok(())
-}
-
-fn name(profile: &KeyProfile) -> String {
-    format!("{}@{}", profile.label, profile.version)
 }
 
 /// Why the register and the token do not agree.

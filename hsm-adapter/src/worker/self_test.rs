@@ -13,17 +13,19 @@ use super::token::TokenSession;
 use crate::error::{Failure, TokenError};
 use crate::operation::translate::{Side, translate};
 use crate::operation::{mac, seal};
-use crate::register::{KeyAlgorithm, KeyProfile, KeyState, MacProfile};
+use crate::protocol::Recipe;
+use crate::register::{KeyAlgorithm, KeyProfile, MacProfile};
 use crate::vocabulary::{
-    KeyLabel, KeyRole, MacAlgorithm, MacPadding, Malformed, Pan, PinBlock, PinBlockFormat,
+    KeyLabel, KeyRole, MacAlgorithm, MacPadding, Malformed, Mode, Pan, PinBlock, PinBlockFormat,
 };
 
 /// The operations proved. Errors name the operation that gave wrong bytes or none.
-pub(crate) fn run(session: &TokenSession) -> Result<Vec<String>, SelfTestError> {
+pub(crate) fn run(session: &TokenSession) -> Result<Vec<Recipe>, SelfTestError> {
     let mut proved = Vec::new();
     let mut prove = |operation: &str, outcome: Result<bool, Failure>| match outcome {
         Ok(true) => {
-            proved.push(operation.to_owned());
+            let (operation, mode, calls) = (operation.to_owned(), Mode::InWorker, String::new());
+            proved.push(Recipe { operation, mode, calls });
             Ok(())
         }
         Ok(false) => Err(SelfTestError::WrongBytes { operation: operation.to_owned() }),
@@ -265,18 +267,8 @@ impl Drop for Throwaway<'_> {
 }
 
 fn profile(role: KeyRole, algorithm: KeyAlgorithm) -> KeyProfile {
-    KeyProfile {
-        label: KeyLabel::parse("self-test").expect("ten characters of the allowed set"),
-        version: 1,
-        state: KeyState::Active,
-        token_label: None,
-        role,
-        algorithm,
-        formats: Vec::new(),
-        mac: None,
-        kcv: None,
-        kcv_method: None,
-    }
+    let label = KeyLabel::parse("self-test").expect("nine characters of the allowed set");
+    KeyProfile::new(label, role, algorithm)
 }
 
 fn bytes(compiled_in: &str) -> Vec<u8> {

@@ -3,7 +3,7 @@
 //! One key has one role, so a value that stands on both sides of translations becomes two keys.
 
 use harness::vectors::{self, Vector};
-use hsm_adapter::register::{KeyAlgorithm, KeyProfile, KeyState, MacProfile};
+use hsm_adapter::register::{KeyAlgorithm, KeyProfile, MacProfile};
 use hsm_adapter::vocabulary::{KeyLabel, KeyRole, MacAlgorithm, MacPadding, PinBlockFormat};
 use softhsm::{PlannedKey, PlannedValue};
 
@@ -98,18 +98,8 @@ impl VectorKeys {
         value: Vec<u8>,
     ) -> String {
         let label = KeyLabel::parse(&format!("vector.{}.{}", role.name(), self.0.len())).unwrap();
-        let profile = KeyProfile {
-            label: label.clone(),
-            version: 1,
-            state: KeyState::Active,
-            token_label: None,
-            role,
-            algorithm,
-            formats,
-            mac,
-            kcv: None,
-            kcv_method: None,
-        };
+        let base = KeyProfile::new(label.clone(), role, algorithm);
+        let profile = KeyProfile { formats, mac, ..base };
         let value = PlannedValue(value.into());
         let is_equal = |other: &&PlannedKey| {
             let renamed = KeyProfile { label: label.clone(), ..other.profile.clone() };

@@ -68,11 +68,15 @@ async fn the_token_makes_and_verifies_every_mac_as_its_vector_says() {
         let (message, mac) = (v.hex("message"), v.hex("mac"));
         let key = || KeyName::from(KeyLabel::parse(key).unwrap());
 
-        let order =
-            Order::GenerateMac { key: key(), message: Message(message.clone()), length: None };
+        let order = Order::GenerateMac {
+            key: key(),
+            ksn: None,
+            message: Message(message.clone()),
+            length: None,
+        };
         let made = token.ask(order).await;
         let verify = async |message: Vec<u8>, mac: Vec<u8>| {
-            let order = Order::VerifyMac { key: key(), message: Message(message), mac };
+            let order = Order::VerifyMac { key: key(), ksn: None, message: Message(message), mac };
             match token.ask(order).await {
                 Ok(Answer::Verified(verified)) => verified,
                 other => panic!("{v}: {other:?}"),
@@ -118,7 +122,7 @@ impl Token {
     }
 
     pub(crate) async fn ask(&self, order: Order) -> Result<Answer, LinkError> {
-        self.link.call(&order, Instant::now() + Duration::from_secs(5)).await
+        self.link.call(&order, Instant::now() + Duration::from_secs(5)).await.1
     }
 
     pub(crate) async fn stop(self) {
@@ -128,7 +132,7 @@ impl Token {
 
 fn side(label: &str, side: &Vector) -> PinKey {
     let format = format!("iso{}", side.number("format")).parse().unwrap();
-    PinKey { key: KeyLabel::parse(label).unwrap().into(), format }
+    PinKey { key: KeyLabel::parse(label).unwrap().into(), format, ksn: None }
 }
 
 /// Byte for byte where the format leaves no choice; else the PIN inside.

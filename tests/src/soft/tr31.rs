@@ -5,11 +5,13 @@
 //! as they are, so that a test can have a block that is wrong in one place and right in its MAC.
 
 mod binding; // what each version does with key and header
+mod refusal;
 
 use std::fmt;
 
-use super::SoftError;
 use super::kcv::{KeyAlgorithm, kcv_cmac, kcv_zeros};
+
+pub use refusal::Refusal;
 
 /// How key and header are bound to each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,23 +43,6 @@ pub struct KeyBlock {
     pub exportability: char,
     /// Optional blocks in their order: two characters of id, and the data.
     pub optional: Vec<(String, String)>,
-}
-
-/// Why a key block was refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refusal {
-    /// The version is none of A, B, C, D.
-    Version,
-    /// The length field is not the block's length, or the length cannot be one.
-    Length,
-    /// A character or an optional block that the form does not know.
-    Form,
-    /// Key or header are not what was sealed, or the protection key is another.
-    Mac,
-    /// What was sealed is no key.
-    Payload,
-    /// The protection key does not fit the version.
-    Key(SoftError),
 }
 
 impl KeyBlock {
@@ -298,28 +283,6 @@ impl fmt::Display for Version {
             Self::C => "C",
             Self::D => "D",
         })
-    }
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Version => "the key block's version is none of A, B, C, D",
-            Self::Length => "the key block's length is not the one it states",
-            Self::Form => "the key block's header has not its form",
-            Self::Mac => "the key block's MAC does not hold",
-            Self::Payload => "the key block holds no key",
-            Self::Key(_) => "the protection key does not fit the key block's version",
-        })
-    }
-}
-
-impl std::error::Error for Refusal {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Key(error) => Some(error),
-            Self::Version | Self::Length | Self::Form | Self::Mac | Self::Payload => None,
-        }
     }
 }
 

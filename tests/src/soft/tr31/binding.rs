@@ -115,9 +115,3 @@ fn derived(version: Version, kbpk: &[u8], purpose: u8) -> Result<Vec<u8>, SoftEr
 fn iv<const N: usize>(bytes: &[u8]) -> Result<[u8; N], Refusal> {
     bytes.first_chunk().copied().ok_or(Refusal::Form)
 }
-
-impl From<SoftError> for Refusal {
-    fn from(error: SoftError) -> Self {
-        Self::Key(error)
-    }
-}

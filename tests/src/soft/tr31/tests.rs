@@ -1,6 +1,7 @@
 //! Every key block vector, opened and sealed again, and what is wrong in one place.
 
 use super::*;
+use crate::soft::SoftError;
 use crate::vectors::{self, Vector};
 
 #[test]

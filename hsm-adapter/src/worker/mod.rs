@@ -7,8 +7,11 @@
 pub(crate) mod attributes;
 mod hardening;
 pub(crate) mod keys;
+mod known_answers;
 pub(crate) mod passing;
 mod perform;
+#[cfg(test)]
+mod perform_tests;
 pub(crate) mod raw;
 pub(crate) mod self_test;
 mod serve;

@@ -8,8 +8,11 @@ pub(crate) mod attributes;
 mod change;
 mod hardening;
 pub(crate) mod keys;
+mod known_answers;
 pub(crate) mod passing;
 mod perform;
+#[cfg(test)]
+mod perform_tests;
 pub(crate) mod raw;
 mod rewrite;
 pub(crate) mod self_test;

@@ -32,7 +32,7 @@ use zeroize::Zeroizing;
 pub use self::keys::KeyTrouble;
 pub use self::self_test::SelfTestError;
 pub use self::token::OpenError;
-use crate::error::{CkrClass, TokenError};
+use crate::error::{CkrClass, Failure, TokenError, VendorCode, set_vendor_codes};
 use crate::protocol::{self, Hello, Recipe};
 use crate::register::{KeyRegister, RegisterError};
 
@@ -55,6 +55,9 @@ pub struct Options {
     /// Token sessions, one thread each.
     #[arg(long, default_value_t = 1)]
     pub sessions: u16,
+    /// What a return code of the token's vendor means, as 0x80000001=transient; again for each code.
+    #[arg(long = "vendor-code")]
+    pub vendor_codes: Vec<VendorCode>,
     /// Prove operations and keys, print what was proved, and exit.
     #[arg(long)]
     pub check: bool,
@@ -103,6 +106,7 @@ pub fn run(options: &Options) -> Result<(), WorkerError> {
 
 fn start(options: &Options) -> Result<(token::Token, keys::KeyTable, Hello), WorkerError> {
     hardening::harden()?;
+    set_vendor_codes(&options.vendor_codes);
     let register = KeyRegister::read(&options.keys)?;
     let pin = read_pin(&options.pin_file)?;
     let token = token::Token::open(&options.module, &options.token_label, pin)?;
@@ -188,12 +192,15 @@ impl WorkerError {
             Self::Open(OpenError::Token(error)) | Self::Keys(KeyTrouble::Token(error)) => {
                 token(error)
             }
+            Self::SelfTest(SelfTestError::Failed { why, .. }) => {
+                matches!(why, Failure::Token { class: CkrClass::Permanent, .. })
+            }
             Self::Open(OpenError::Load { .. } | OpenError::NoToken { .. })
             | Self::Hardening(_)
             | Self::Register(_)
             | Self::PinFile { .. }
             | Self::Keys(_)
-            | Self::SelfTest(_)
+            | Self::SelfTest(SelfTestError::WrongBytes { .. })
             | Self::Socket(_) => false,
         }
     }

@@ -10,6 +10,7 @@ mod gateway_kill;
 mod openapi_admin;
 mod payments;
 mod pin_blocks;
+mod return_codes;
 mod second_gateway;
 mod smoke;
 mod start_without;

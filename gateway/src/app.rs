@@ -290,7 +290,7 @@ fn biller_link(config: &BillerConfig) -> anyhow::Result<Biller> {
         name: config.name.clone(),
         backend: BackendLink::new(options, breaker).map_err(anyhow::Error::msg)?,
         mac_key: config.mac_key.clone(),
-        pin: pin.map(|(key, format)| PinKey { key: key.into(), format }),
+        pin: pin.map(|(key, format)| PinKey { key: key.into(), format, ksn: None }),
         store: config.store,
         store_pin: config.store_pin,
     })

@@ -5,20 +5,25 @@
 //! carry a clear PIN: there is no type for one here. The first frame from the worker is
 //! [`Hello`]; a version that differs ends the conversation.
 
+mod frame;
+
 use std::fmt;
 
-use postcard::ser_flavors::Flavor;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+use serde::{Deserialize, Serialize};
+use zeroize::{Zeroize, ZeroizeOnDrop};
+
+pub(crate) use frame::wipe;
+pub use frame::{FrameBuffer, FrameError, append_frame};
 
 use crate::error::Failure;
-use crate::register::KeyAlgorithm;
+use crate::register::{KeyAlgorithm, KeyProfile, KeyState};
 use crate::vocabulary::{
-    Kcv, KeyLabel, KeyName, KeyRole, MacAlgorithm, Pan, PinBlock, PinBlockFormat,
+    Kcv, KeyBlockText, KeyLabel, KeyName, KeyRole, Ksn, MacAlgorithm, Mode, Pan, PinBlock,
+    PinBlockFormat, PinOffset, Pvki, Pvv,
 };
 
 /// Both sides speak this version or none.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// A message of 64 KiB and its order fit with room to spare.
 pub const FRAME_BYTES_MAX: usize = 128 * 1024;
@@ -32,26 +37,19 @@ pub struct Hello {
     pub sessions: u16,
     /// Manufacturer, model, serial and firmware of the token, as it reports them.
     pub token: String,
-    /// What each operation does with a clear PIN, by operation name.
+    /// What was proved: each operation, its mode and the recipe that runs.
+    pub recipes: Vec<Recipe>,
+}
+
+/// One operation as the start-up known-answer test proved it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recipe {
+    /// `translate iso0 to iso4`, `retail MAC`, ...
+    pub operation: String,
+    /// Where a clear PIN is while it runs; for an operation without PIN, where the key is.
     pub mode: Mode,
-}
-
-/// Where a clear PIN is while a PIN operation runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Mode {
-    /// In locked, zeroized memory of the worker process.
-    InWorker,
-}
-
-impl Mode {
-    /// `in_worker`.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::InWorker => "in_worker",
-        }
-    }
+    /// The calls that gave the right bytes: `unwrap DES3_ECB, wrap DES3_ECB`.
+    pub calls: String,
 }
 
 /// An order with its number and its deadline.
@@ -79,6 +77,8 @@ pub(crate) struct RequestRef<'o> {
 pub struct Reply {
     /// The request's number.
     pub id: u64,
+    /// Where a clear PIN was while it ran; `None` when the order names no PIN or no known key.
+    pub mode: Option<Mode>,
     /// What came of it.
     pub outcome: Result<Answer, Failure>,
 }
@@ -86,10 +86,40 @@ pub struct Reply {
 /// A key and the format of the block under it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PinKey {
-    /// The zone PIN key.
+    /// The zone PIN key, or the base derivation key.
     pub key: KeyName,
     /// The block's format.
     pub format: PinBlockFormat,
+    /// For a base derivation key, and only there: whose device, which transaction.
+    pub ksn: Option<Ksn>,
+}
+
+/// What a PIN is compared with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PinReference {
+    /// Visa PVV.
+    Pvv {
+        /// The PVV key.
+        key: KeyName,
+        /// Of those that the key's profile lists.
+        pvki: Pvki,
+        /// The card's value.
+        pvv: Pvv,
+    },
+    /// IBM 3624 offset; table and validation data belong to the key.
+    Ibm3624 {
+        /// The PIN verification key.
+        key: KeyName,
+        /// The card's offset, as long as the PIN.
+        offset: PinOffset,
+    },
+    /// A block that the caller keeps under a reference key, made with the same PAN.
+    Block {
+        /// The reference key.
+        key: KeyName,
+        /// Format 0.
+        block: PinBlock,
+    },
 }
 
 /// What a worker can be asked. Each is a pure function of its input, so that it may be repeated.
@@ -106,10 +136,23 @@ pub enum Order {
         /// The key and format wanted.
         to: PinKey,
     },
+    /// Compares the PIN of a block with what the issuer keeps.
+    VerifyPin {
+        /// The PAN.
+        pan: Pan,
+        /// The block.
+        block: PinBlock,
+        /// Its key and format.
+        from: PinKey,
+        /// What to compare with.
+        reference: PinReference,
+    },
     /// Makes a MAC.
     GenerateMac {
-        /// The MAC key.
+        /// The MAC key, or the base derivation key.
         key: KeyName,
+        /// For a base derivation key, and only there.
+        ksn: Option<Ksn>,
         /// The message, as it is.
         message: Message,
         /// Bytes, within what the key allows; the key's own length when absent.
@@ -117,12 +160,14 @@ pub enum Order {
     },
     /// Compares a MAC in constant time.
     VerifyMac {
-        /// The MAC key.
+        /// The MAC key, or the base derivation key.
         key: KeyName,
+        /// For a base derivation key, and only there.
+        ksn: Option<Ksn>,
         /// The message, as it is.
         message: Message,
         /// The MAC to compare, of the key's own length.
-        mac: Vec<u8>,
+        mac: Message,
     },
     /// Draws a data key in the token and wraps it under the KEK.
     MakeDataKey {
@@ -145,6 +190,35 @@ pub enum Order {
     ListKeys,
     /// Runs the known-answer tests again.
     SelfTest,
+    /// Reads every key back, compares check values, tries what must fail; quarantines what deviates.
+    Lint,
+    /// Opens a key block, puts the key on the token and into the register, staged. Repeating it is
+    /// safe: a key that is there with the same check value is kept.
+    ImportKey {
+        /// The number of this change, which grows. A change that the register holds is not made
+        /// again.
+        change: u64,
+        /// The key block protection key.
+        kbpk: KeyName,
+        /// The block.
+        block: KeyBlockText,
+        /// What the key is to be for. Its check value is what the officer expects, when he says so.
+        profile: Box<KeyProfile>,
+    },
+    /// Moves a key version to another state: staged to active (the one that was active retires),
+    /// active to retired, any to compromised.
+    SetKeyState {
+        /// As in `ImportKey`.
+        change: u64,
+        /// With its version.
+        key: KeyName,
+        /// The new state.
+        state: KeyState,
+        /// When retiring: until when it still verifies and deciphers, epoch seconds.
+        usable_until_s: Option<i64>,
+    },
+    /// Reads the register anew, after another worker has changed it.
+    ReloadKeys,
 }
 
 impl Order {
@@ -153,6 +227,7 @@ impl Order {
     pub fn operation(&self) -> &'static str {
         match self {
             Self::TranslatePin { .. } => "pin_translate",
+            Self::VerifyPin { .. } => "pin_verify",
             Self::GenerateMac { .. } => "mac_generate",
             Self::VerifyMac { .. } => "mac_verify",
             Self::MakeDataKey { .. } => "data_key_make",
@@ -160,6 +235,10 @@ impl Order {
             Self::Random { .. } => "random",
             Self::ListKeys => "key_list",
             Self::SelfTest => "self_test",
+            Self::Lint => "key_lint",
+            Self::ImportKey { .. } => "key_import",
+            Self::SetKeyState { .. } => "key_state",
+            Self::ReloadKeys => "key_reload",
         }
     }
 }
@@ -215,7 +294,7 @@ pub enum Answer {
     /// To `GenerateMac`.
     Mac {
         /// Left-most bytes.
-        mac: Vec<u8>,
+        mac: Message,
         /// The key's.
         algorithm: MacAlgorithm,
         /// The version that made it.
@@ -223,6 +302,13 @@ pub enum Answer {
     },
     /// To `VerifyMac`.
     Verified(bool),
+    /// To `VerifyPin`.
+    PinVerified {
+        /// Whether it is the PIN.
+        verified: bool,
+        /// The version of the key that it was verified with.
+        key_version: u32,
+    },
     /// To `MakeDataKey`.
     DataKey {
         /// For use in the gateway.
@@ -238,8 +324,45 @@ pub enum Answer {
     Random(Message),
     /// To `ListKeys`.
     Keys(Vec<KeyFacts>),
-    /// To `SelfTest`: the names of the operations proved.
-    Proved(Vec<String>),
+    /// To `SelfTest`: the operations proved.
+    Proved(Vec<Recipe>),
+    /// To `Lint`.
+    Lint(LintReport),
+    /// To `ImportKey` and `SetKeyState`: the key as it is now.
+    Key(Box<KeyFacts>),
+    /// To `ReloadKeys`: the last change that the register holds.
+    Reloaded(u64),
+}
+
+/// What the key lint found: every key of the register, every negative probe.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LintReport {
+    /// One row a key object.
+    pub keys: Vec<KeyRow>,
+    /// One row a probe: a call that must fail, on a throw-away key with a production template.
+    pub probes: Vec<ProbeRow>,
+}
+
+/// One key object as it was read back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyRow {
+    /// `label@version`, `.left` behind it for the second object of a retail MAC key.
+    pub key: String,
+    /// Its role.
+    pub role: KeyRole,
+    /// What is not as it must be; empty is good. A key with a deviation is quarantined.
+    pub deviations: Vec<String>,
+}
+
+/// One probe.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbeRow {
+    /// `decrypt under a zone PIN key that may only encipher`, ...
+    pub probe: String,
+    /// Whether the token refused, as it must.
+    pub refused: bool,
+    /// The token's answer, or that it did what it must not.
+    pub detail: String,
 }
 
 /// What anyone may know of a key.
@@ -249,12 +372,18 @@ pub struct KeyFacts {
     pub label: KeyLabel,
     /// The version.
     pub version: u32,
-    /// Whether this version protects.
-    pub active: bool,
+    /// Whether this version is in use.
+    pub state: KeyState,
+    /// Until when a retired version still verifies and deciphers. Epoch seconds.
+    pub usable_until_s: Option<i64>,
     /// The one thing that it does.
     pub role: KeyRole,
     /// The cipher family.
     pub algorithm: KeyAlgorithm,
+    /// Where a clear PIN may be while it is used.
+    pub mode: Mode,
+    /// Why the key lint took it out of use, when it did.
+    pub quarantined: Option<String>,
     /// PIN block formats.
     pub formats: Vec<PinBlockFormat>,
     /// For a MAC key.
@@ -290,217 +419,5 @@ impl ClearDataKey {
 impl fmt::Debug for ClearDataKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("ClearDataKey(redacted)")
-    }
-}
-
-/// Appends one frame.
-///
-/// # Errors
-/// When the body is over [`FRAME_BYTES_MAX`]; then nothing was appended.
-pub fn append_frame<T: Serialize>(buffer: &mut Vec<u8>, message: &T) -> Result<(), FrameError> {
-    let start = buffer.len();
-    append_wiping(buffer, &[0; 4]);
-    let written = postcard::serialize_with_flavor(message, Growing(buffer));
-    let body = buffer.len() - start - 4;
-    let refused = match written {
-        Ok(()) if body <= FRAME_BYTES_MAX => None,
-        Ok(()) => Some(FrameError::TooLong),
-        Err(_) => Some(FrameError::Malformed),
-    };
-    if let Some(error) = refused {
-        cut(buffer, start);
-        return Err(error);
-    }
-    buffer[start..start + 4].copy_from_slice(&(body as u32).to_le_bytes());
-    Ok(())
-}
-
-/// Where postcard writes: behind what the buffer holds already.
-struct Growing<'b>(&'b mut Vec<u8>);
-
-impl Flavor for Growing<'_> {
-    type Output = ();
-
-    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
-        append_wiping(self.0, &[byte]);
-        Ok(())
-    }
-
-    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
-        append_wiping(self.0, bytes);
-        Ok(())
-    }
-
-    fn finalize(self) -> postcard::Result<()> {
-        Ok(())
-    }
-}
-
-/// Appends; a buffer that is too small is left wiped when a larger one takes its place.
-fn append_wiping(buffer: &mut Vec<u8>, bytes: &[u8]) {
-    let wanted = buffer.len() + bytes.len();
-    if wanted > buffer.capacity() {
-        let mut larger =
-            Vec::with_capacity(wanted.max(2 * buffer.capacity()).max(BUFFER_BYTES_MIN));
-        larger.extend_from_slice(buffer);
-        buffer.zeroize();
-        *buffer = larger;
-    }
-    buffer.extend_from_slice(bytes);
-}
-
-/// Room for a few orders without a message.
-const BUFFER_BYTES_MIN: usize = 4096;
-
-/// Takes off what stands behind `length`, and wipes it.
-fn cut(buffer: &mut Vec<u8>, length: usize) {
-    buffer[length..].zeroize();
-    buffer.truncate(length);
-}
-
-/// Empties a buffer that held an order or an answer. Only what was in use is overwritten: a buffer
-/// that once held a long message would cost its whole length each time, and the rest was wiped
-/// before.
-pub(crate) fn wipe(buffer: &mut Vec<u8>) {
-    buffer.as_mut_slice().zeroize();
-    buffer.clear();
-}
-
-/// Cuts frames out of a stream of bytes. What it has held is zeroized.
-#[derive(Debug, Default)]
-pub struct FrameBuffer {
-    bytes: Zeroizing<Vec<u8>>,
-    start: usize,
-}
-
-impl FrameBuffer {
-    /// Adds what the socket gave.
-    pub fn extend(&mut self, bytes: &[u8]) {
-        if self.start == self.bytes.len() {
-            wipe(&mut self.bytes);
-            self.start = 0;
-        } else if self.start > FRAME_BYTES_MAX {
-            let left = self.bytes.len() - self.start;
-            self.bytes.copy_within(self.start.., 0);
-            cut(&mut self.bytes, left);
-            self.start = 0;
-        }
-        append_wiping(&mut self.bytes, bytes);
-    }
-
-    /// Whether a whole frame waits.
-    #[must_use]
-    pub fn holds_frame(&self) -> bool {
-        let waiting = &self.bytes[self.start..];
-        waiting
-            .first_chunk::<4>()
-            .is_some_and(|length| waiting.len() - 4 >= u32::from_le_bytes(*length) as usize)
-    }
-
-    /// The next whole frame, if there is one.
-    ///
-    /// # Errors
-    /// A frame over the bound or not of this protocol: the conversation is over.
-    pub fn next_frame<T: DeserializeOwned>(&mut self) -> Result<Option<T>, FrameError> {
-        let waiting = &self.bytes[self.start..];
-        let Some(length) = waiting.first_chunk::<4>() else { return Ok(None) };
-        let length = u32::from_le_bytes(*length) as usize;
-        if length > FRAME_BYTES_MAX {
-            return Err(FrameError::TooLong);
-        }
-        let Some(body) = waiting.get(4..4 + length) else { return Ok(None) };
-        let (message, rest) = postcard::take_from_bytes(body).map_err(|_| FrameError::Malformed)?;
-        if !rest.is_empty() {
-            return Err(FrameError::Malformed);
-        }
-        self.start += 4 + length;
-        Ok(Some(message))
-    }
-}
-
-/// Why a frame is not one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum FrameError {
-    /// Over [`FRAME_BYTES_MAX`].
-    #[error("a frame is longer than {FRAME_BYTES_MAX} bytes")]
-    TooLong,
-    /// Not this protocol.
-    #[error("a frame is not of this protocol")]
-    Malformed,
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn order(message: Vec<u8>) -> Request {
-        let key = KeyLabel::parse("zak.a").unwrap().into();
-        let message = Message(message);
-        Request { id: 7, deadline_ns: 9, order: Order::GenerateMac { key, message, length: None } }
-    }
-
-    proptest! {
-        /// However the socket cuts the bytes, the same orders come out.
-        #[test]
-        fn frames_survive_any_cut(
-            messages in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..300), 1..8),
-            cut in 1usize..50,
-        ) {
-            let mut bytes = Vec::new();
-            for message in &messages {
-                append_frame(&mut bytes, &order(message.clone())).unwrap();
-            }
-            let mut buffer = FrameBuffer::default();
-            let mut seen = Vec::new();
-            for piece in bytes.chunks(cut) {
-                buffer.extend(piece);
-                while let Some(request) = buffer.next_frame::<Request>().unwrap() {
-                    let Order::GenerateMac { message, .. } = request.order else { panic!() };
-                    seen.push(message.0.clone());
-                }
-            }
-            prop_assert_eq!(seen, messages);
-        }
-
-        /// Garbage is an error or a message, never a panic.
-        #[test]
-        fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            let mut buffer = FrameBuffer::default();
-            buffer.extend(&bytes);
-            while let Ok(Some(_)) = buffer.next_frame::<Request>() {}
-        }
-    }
-
-    #[test]
-    fn a_frame_over_the_bound_is_refused_on_both_sides() {
-        let mut bytes = Vec::new();
-        let long = order(vec![0; FRAME_BYTES_MAX + 1]);
-        assert_eq!(append_frame(&mut bytes, &long), Err(FrameError::TooLong));
-        assert!(bytes.is_empty());
-        let mut buffer = FrameBuffer::default();
-        buffer.extend(&u32::MAX.to_le_bytes());
-        assert_eq!(buffer.next_frame::<Request>().unwrap_err(), FrameError::TooLong);
-    }
-
-    #[test]
-    fn an_order_that_is_refused_leaves_those_before_it_and_nothing_of_itself() {
-        let mut bytes = Vec::new();
-        append_frame(&mut bytes, &order(vec![1; 10])).unwrap();
-        let before = bytes.clone();
-
-        append_frame(&mut bytes, &order(vec![7; FRAME_BYTES_MAX + 1])).unwrap_err();
-
-        assert_eq!(bytes, before);
-        bytes.resize(FRAME_BYTES_MAX, 0);
-        assert!(!bytes[before.len()..].contains(&7));
-    }
-
-    #[test]
-    fn random_bytes_are_not_printed() {
-        let printed = format!("{:?}", Answer::Random(Message(vec![171; 4])));
-
-        assert_eq!(printed, "Random(Message(4 bytes))");
     }
 }

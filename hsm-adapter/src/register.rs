@@ -5,12 +5,13 @@
 //! reads this file. A key that the register does not name cannot be used.
 
 use std::collections::{BTreeMap, HashSet};
+use std::fmt;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use crate::vocabulary::{
-    Kcv, KcvMethod, KeyLabel, KeyRole, MacAlgorithm, MacPadding, PinBlockFormat,
+    Kcv, KcvMethod, KeyLabel, KeyRole, MacAlgorithm, MacPadding, Mode, PinBlockFormat, Pvki,
 };
 
 /// One version of one key.
@@ -22,7 +23,7 @@ pub struct KeyProfile {
     /// 1 when absent.
     #[serde(default = "first_version")]
     pub version: u32,
-    /// Exactly one version of a label is active; the others only verify and decipher.
+    /// At most one version of a label is active.
     #[serde(default)]
     pub state: KeyState,
     /// CKA_LABEL of the object on the token; `label@version` when absent.
@@ -32,12 +33,39 @@ pub struct KeyProfile {
     pub role: KeyRole,
     /// The cipher family.
     pub algorithm: KeyAlgorithm,
-    /// PIN block formats that a zone PIN key may carry.
+    /// Where a clear PIN may be while this key is used. Keys of one operation have one mode.
+    /// `in_worker` when absent.
+    #[serde(default, skip_serializing_if = "is_in_worker")]
+    pub mode: Mode,
+    /// Until when a retired version still verifies and deciphers. Epoch seconds; no end when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usable_until_s: Option<i64>,
+    /// PIN block formats that a zone PIN key, a base derivation key or a reference key may carry.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub formats: Vec<PinBlockFormat>,
-    /// For role `mac`.
+    /// For role `mac`, and for a base derivation key whose devices make MACs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<MacProfile>,
+    /// For role `base-derivation` under AES: bits of the working keys, 128, 192 or 256, never more
+    /// than the key itself has. 128 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub working_key_bits: Option<u16>,
+    /// For role `pin-verification-pvv`: the indices that a card may name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pvki: Vec<Pvki>,
+    /// For role `pin-verification-3624`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ibm3624: Option<Ibm3624Profile>,
+    /// For role `mac`: the one half of it that the key may do; both when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac_use: Option<MacUse>,
+    /// For role `key-block-protection` under TDES: opens blocks of versions A and C, whose binding
+    /// is weak, and no others. Off.
+    #[serde(default, skip_serializing_if = "is_off")]
+    pub variant_blocks: bool,
+    /// What the key block said of passing the key on. No key leaves through Tollgate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exportability: Option<Exportability>,
     /// The check value taken when the key was made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kcv: Option<Kcv>,
@@ -52,7 +80,7 @@ pub struct KeyProfile {
 pub struct MacProfile {
     /// The algorithm.
     pub algorithm: MacAlgorithm,
-    /// Retail MAC only.
+    /// CBC-MAC and retail MAC only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub padding: Option<MacPadding>,
     /// Bytes of a MAC, the left-most ones. 4 to 32.
@@ -65,15 +93,67 @@ pub struct MacProfile {
     pub empty_message: bool,
 }
 
+/// What an IBM 3624 key is verified with. Bound to the key: a caller who may choose a
+/// decimalisation table finds a PIN in about 15 guesses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ibm3624Profile {
+    /// Sixteen decimal digits: what each of 0 to F becomes.
+    pub decimalisation_table: String,
+    /// The first PAN digit of the validation data, counted from 0.
+    pub pan_offset: u8,
+    /// PAN digits taken, 1 to 16; what is missing is padded.
+    pub pan_digits: u8,
+    /// The hex digit that fills the validation data up to 16.
+    pub pad: char,
+}
+
+/// Half of a MAC key's role.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MacUse {
+    /// Makes MACs, and verifies none.
+    Generate,
+    /// Verifies MACs, and makes none.
+    Verify,
+}
+
+/// X9.143 exportability.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Exportability {
+    /// E: under a trusted key.
+    Trusted,
+    /// S: under a key of the owner's choice.
+    Sensitive,
+    /// N: never.
+    Never,
+}
+
 /// Whether a key version still protects.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum KeyState {
+    /// Imported, and used for nothing yet.
+    Staged,
     /// Does all that its role allows.
     #[default]
     Active,
-    /// Verifies and deciphers, protects nothing new.
+    /// Verifies and deciphers until `usable_until_s`, protects nothing new.
     Retired,
+    /// Somebody else may know it: used for nothing any more.
+    Compromised,
+}
+
+impl fmt::Display for KeyState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Staged => "staged",
+            Self::Active => "active",
+            Self::Retired => "retired",
+            Self::Compromised => "compromised",
+        })
+    }
 }
 
 /// The cipher family of a key.
@@ -91,81 +171,207 @@ pub enum KeyAlgorithm {
 }
 
 impl KeyProfile {
+    /// Version 1 of a key, active, in mode `in_worker`, with nothing that only some roles have.
+    #[must_use]
+    pub fn new(label: KeyLabel, role: KeyRole, algorithm: KeyAlgorithm) -> Self {
+        Self {
+            label,
+            version: first_version(),
+            state: KeyState::Active,
+            token_label: None,
+            role,
+            algorithm,
+            mode: Mode::InWorker,
+            usable_until_s: None,
+            formats: Vec::new(),
+            mac: None,
+            working_key_bits: None,
+            pvki: Vec::new(),
+            ibm3624: None,
+            mac_use: None,
+            variant_blocks: false,
+            exportability: None,
+            kcv: None,
+            kcv_method: None,
+        }
+    }
+
+    /// `label@version`.
+    #[must_use]
+    pub fn name(&self) -> String {
+        format!("{}@{}", self.label, self.version)
+    }
+
     /// CKA_LABEL on the token.
     #[must_use]
     pub fn object_label(&self) -> String {
-        self.token_label.clone().unwrap_or_else(|| format!("{}@{}", self.label, self.version))
+        self.token_label.clone().unwrap_or_else(|| self.name())
     }
 
-    /// CKA_LABEL of the object that holds K_L K_L K_L, beside the key itself. Retail MAC only.
+    /// CKA_LABEL of the second object that stands beside the key itself: K_L K_L K_L of a retail
+    /// MAC key; of a TDES base derivation key its variant, which the token must encipher under and
+    /// cannot make.
     #[must_use]
     pub fn left_object_label(&self) -> Option<String> {
-        let retail = self.mac.is_some_and(|mac| mac.algorithm == MacAlgorithm::Retail);
-        retail.then(|| format!("{}.left", self.object_label()))
+        let retail = self.role == KeyRole::Mac
+            && self.mac.is_some_and(|mac| mac.algorithm == MacAlgorithm::Retail);
+        let derivation =
+            self.role == KeyRole::BaseDerivation && self.algorithm == KeyAlgorithm::Tdes;
+        let ending = if retail { "left" } else { "variant" };
+        (retail || derivation).then(|| format!("{}.{ending}", self.object_label()))
     }
 
     fn check(&self) -> Result<(), String> {
         use KeyAlgorithm::{Aes, Ec, Hmac, Tdes};
+        let cipher = matches!(self.algorithm, Tdes | Aes);
         let fits = match self.role {
-            KeyRole::ZonePinIn | KeyRole::ZonePinOut => {
-                if self.formats.is_empty() {
-                    return Err("a zone PIN key needs `formats`".into());
-                }
-                let size = |format: &PinBlockFormat| match format {
-                    PinBlockFormat::Iso4 => Aes,
-                    PinBlockFormat::Iso0 | PinBlockFormat::Iso1 | PinBlockFormat::Iso3 => Tdes,
-                };
-                if self.role == KeyRole::ZonePinOut && self.formats.contains(&PinBlockFormat::Iso1)
-                {
-                    return Err("iso1 is an input format only (PCI PIN 3-3)".into());
-                }
-                self.formats.iter().all(|format| size(format) == self.algorithm)
-            }
-            KeyRole::Mac => {
-                let Some(mac) = self.mac else { return Err("a MAC key needs `mac`".into()) };
-                let longest = match (mac.algorithm, self.algorithm) {
-                    (MacAlgorithm::Retail, Tdes) | (MacAlgorithm::Cmac, Tdes) => 8,
-                    (MacAlgorithm::Cmac, Aes) => 16,
-                    (MacAlgorithm::HmacSha256, Hmac) => 32,
-                    _ => {
-                        return Err(format!("{} does not run under this algorithm", mac.algorithm));
-                    }
-                };
-                if (mac.algorithm == MacAlgorithm::Retail) != mac.padding.is_some() {
-                    return Err(
-                        "`padding` (1 or 2) belongs to a retail MAC key, and only there".into()
-                    );
-                }
-                let shortest = mac.length_min.unwrap_or(mac.length);
-                if !(4..=longest).contains(&mac.length) || !(4..=mac.length).contains(&shortest) {
-                    return Err(format!(
-                        "MAC lengths are 4 to {longest} bytes here, shortest first"
-                    ));
-                }
-                true
-            }
-            KeyRole::BaseDerivation => matches!(self.algorithm, Tdes | Aes),
+            KeyRole::ZonePinIn | KeyRole::ZonePinOut | KeyRole::PinReference => cipher,
+            KeyRole::Mac => cipher || self.algorithm == Hmac,
+            KeyRole::BaseDerivation | KeyRole::KeyBlockProtection => cipher,
             KeyRole::PinVerificationPvv | KeyRole::PinVerification3624 => self.algorithm == Tdes,
-            KeyRole::KeyBlockProtection => matches!(self.algorithm, Tdes | Aes),
             KeyRole::QueueKek => self.algorithm == Aes,
             KeyRole::AuditSigning => self.algorithm == Ec,
         };
         if !fits {
-            return Err(format!("role {} does not go with this algorithm or format", self.role));
+            return Err(format!("role {} does not go with this algorithm", self.role));
         }
-        if self.role != KeyRole::Mac && self.mac.is_some() {
-            return Err("only a key of role mac has `mac`".into());
+        self.check_formats()?;
+        self.check_mac()?;
+        self.check_verification()?;
+        if self.mac_use.is_some() && self.role != KeyRole::Mac {
+            return Err("only a key of role mac has `mac_use`".into());
+        }
+        if self.variant_blocks
+            && (self.role != KeyRole::KeyBlockProtection || self.algorithm != Tdes)
+        {
+            return Err("`variant_blocks` belongs to a TDES key block protection key".into());
         }
         if self.kcv.is_some() != self.kcv_method.is_some() {
             return Err("`kcv` and `kcv_method` come together".into());
         }
         Ok(())
     }
+
+    fn check_formats(&self) -> Result<(), String> {
+        let role = self.role;
+        let (allowed, needed) = match role {
+            KeyRole::ZonePinIn | KeyRole::ZonePinOut | KeyRole::PinReference => (true, true),
+            KeyRole::BaseDerivation => (true, false),
+            KeyRole::Mac
+            | KeyRole::PinVerificationPvv
+            | KeyRole::PinVerification3624
+            | KeyRole::KeyBlockProtection
+            | KeyRole::QueueKek
+            | KeyRole::AuditSigning => (false, false),
+        };
+        if self.formats.is_empty() && needed || !self.formats.is_empty() && !allowed {
+            let rule = if needed { "needs" } else { "has no" };
+            return Err(format!("a {role} key {rule} `formats`"));
+        }
+        let cipher = |format: &PinBlockFormat| match format {
+            PinBlockFormat::Iso4 => KeyAlgorithm::Aes,
+            PinBlockFormat::Iso0 | PinBlockFormat::Iso1 | PinBlockFormat::Iso3 => {
+                KeyAlgorithm::Tdes
+            }
+        };
+        if let Some(format) = self.formats.iter().find(|format| cipher(format) != self.algorithm) {
+            return Err(format!(
+                "role {role}: {format} does not go under this algorithm (iso4 under AES alone, \
+                 iso0, iso1, iso3 under TDES alone)"
+            ));
+        }
+        if role == KeyRole::ZonePinOut && self.formats.contains(&PinBlockFormat::Iso1) {
+            return Err("iso1 is an input format only (PCI PIN 3-3)".into());
+        }
+        // A random fill would make two blocks of one PIN differ.
+        if role == KeyRole::PinReference && self.formats != [PinBlockFormat::Iso0] {
+            return Err("a reference block is iso0: the one format without random fill".into());
+        }
+        let bits = self.working_key_bits;
+        if bits.is_some()
+            && (role != KeyRole::BaseDerivation || self.algorithm != KeyAlgorithm::Aes)
+        {
+            return Err("`working_key_bits` belongs to an AES base derivation key".into());
+        }
+        if role == KeyRole::BaseDerivation
+            && self.algorithm == KeyAlgorithm::Tdes
+            && self.mode != Mode::InWorker
+        {
+            return Err("TDES DUKPT passes through worker memory: `mode` is in_worker".into());
+        }
+        if bits.is_some_and(|bits| !matches!(bits, 128 | 192 | 256)) {
+            return Err("`working_key_bits` is 128, 192 or 256".into());
+        }
+        Ok(())
+    }
+
+    fn check_mac(&self) -> Result<(), String> {
+        use KeyAlgorithm::{Aes, Hmac, Tdes};
+        let Some(mac) = self.mac else {
+            let missing = self.role == KeyRole::Mac;
+            return if missing { Err("a MAC key needs `mac`".into()) } else { Ok(()) };
+        };
+        if !matches!(self.role, KeyRole::Mac | KeyRole::BaseDerivation) {
+            return Err("only a key of role mac or base-derivation has `mac`".into());
+        }
+        let longest = match (mac.algorithm, self.algorithm) {
+            (MacAlgorithm::CbcMac | MacAlgorithm::Retail | MacAlgorithm::Cmac, Tdes) => 8,
+            (MacAlgorithm::CbcMac | MacAlgorithm::Cmac, Aes) => 16,
+            (MacAlgorithm::HmacSha256, Hmac) => 32,
+            _ => return Err(format!("{} does not run under this algorithm", mac.algorithm)),
+        };
+        let padded = matches!(mac.algorithm, MacAlgorithm::CbcMac | MacAlgorithm::Retail);
+        if padded != mac.padding.is_some() {
+            return Err("`padding` (1 or 2) belongs to a CBC-MAC or retail MAC key, and only \
+                        there"
+                .into());
+        }
+        let shortest = mac.length_min.unwrap_or(mac.length);
+        if !(4..=longest).contains(&mac.length) || !(4..=mac.length).contains(&shortest) {
+            return Err(format!("MAC lengths are 4 to {longest} bytes here, shortest first"));
+        }
+        Ok(())
+    }
+
+    fn check_verification(&self) -> Result<(), String> {
+        if (self.role == KeyRole::PinVerificationPvv) == self.pvki.is_empty() {
+            return Err(
+                "a PVV key, and only that, needs `pvki`: the indices its cards carry".into()
+            );
+        }
+        let Some(rule) = &self.ibm3624 else {
+            let missing = self.role == KeyRole::PinVerification3624;
+            return if missing { Err("a 3624 key needs `ibm3624`".into()) } else { Ok(()) };
+        };
+        if self.role != KeyRole::PinVerification3624 {
+            return Err("only a 3624 key has `ibm3624`".into());
+        }
+        let table = rule.decimalisation_table.as_bytes();
+        if table.len() != 16 || !table.iter().all(u8::is_ascii_digit) {
+            return Err("`decimalisation_table` has 16 decimal digits".into());
+        }
+        if !(1..=16).contains(&rule.pan_digits) || rule.pan_offset > 18 {
+            return Err("`pan_digits` is 1 to 16 and `pan_offset` 0 to 18".into());
+        }
+        if !rule.pad.is_ascii_hexdigit() {
+            return Err("`pad` is one hex digit".into());
+        }
+        Ok(())
+    }
 }
 
-/// Every key, checked.
+fn is_in_worker(mode: &Mode) -> bool {
+    *mode == Mode::InWorker
+}
+
+fn is_off(switch: &bool) -> bool {
+    !switch
+}
+
+/// Every key, checked, and the number of the last change that is in it.
 #[derive(Debug, Clone)]
 pub struct KeyRegister {
+    change: u64,
     keys: BTreeMap<KeyLabel, Vec<KeyProfile>>,
 }
 
@@ -185,7 +391,7 @@ impl KeyRegister {
     /// Says which key breaks which rule.
     pub fn parse(text: &str) -> Result<Self, String> {
         let file: RegisterFile = toml::from_str(text).map_err(|error| error.to_string())?;
-        Self::new(file.key)
+        Ok(Self { change: file.change, ..Self::new(file.key)? })
     }
 
     /// # Errors
@@ -194,7 +400,7 @@ impl KeyRegister {
         let mut keys: BTreeMap<KeyLabel, Vec<KeyProfile>> = BTreeMap::new();
         let mut objects = HashSet::new();
         for profile in profiles {
-            let name = format!("{}@{}", profile.label, profile.version);
+            let name = profile.name();
             profile.check().map_err(|why| format!("key {name}: {why}"))?;
             if !objects.insert(profile.object_label()) {
                 return Err(format!("key {name}: its token object belongs to another key already"));
@@ -207,11 +413,31 @@ impl KeyRegister {
         }
         for (label, versions) in &keys {
             let active = versions.iter().filter(|key| key.state == KeyState::Active).count();
-            if active != 1 {
-                return Err(format!("key {label} has {active} active versions, it needs one"));
+            if active > 1 {
+                return Err(format!("key {label} has {active} active versions, one may be"));
             }
         }
-        Ok(Self { keys })
+        Ok(Self { change: 0, keys })
+    }
+
+    /// This register with other keys in it, after the change of that number.
+    ///
+    /// # Errors
+    /// Says which key breaks which rule.
+    pub fn changed(&self, change: u64, profiles: Vec<KeyProfile>) -> Result<Self, String> {
+        Ok(Self { change, ..Self::new(profiles)? })
+    }
+
+    /// The number of the last change that is in it; 0 before the first.
+    #[must_use]
+    pub fn change(&self) -> u64 {
+        self.change
+    }
+
+    /// One version of one key.
+    #[must_use]
+    pub fn version(&self, label: &KeyLabel, version: u32) -> Option<&KeyProfile> {
+        self.keys.get(label)?.iter().find(|key| key.version == version)
     }
 
     /// The register as a file.
@@ -219,7 +445,8 @@ impl KeyRegister {
     /// # Errors
     /// When a value has no TOML form, which no checked profile has.
     pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
-        toml::to_string(&RegisterFile { key: self.iter().cloned().collect() })
+        let key = self.iter().cloned().collect();
+        toml::to_string(&RegisterFile { change: self.change, key })
     }
 
     /// All keys in the order of their labels.
@@ -231,6 +458,8 @@ impl KeyRegister {
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RegisterFile {
+    #[serde(default)]
+    change: u64,
     #[serde(default)]
     key: Vec<KeyProfile>,
 }

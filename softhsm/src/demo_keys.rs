@@ -1,8 +1,8 @@
 //! The demo token: the made-up keys of `demo-keys.json`, and two keys that it makes itself.
 
-use hsm_adapter::register::{KeyAlgorithm, KeyProfile, KeyState, MacProfile};
+use hsm_adapter::register::{Ibm3624Profile, KeyAlgorithm, KeyProfile, MacProfile};
 use hsm_adapter::vocabulary::{
-    Kcv, KcvMethod, KeyLabel, KeyRole, MacAlgorithm, MacPadding, PinBlockFormat,
+    Kcv, KcvMethod, KeyLabel, KeyRole, MacAlgorithm, MacPadding, PinBlockFormat, Pvki,
 };
 use serde::Deserialize;
 
@@ -24,7 +24,7 @@ pub fn demo_plan() -> Result<Vec<PlannedKey>, TokenToolError> {
         ("queue.kek", KeyRole::QueueKek, KeyAlgorithm::Aes),
         ("audit.signing", KeyRole::AuditSigning, KeyAlgorithm::Ec),
     ] {
-        let profile = KeyProfile { role, algorithm, ..blank(label)? };
+        let profile = KeyProfile::new(parse(label)?, role, algorithm);
         plan.push(PlannedKey { profile, value: None });
     }
     Ok(plan)
@@ -74,37 +74,32 @@ fn planned(key: DemoKey) -> Result<PlannedKey, TokenToolError> {
         length_min: Some(if algorithm == MacAlgorithm::HmacSha256 { 8 } else { 4 }),
         empty_message: false,
     });
-    let formats = if matches!(role, KeyRole::ZonePinIn | KeyRole::ZonePinOut) {
-        key.formats
+    let base = KeyProfile::new(parse(&key.label)?, role, key.algorithm);
+    let formats =
+        if matches!(role, KeyRole::ZonePinIn | KeyRole::ZonePinOut | KeyRole::BaseDerivation) {
+            key.formats
+        } else {
+            Vec::new()
+        };
+    let pvki = if role == KeyRole::PinVerificationPvv {
+        (0..=6).filter_map(|index| Pvki::try_from(index).ok()).collect()
     } else {
         Vec::new()
     };
-    let profile = KeyProfile {
-        role,
-        algorithm: key.algorithm,
-        formats,
-        mac,
-        kcv: key.kcv,
-        kcv_method: key.kcv_method,
-        ..blank(&key.label)?
-    };
+    // The whole PAN as validation data and the plain table: what the demo's issuer uses.
+    let ibm3624 = (role == KeyRole::PinVerification3624).then(|| Ibm3624Profile {
+        decimalisation_table: "0123456789012345".into(),
+        pan_offset: 0,
+        pan_digits: 16,
+        pad: 'F',
+    });
+    let (kcv, kcv_method) = (key.kcv, key.kcv_method);
+    let profile = KeyProfile { formats, mac, pvki, ibm3624, kcv, kcv_method, ..base };
     Ok(PlannedKey { profile, value: Some(key.value) })
 }
 
-fn blank(label: &str) -> Result<KeyProfile, TokenToolError> {
-    Ok(KeyProfile {
-        label: KeyLabel::parse(label)
-            .map_err(|why| TokenToolError::Plan(format!("{label}: {why}")))?,
-        version: 1,
-        state: KeyState::Active,
-        token_label: None,
-        role: KeyRole::Mac,
-        algorithm: KeyAlgorithm::Aes,
-        formats: Vec::new(),
-        mac: None,
-        kcv: None,
-        kcv_method: None,
-    })
+fn parse(label: &str) -> Result<KeyLabel, TokenToolError> {
+    KeyLabel::parse(label).map_err(|why| TokenToolError::Plan(format!("{label}: {why}")))
 }
 
 #[cfg(test)]

@@ -62,7 +62,7 @@ impl AuditEntry {
         self
     }
 
-    /// How a PIN was translated.
+    /// Where the clear PIN was.
     pub fn mode(&self, mode: Mode) -> &Self {
         self.lock().mode = Some(mode);
         self

@@ -1,6 +1,7 @@
 //! Whether every key that the configuration names is on the token and may do what is granted.
 
 use hsm_adapter::protocol::KeyFacts;
+use hsm_adapter::register::KeyState;
 use hsm_adapter::vocabulary::{KeyLabel, KeyRole, PinBlockFormat};
 
 use crate::config::Config;
@@ -68,7 +69,7 @@ fn lack(need: &Need<'_>, keys: &[KeyFacts]) -> Option<String> {
     if of_role.peek().is_none() {
         return told(format!("is no {role} key"));
     }
-    let Some(key) = of_role.find(|key| key.active || !active) else {
+    let Some(key) = of_role.find(|key| key.state == KeyState::Active || !active) else {
         return told("has no active version".into());
     };
     let format = formats.iter().find(|format| !key.formats.contains(format))?;
@@ -78,6 +79,7 @@ fn lack(need: &Need<'_>, keys: &[KeyFacts]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use hsm_adapter::register::KeyAlgorithm;
+    use hsm_adapter::vocabulary::Mode;
 
     use super::*;
 
@@ -85,9 +87,12 @@ mod tests {
         KeyFacts {
             label: KeyLabel::parse(label).unwrap(),
             version: 1,
-            active,
+            state: if active { KeyState::Active } else { KeyState::Retired },
+            usable_until_s: None,
             role,
             algorithm: KeyAlgorithm::Aes,
+            mode: Mode::InWorker,
+            quarantined: None,
             formats: vec![PinBlockFormat::Iso4],
             mac: None,
             kcv: None,

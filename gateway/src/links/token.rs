@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use hsm_adapter::client::{LinkError, TokenLink, WorkerStatus};
 use hsm_adapter::error::{CkrClass, Failure};
-use hsm_adapter::protocol::{Answer, ClearDataKey, KeyFacts, Message, Order, PinKey};
-use hsm_adapter::vocabulary::{KeyLabel, KeyName, MacAlgorithm, Pan, PinBlock};
+use hsm_adapter::protocol::{Answer, ClearDataKey, KeyFacts, Message, Order, PinKey, Recipe};
+use hsm_adapter::vocabulary::{KeyLabel, KeyName, MacAlgorithm, Mode, Pan, PinBlock};
 use tokio::time::Instant;
 
 use super::breaker::{Breaker, Verdict};
@@ -69,10 +69,7 @@ impl HsmLink {
         Self { name: "primary", link, breaker, retry, attempt_max, kek }
     }
 
-    /// Re-enciphers a PIN block.
-    ///
-    /// # Errors
-    /// See [`HsmError`].
+    /// Re-enciphers a PIN block. Beside the outcome: where the clear PIN was.
     pub async fn translate_pin(
         &self,
         pan: Pan,
@@ -80,13 +77,14 @@ impl HsmLink {
         from: PinKey,
         to: PinKey,
         deadline: Instant,
-    ) -> Result<Translated, HsmError> {
-        let Answer::Block { block, key_version } =
-            self.ask(Order::TranslatePin { pan, block, from, to }, deadline).await?
-        else {
-            return Err(wrong());
-        };
-        Ok(Translated { block, key_version })
+    ) -> (Option<Mode>, Result<Translated, HsmError>) {
+        let order = Order::TranslatePin { pan, block, from, to };
+        let (mode, outcome) = self.ask_with_mode(order, deadline).await;
+        let translated = outcome.and_then(|answer| {
+            let Answer::Block { block, key_version } = answer else { return Err(wrong()) };
+            Ok(Translated { block, key_version })
+        });
+        (mode, translated)
     }
 
     /// Makes a MAC over `message`.
@@ -100,11 +98,12 @@ impl HsmLink {
         length: Option<u8>,
         deadline: Instant,
     ) -> Result<Made, HsmError> {
-        let order = Order::GenerateMac { key, message: Message(message), length };
-        let Answer::Mac { mac, algorithm, key_version } = self.ask(order, deadline).await? else {
+        let order = Order::GenerateMac { key, ksn: None, message: Message(message), length };
+        let Answer::Mac { mut mac, algorithm, key_version } = self.ask(order, deadline).await?
+        else {
             return Err(wrong());
         };
-        Ok(Made { mac, algorithm, key_version })
+        Ok(Made { mac: std::mem::take(&mut mac.0), algorithm, key_version })
     }
 
     /// Whether `mac` is the message's.
@@ -118,7 +117,8 @@ impl HsmLink {
         mac: Vec<u8>,
         deadline: Instant,
     ) -> Result<bool, HsmError> {
-        let order = Order::VerifyMac { key, message: Message(message), mac };
+        let (message, mac) = (Message(message), Message(mac));
+        let order = Order::VerifyMac { key, ksn: None, message, mac };
         let Answer::Verified(verified) = self.ask(order, deadline).await? else {
             return Err(wrong());
         };
@@ -173,8 +173,18 @@ impl HsmLink {
     ///
     /// # Errors
     /// See [`HsmError`].
-    pub async fn self_test(&self, deadline: Instant) -> Result<Vec<String>, HsmError> {
-        Ok(self.link.self_test(deadline).await?)
+    pub async fn self_test(&self, deadline: Instant) -> Result<Vec<Recipe>, HsmError> {
+        let answers = self.link.call_each(&Order::SelfTest, deadline).await?;
+        let Some(Answer::Proved(recipes)) = answers.into_iter().next() else {
+            return Err(wrong());
+        };
+        Ok(recipes)
+    }
+
+    /// What a ready worker proved at its start; empty while none is ready.
+    #[must_use]
+    pub fn recipes(&self) -> Vec<Recipe> {
+        self.link.recipes().unwrap_or_default()
     }
 
     /// The workers.
@@ -195,10 +205,11 @@ impl HsmLink {
         self.name
     }
 
-    /// Where clear PINs are, as a ready worker proved it.
+    /// Where clear PINs may be: the weakest mode that a ready worker runs.
     #[must_use]
     pub fn mode(&self) -> &'static str {
-        self.link.mode().map_or("unknown", |mode| mode.name())
+        let weakest = self.recipes().into_iter().map(|recipe| recipe.mode).max();
+        weakest.map_or("unknown", Mode::name)
     }
 
     /// The breaker around this link.
@@ -213,23 +224,31 @@ impl HsmLink {
     }
 
     async fn ask(&self, order: Order, deadline: Instant) -> Result<Answer, HsmError> {
+        self.ask_with_mode(order, deadline).await.1
+    }
+
+    async fn ask_with_mode(
+        &self,
+        order: Order,
+        deadline: Instant,
+    ) -> (Option<Mode>, Result<Answer, HsmError>) {
         let operation = order.operation();
         let started = Instant::now();
         let mut attempts = self.retry.attempts("hsm", deadline);
-        let outcome = loop {
+        let (mode, outcome) = loop {
             match self.attempt(&order, attempts.limit()).await {
-                Ok(answer) => {
+                (mode, Ok(answer)) => {
                     attempts.done();
-                    break Ok(answer);
+                    break (mode, Ok(answer));
                 }
-                Err(error) if attempts.again(&error).await => {}
-                Err(error) => break Err(error),
+                (_, Err(error)) if attempts.again(&error).await => {}
+                (mode, Err(error)) => break (mode, Err(error)),
             }
         };
         crate::telemetry::metrics::hsm_operation(
             operation,
             self.name,
-            self.mode(),
+            mode.map_or("none", Mode::name),
             match &outcome {
                 Ok(_) => "ok",
                 Err(HsmError::Link(LinkError::Answered(Failure::PinBlockRefused))) => "refused",
@@ -237,18 +256,22 @@ impl HsmLink {
             },
             started.elapsed(),
         );
-        outcome
+        (mode, outcome)
     }
 
-    async fn attempt(&self, order: &Order, limit: Instant) -> Result<Answer, HsmError> {
-        let permit = self.breaker.admit().map_err(|_| HsmError::Resting)?;
+    async fn attempt(
+        &self,
+        order: &Order,
+        limit: Instant,
+    ) -> (Option<Mode>, Result<Answer, HsmError>) {
+        let Ok(permit) = self.breaker.admit() else { return (None, Err(HsmError::Resting)) };
         let limit = limit.min(Instant::now() + self.attempt_max);
-        let outcome = self.link.call(order, limit).await;
+        let (mode, outcome) = self.link.call(order, limit).await;
         // Without a verdict the permit goes back, and counts neither way.
         if let Some(verdict) = verdict(&outcome, self.link.is_answering()) {
             permit.record(verdict);
         }
-        Ok(outcome?)
+        (mode, outcome.map_err(HsmError::from))
     }
 }
 

@@ -290,12 +290,15 @@ impl Relay {
 
     async fn translate(&self, pin: PinOrder, deadline: Instant) -> Result<WaitingPin, PayError> {
         let PinOrder { pan, block, from, to } = pin;
-        match self.hsm.translate_pin(pan, block, from, to.clone(), deadline).await {
+        match self.hsm.translate_pin(pan, block, from, to.clone(), deadline).await.1 {
             // The version that made the block belongs to it: another one cannot open it.
             Ok(done) => {
                 let label = to.key.label;
                 let key = KeyName { label, version: Some(done.key_version) };
-                Ok(WaitingPin { key: PinKey { key, format: to.format }, block: done.block })
+                Ok(WaitingPin {
+                    key: PinKey { key, format: to.format, ksn: None },
+                    block: done.block,
+                })
             }
             Err(error) => Err(match error.failure() {
                 Some(Failure::PinBlockRefused) => PayError::PinBlockRefused,

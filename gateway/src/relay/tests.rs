@@ -157,7 +157,11 @@ fn order() -> PaymentOrder {
 
 fn pin() -> WaitingPin {
     let label = KeyLabel::parse("zpk.billing-aes").unwrap();
-    let key = PinKey { key: KeyName { label, version: Some(2) }, format: PinBlockFormat::Iso4 };
+    let key = PinKey {
+        key: KeyName { label, version: Some(2) },
+        format: PinBlockFormat::Iso4,
+        ksn: None,
+    };
     WaitingPin { key, block: PinBlock::new(BLOCK.to_vec()).unwrap() }
 }
 

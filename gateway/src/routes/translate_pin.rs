@@ -2,14 +2,14 @@
 
 use axum::Json;
 use axum::extract::State;
-use compliance::{EventType, Mode, PanLastFour, Reason, ResourceType};
+use compliance::{EventType, PanLastFour, Reason, ResourceType};
 use hsm_adapter::error::Failure;
 use hsm_adapter::protocol::PinKey;
 use hsm_adapter::vocabulary::{Pan, PinBlock};
 use serde::Serialize;
 
 use super::Gateway;
-use super::asked::{Asking, JsonBody, Permitted, TRANSLATE, not_allowed};
+use super::asked::{Asking, JsonBody, Permitted, TRANSLATE, not_allowed, note_mode};
 use super::refusal::problem_of;
 use crate::audit::AuditEntry;
 use crate::wire::orders::{TranslateOrder, TranslateRequest};
@@ -64,19 +64,16 @@ pub(super) async fn translate_pin(
         return Err(not_allowed(&entry));
     }
     entry.link(gateway.hsm.name());
-    if let Some(mode) = Mode::ALL.iter().find(|mode| mode.as_str() == gateway.hsm.mode()) {
-        entry.mode(*mode);
-    }
     // A block of a size that no format has is refused as every other bad block.
     let block = PinBlock::new(pin_block).map_err(|_| refused(&entry))?;
     let (format, key) = (to.format.name(), to.key.label.to_string());
-    let translated =
-        gateway.hsm.translate_pin(pan, block, from, to, gateway.deadline()).await.map_err(
-            |error| match error.failure() {
-                Some(Failure::PinBlockRefused) => refused(&entry),
-                Some(_) | None => problem_of(&error),
-            },
-        )?;
+    let (mode, translated) =
+        gateway.hsm.translate_pin(pan, block, from, to, gateway.deadline()).await;
+    note_mode(&entry, mode);
+    let translated = translated.map_err(|error| match error.failure() {
+        Some(Failure::PinBlockRefused) => refused(&entry),
+        Some(_) | None => problem_of(&error),
+    })?;
     let pin_block = hex::encode_upper(translated.block.expose());
     let key_version = translated.key_version;
     Ok((permit, Json(Translated { pin_block, format, key, key_version })))

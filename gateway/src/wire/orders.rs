@@ -134,7 +134,7 @@ fn pin_key(mut object: Object) -> Result<PinKey, Problem> {
     let key = key_name(&mut object)?;
     let format = object.parsed("format", str::parse::<PinBlockFormat>)?;
     object.end()?;
-    Ok(PinKey { key, format })
+    Ok(PinKey { key, format, ksn: None })
 }
 
 fn key_name(object: &mut Object) -> Result<KeyName, Problem> {

@@ -16,6 +16,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use super::LinkError;
 use crate::protocol::{Answer, FrameBuffer, Hello, Order, Reply, RequestRef, append_frame, wipe};
+use crate::vocabulary::Mode;
 
 /// What the callers of one worker share.
 #[derive(Debug)]
@@ -71,18 +72,25 @@ impl Connection {
         self.in_flight() >= usize::from(self.hello.sessions.max(1)) * ORDERS_TOGETHER
     }
 
-    pub(super) async fn call(&self, order: &Order, deadline: Instant) -> Result<Answer, LinkError> {
-        let (id, answer) = self.enter(deadline)?;
+    pub(super) async fn call(
+        &self,
+        order: &Order,
+        deadline: Instant,
+    ) -> (Option<Mode>, Result<Answer, LinkError>) {
+        let (id, answer) = match self.enter(deadline) {
+            Ok(entered) => entered,
+            Err(error) => return (None, Err(error)),
+        };
         let request = RequestRef { id, deadline_ns: monotonic_ns(deadline), order };
         if append_frame(&mut lock(&self.outbox), &request).is_err() {
             self.take(id);
-            return Err(LinkError::OrderTooLong);
+            return (None, Err(LinkError::OrderTooLong));
         }
         self.outbox_filled.notify_one();
         match tokio::time::timeout_at(deadline, answer).await {
-            Ok(Ok(reply)) => Ok(reply.outcome?),
-            Ok(Err(_)) => Err(LinkError::WorkerDied),
-            Err(_) => Err(LinkError::TimedOut),
+            Ok(Ok(reply)) => (reply.mode, reply.outcome.map_err(LinkError::from)),
+            Ok(Err(_)) => (None, Err(LinkError::WorkerDied)),
+            Err(_) => (None, Err(LinkError::TimedOut)),
         }
     }
 
@@ -215,11 +223,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
     use crate::error::Failure;
-    use crate::protocol::{Mode, VERSION};
+    use crate::protocol::VERSION;
 
     fn connection(in_flight_max: usize) -> Connection {
         let token = "a token".to_owned();
-        let hello = Hello { version: VERSION, sessions: 1, token, mode: Mode::InWorker };
+        let hello = Hello { version: VERSION, sessions: 1, token, recipes: Vec::new() };
         Connection::new(hello, in_flight_max)
     }
 
@@ -254,13 +262,13 @@ mod tests {
         let connection = connection(8);
         for id in [1, 2] {
             let outcome = connection.call(&Order::ListKeys, after(1)).await;
-            assert_eq!(outcome.unwrap_err(), LinkError::TimedOut, "{id}");
+            assert_eq!(outcome.1.unwrap_err(), LinkError::TimedOut, "{id}");
         }
 
         tokio::time::advance(Duration::from_millis(100)).await;
         let lost = connection.lost().0;
         for id in [1, 2] {
-            connection.deliver(Reply { id, outcome: Err(Failure::Expired) });
+            connection.deliver(Reply { id, mode: None, outcome: Err(Failure::Expired) });
         }
 
         assert_eq!((lost, connection.in_flight(), connection.owes()), (0, 0, false));
@@ -273,9 +281,9 @@ mod tests {
         give_up_at_once(&connection, after(1_000)).await;
 
         let refused = connection.call(&Order::ListKeys, after(1_000)).await;
-        connection.deliver(Reply { id: 1, outcome: Err(Failure::Expired) });
+        connection.deliver(Reply { id: 1, mode: None, outcome: Err(Failure::Expired) });
 
-        assert_eq!(refused.unwrap_err(), LinkError::Busy);
+        assert_eq!(refused.1.unwrap_err(), LinkError::Busy);
         assert_eq!(connection.in_flight(), 1);
     }
 }

@@ -17,7 +17,8 @@ use tokio_util::sync::CancellationToken;
 
 use self::supervisor::Slot;
 use crate::error::{Failure, VendorCode};
-use crate::protocol::{Answer, Mode, Order};
+use crate::protocol::{Answer, Order, Recipe};
+use crate::vocabulary::Mode;
 
 /// How a link's workers are started and when they count as lost.
 #[derive(Debug, Clone)]
@@ -75,30 +76,33 @@ impl TokenLink {
     /// less than spreading them. Orders that are lost in a hung worker count as in flight there, so
     /// that the next order goes elsewhere.
     ///
-    /// # Errors
-    /// See [`LinkError`].
-    pub async fn call(&self, order: &Order, deadline: Instant) -> Result<Answer, LinkError> {
+    /// Beside the outcome: where a clear PIN was, when the worker said so.
+    pub async fn call(
+        &self,
+        order: &Order,
+        deadline: Instant,
+    ) -> (Option<Mode>, Result<Answer, LinkError>) {
         let connections = || self.slots.iter().filter_map(|slot| slot.connection());
         let free = connections().find(|connection| !connection.is_busy());
         let least = || connections().min_by_key(|connection| connection.in_flight());
-        let Some(connection) = free.or_else(least) else { return Err(LinkError::NoWorker) };
+        let Some(connection) = free.or_else(least) else { return (None, Err(LinkError::NoWorker)) };
         connection.call(order, deadline).await
     }
 
-    /// Runs the known-answer test on each ready worker.
+    /// Gives one order to each ready worker, one after the other, and gathers the answers.
     ///
     /// # Errors
-    /// The first that failed.
-    pub async fn self_test(&self, deadline: Instant) -> Result<Vec<String>, LinkError> {
-        let mut proved = Err(LinkError::NoWorker);
+    /// The first that failed; [`LinkError::NoWorker`] when none is ready.
+    pub async fn call_each(
+        &self,
+        order: &Order,
+        deadline: Instant,
+    ) -> Result<Vec<Answer>, LinkError> {
+        let mut answers = Vec::new();
         for connection in self.slots.iter().filter_map(|slot| slot.connection()) {
-            let Answer::Proved(operations) = connection.call(&Order::SelfTest, deadline).await?
-            else {
-                return Err(LinkError::WrongAnswer);
-            };
-            proved = Ok(operations);
+            answers.push(connection.call(order, deadline).await.1?);
         }
-        proved
+        if answers.is_empty() { Err(LinkError::NoWorker) } else { Ok(answers) }
     }
 
     /// The state of each worker.
@@ -107,10 +111,11 @@ impl TokenLink {
         self.slots.iter().map(|slot| slot.status()).collect()
     }
 
-    /// Where clear PINs are, as a ready worker proved it; `None` while none is ready.
+    /// What a ready worker proved at its start; `None` while none is ready.
     #[must_use]
-    pub fn mode(&self) -> Option<Mode> {
-        self.slots.iter().find_map(|slot| slot.connection()).map(|ready| ready.hello.mode)
+    pub fn recipes(&self) -> Option<Vec<Recipe>> {
+        let ready = self.slots.iter().find_map(|slot| slot.connection())?;
+        Some(ready.hello.recipes.clone())
     }
 
     /// Whether at least one worker is ready.
@@ -148,8 +153,6 @@ pub struct WorkerStatus {
     pub restarts: u64,
     /// What the token calls itself.
     pub token: Option<String>,
-    /// Where clear PINs are.
-    pub mode: Option<Mode>,
     /// Why it is not ready, when it is not.
     pub trouble: Option<String>,
     /// Whether a person must act: no further start is tried.

@@ -57,7 +57,6 @@ impl Slot {
             in_flight: connection.map_or(0, |connection| connection.in_flight()),
             restarts: state.starts.saturating_sub(1),
             token: connection.map(|connection| connection.hello.token.clone()),
-            mode: connection.map(|connection| connection.hello.mode),
             trouble: state.trouble.clone(),
             latched: state.latched,
         }

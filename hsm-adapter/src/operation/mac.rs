@@ -1,4 +1,5 @@
-//! MACs: retail MAC (ISO 9797-1 algorithm 3), CMAC (SP 800-38B), HMAC-SHA-256 (FIPS 198-1).
+//! MACs: CBC-MAC and retail MAC (ISO 9797-1 algorithms 1 and 3), CMAC (SP 800-38B), HMAC-SHA-256
+//! (FIPS 198-1), under a key of the token or one that DUKPT derived.
 //!
 //! Algorithm, padding and length come from the key's profile. Verification computes the MAC,
 //! truncates it and compares in constant time here: `C_Verify` wants full-length MACs.
@@ -70,6 +71,7 @@ fn full(
     message: &[u8],
 ) -> Result<Zeroizing<Vec<u8>>, Failure> {
     let mac = match profile.algorithm {
+        MacAlgorithm::CbcMac => cbc_mac(session, key, profile.padding, message)?,
         MacAlgorithm::Retail => retail(session, key, profile.padding, message)?,
         MacAlgorithm::Cmac if key.profile.algorithm == KeyAlgorithm::Aes => {
             Zeroizing::new(session.sign(&Mechanism::AesCMac, key.object, message)?)
@@ -99,6 +101,25 @@ fn at_least(length: usize, answer: Zeroizing<Vec<u8>>) -> Result<Zeroizing<Vec<u
     })
 }
 
+/// The last block of CBC from a zero IV over the padded message. Safe only for messages that carry
+/// their length, as ISO 8583 does.
+fn cbc_mac(
+    session: &TokenSession,
+    key: &LoadedKey,
+    padding: Option<MacPadding>,
+    message: &[u8],
+) -> Result<Zeroizing<Vec<u8>>, Failure> {
+    let (mechanism, block) = match key.profile.algorithm {
+        KeyAlgorithm::Aes => (Mechanism::AesCbc([0; 16]), 16),
+        KeyAlgorithm::Tdes | KeyAlgorithm::Hmac | KeyAlgorithm::Ec => {
+            (Mechanism::Des3Cbc([0; 8]), 8)
+        }
+    };
+    let padded = pad(message, padding.unwrap_or(MacPadding::Two), block);
+    let enciphered = at_least(block, session.encrypt(&mechanism, key.object, &padded)?)?;
+    Ok(Zeroizing::new(enciphered[enciphered.len() - block..].to_vec()))
+}
+
 /// Two calls: CBC under K_L over all blocks but the last, then one TDES encipherment of the last
 /// block xor the chain. A message of one block needs the second call only.
 fn retail(
@@ -110,7 +131,7 @@ fn retail(
     let Some(left) = key.left else {
         return Err(Failure::KeyNotForThis(format!("{} has no left half", key.profile.label)));
     };
-    let padded = pad(message, padding.unwrap_or(MacPadding::Two));
+    let padded = pad(message, padding.unwrap_or(MacPadding::Two), 8);
     let (chained, last) = padded.split_at(padded.len() - 8);
     let mut block = Zeroizing::new(last.to_vec());
     if !chained.is_empty() {
@@ -123,14 +144,14 @@ fn retail(
     Ok(session.encrypt(&Mechanism::Des3Ecb, key.object, &block)?)
 }
 
-/// To whole blocks of eight, at least one. ISO 9797-1, section 6.3.
-fn pad(message: &[u8], padding: MacPadding) -> Vec<u8> {
-    let mut padded = Vec::with_capacity(message.len() + 8);
+/// To whole blocks, at least one. ISO 9797-1, section 6.3.
+fn pad(message: &[u8], padding: MacPadding, block: usize) -> Vec<u8> {
+    let mut padded = Vec::with_capacity(message.len() + block);
     padded.extend_from_slice(message);
     if padding == MacPadding::Two {
         padded.push(0x80);
     }
-    let whole = padded.len().next_multiple_of(8).max(8);
+    let whole = padded.len().next_multiple_of(block).max(block);
     padded.resize(whole, 0);
     padded
 }
@@ -148,7 +169,7 @@ mod tests {
             let message = hex::decode(vector["message"].as_str().unwrap()).unwrap();
             let method = vector["padding"].as_u64().unwrap() as u8;
 
-            let padded = pad(&message, method.try_into().unwrap());
+            let padded = pad(&message, method.try_into().unwrap(), 8);
 
             assert_eq!(hex::encode_upper(padded), vector["padded"].as_str().unwrap());
         }

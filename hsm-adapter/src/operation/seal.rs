@@ -1,12 +1,13 @@
 //! Data keys for the queue: drawn in the token, wrapped under its KEK (RFC 5649).
 
 use cryptoki::mechanism::Mechanism;
-use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
+use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass};
 use zeroize::Zeroizing;
 
 use crate::error::{CkrClass, Failure};
 use crate::protocol::ClearDataKey;
 use crate::worker::keys::LoadedKey;
+use crate::worker::passing::Passing;
 use crate::worker::token::TokenSession;
 
 /// A new AES-256 key, clear and wrapped.
@@ -25,7 +26,7 @@ pub(crate) fn make(
         .session
         .wrap_key(&Mechanism::AesKeyWrapPad, kek.object, object.object)
         .map_err(crate::error::TokenError::from)?;
-    Ok((object.value()?, wrapped))
+    Ok((value(&object)?, wrapped))
 }
 
 /// The clear key. What does not unwrap under this KEK is the caller's error.
@@ -42,7 +43,7 @@ pub(crate) fn open(
         .session
         .unwrap_key(&Mechanism::AesKeyWrapPad, kek.object, wrapped, &template())
         .map_err(crate::error::TokenError::from)?;
-    Passing { session, object }.value()
+    value(&Passing { session, object })
 }
 
 /// A session object that lives for one call and may be read by the worker.
@@ -57,35 +58,19 @@ fn template() -> Vec<Attribute> {
     ]
 }
 
-/// Destroyed on every way out.
-struct Passing<'s> {
-    session: &'s TokenSession,
-    object: ObjectHandle,
-}
-
-impl Passing<'_> {
-    fn value(&self) -> Result<ClearDataKey, Failure> {
-        let attributes = self
-            .session
-            .session
-            .get_attributes(self.object, &[AttributeType::Value])
-            .map_err(crate::error::TokenError::from)?;
-        for attribute in attributes {
-            if let Attribute::Value(value) = attribute {
-                let value = Zeroizing::new(value);
-                return ClearDataKey::from_slice(&value).ok_or_else(refused);
-            }
-        }
-        Err(refused())
-    }
-}
-
-impl Drop for Passing<'_> {
-    fn drop(&mut self) {
-        if let Err(error) = self.session.session.destroy_object(self.object) {
-            tracing::warn!(%error, "destroying a data key object; it dies with its session");
+fn value(object: &Passing<'_>) -> Result<ClearDataKey, Failure> {
+    let attributes = object
+        .session
+        .session
+        .get_attributes(object.object, &[AttributeType::Value])
+        .map_err(crate::error::TokenError::from)?;
+    for attribute in attributes {
+        if let Attribute::Value(value) = attribute {
+            let value = Zeroizing::new(value);
+            return ClearDataKey::from_slice(&value).ok_or_else(refused);
         }
     }
+    Err(refused())
 }
 
 fn refused() -> Failure {

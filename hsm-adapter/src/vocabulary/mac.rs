@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum MacAlgorithm {
+    /// ISO 9797-1 algorithm 1: CBC-MAC with TDES or AES, usage M1.
+    CbcMac,
     /// ISO 9797-1 algorithm 3 with DES (X9.19), usage M3.
     Retail,
     /// SP 800-38B with TDES or AES, usage M6.
@@ -17,10 +19,11 @@ pub enum MacAlgorithm {
 }
 
 impl MacAlgorithm {
-    /// `retail`, `cmac`, `hmac-sha256`.
+    /// `cbc-mac`, `retail`, `cmac`, `hmac-sha256`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
+            Self::CbcMac => "cbc-mac",
             Self::Retail => "retail",
             Self::Cmac => "cmac",
             Self::HmacSha256 => "hmac-sha256",
@@ -34,7 +37,7 @@ impl fmt::Display for MacAlgorithm {
     }
 }
 
-/// ISO 9797-1 padding of block MACs. CMAC and HMAC have none to choose.
+/// ISO 9797-1 padding of algorithms 1 and 3. CMAC and HMAC have none to choose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "u8", into = "u8")]
 pub enum MacPadding {

@@ -5,9 +5,16 @@
 //! module is never finalised: the process ends.
 
 pub(crate) mod attributes;
+mod change;
 mod hardening;
 pub(crate) mod keys;
+mod known_answers;
+pub(crate) mod passing;
+mod perform;
+#[cfg(test)]
+mod perform_tests;
 pub(crate) mod raw;
+mod rewrite;
 pub(crate) mod self_test;
 mod serve;
 pub(crate) mod token;
@@ -26,7 +33,7 @@ pub use self::keys::KeyTrouble;
 pub use self::self_test::SelfTestError;
 pub use self::token::OpenError;
 use crate::error::{CkrClass, Failure, TokenError, VendorCode, set_vendor_codes};
-use crate::protocol::{self, Hello, Mode};
+use crate::protocol::{self, Hello, Recipe};
 use crate::register::{KeyRegister, RegisterError};
 
 /// What the worker is told on its command line. The HSM PIN is never among it.
@@ -74,17 +81,17 @@ pub struct StartFailure {
 /// Why the worker did not start, after it has told the gateway.
 pub fn run(options: &Options) -> Result<(), WorkerError> {
     if options.check {
-        let (_, _, hello, proved) = start(options)?;
+        let (_, _, hello) = start(options)?;
         println!("{}", hello.token);
-        for operation in proved {
-            println!("proved  {operation}");
+        for Recipe { operation, mode, calls } in hello.recipes {
+            println!("proved  {operation}  {mode}  {calls}");
         }
         return Ok(());
     }
     let socket = std::io::stdin().as_fd().try_clone_to_owned().map_err(WorkerError::Socket)?;
     let mut socket = UnixStream::from(socket);
     match start(options) {
-        Ok((token, keys, hello, _)) => {
+        Ok((token, keys, hello)) => {
             greet(&mut socket, &Ok(hello))?;
             serve::serve(token, keys, socket, options.sessions)
         }
@@ -97,26 +104,24 @@ pub fn run(options: &Options) -> Result<(), WorkerError> {
     }
 }
 
-fn start(
-    options: &Options,
-) -> Result<(token::Token, keys::KeyTable, Hello, Vec<String>), WorkerError> {
+fn start(options: &Options) -> Result<(token::Token, keys::KeyTable, Hello), WorkerError> {
     hardening::harden()?;
     set_vendor_codes(&options.vendor_codes);
     let register = KeyRegister::read(&options.keys)?;
     let pin = read_pin(&options.pin_file)?;
     let token = token::Token::open(&options.module, &options.token_label, pin)?;
     let session = token.session().map_err(OpenError::Token)?;
-    let keys = keys::KeyTable::load(register, &session)?;
-    let proved = self_test::run(&session)?;
+    let keys = keys::KeyTable::load(&options.keys, register, &session)?;
+    let recipes = self_test::run(&session)?;
     let hello = Hello {
         version: protocol::VERSION,
         sessions: options.sessions,
         token: token.description.clone(),
-        mode: Mode::InWorker,
+        recipes,
     };
     // The login lives as long as one session does: this one is never closed.
     std::mem::forget(session);
-    Ok((token, keys, hello, proved))
+    Ok((token, keys, hello))
 }
 
 fn read_pin(path: &Path) -> Result<AuthPin, WorkerError> {

@@ -9,34 +9,43 @@ use cryptoki::object::{Attribute, KeyType};
 
 use super::attributes::{Part, creation_template, template};
 use super::keys::LoadedKey;
+use super::known_answers::{self, Proof};
 use super::token::TokenSession;
 use crate::error::{Failure, TokenError};
-use crate::operation::translate::{Side, translate};
+use crate::operation::side::Side;
+use crate::operation::translate::translate;
 use crate::operation::{mac, seal};
-use crate::register::{KeyAlgorithm, KeyProfile, KeyState, MacProfile};
+use crate::protocol::Recipe;
+use crate::register::{KeyAlgorithm, KeyProfile, MacProfile};
 use crate::vocabulary::{
-    KeyLabel, KeyRole, MacAlgorithm, MacPadding, Malformed, Pan, PinBlock, PinBlockFormat,
+    KeyLabel, KeyRole, MacAlgorithm, MacPadding, Malformed, Mode, Pan, PinBlock, PinBlockFormat,
 };
 
 /// The operations proved. Errors name the operation that gave wrong bytes or none.
-pub(crate) fn run(session: &TokenSession) -> Result<Vec<String>, SelfTestError> {
+pub(crate) fn run(session: &TokenSession) -> Result<Vec<Recipe>, SelfTestError> {
     let mut proved = Vec::new();
-    let mut prove = |operation: &str, outcome: Result<bool, Failure>| match outcome {
-        Ok(true) => {
-            proved.push(operation.to_owned());
-            Ok(())
+    let mut prove = |operation: &str, mode, calls: &str, outcome: Result<bool, Failure>| {
+        let operation = operation.to_owned();
+        match outcome {
+            Ok(true) => {
+                proved.push(Recipe { operation, mode, calls: calls.into() });
+                Ok(())
+            }
+            Ok(false) => Err(SelfTestError::WrongBytes { operation }),
+            Err(why) => Err(SelfTestError::Failed { operation, why }),
         }
-        Ok(false) => Err(SelfTestError::WrongBytes { operation: operation.to_owned() }),
-        Err(why) => Err(SelfTestError::Failed { operation: operation.to_owned(), why }),
     };
     for case in &TRANSLATIONS {
-        prove(case.name, case.run(session))?;
+        prove(case.name, Mode::InWorker, "decrypt, encrypt", case.run(session))?;
     }
     for case in &MACS {
-        prove(case.name, case.run(session))?;
+        prove(case.name, Mode::InToken, "", case.run(session))?;
     }
-    prove("data key wrap and unwrap", data_key(session))?;
-    prove("random", random(session))?;
+    for Proof { operation, mode, calls, outcome } in known_answers::run(session, |_, _| true) {
+        prove(operation, mode, calls, outcome)?;
+    }
+    prove("data key wrap and unwrap", Mode::InToken, "", data_key(session))?;
+    prove("random", Mode::InToken, "", random(session))?;
     Ok(proved)
 }
 
@@ -265,18 +274,8 @@ impl Drop for Throwaway<'_> {
 }
 
 fn profile(role: KeyRole, algorithm: KeyAlgorithm) -> KeyProfile {
-    KeyProfile {
-        label: KeyLabel::parse("self-test").expect("ten characters of the allowed set"),
-        version: 1,
-        state: KeyState::Active,
-        token_label: None,
-        role,
-        algorithm,
-        formats: Vec::new(),
-        mac: None,
-        kcv: None,
-        kcv_method: None,
-    }
+    let label = KeyLabel::parse("self-test").expect("nine characters of the allowed set");
+    KeyProfile::new(label, role, algorithm)
 }
 
 fn bytes(compiled_in: &str) -> Vec<u8> {

@@ -12,14 +12,12 @@ use rustix::time::{ClockId, clock_gettime};
 use zeroize::Zeroize;
 
 use super::keys::{KeyTable, KeyTrouble};
+use super::perform::{mode_of, perform};
 use super::self_test;
 use super::token::{Token, TokenSession};
 use super::{WorkerError, chain};
 use crate::error::{CkrClass, Failure, TokenError};
-use crate::operation::translate::{Side, translate};
-use crate::operation::{mac, seal};
-use crate::protocol::{Answer, FrameBuffer, Message, Order, Reply, Request, append_frame, wipe};
-use crate::vocabulary::KeyRole;
+use crate::protocol::{Answer, FrameBuffer, Order, Reply, Request, append_frame, wipe};
 
 /// Serves until the gateway closes its end.
 pub(super) fn serve(
@@ -95,6 +93,7 @@ impl<'s> SessionThread<'s> {
     fn run(mut self) {
         while let Some((request, more_wait)) = self.next_request() {
             let Request { id, deadline_ns, order } = request;
+            let mode = mode_of(&self.shared.keys, &order);
             let outcome = if now_ns() > deadline_ns {
                 Err(Failure::Expired)
             } else {
@@ -102,7 +101,7 @@ impl<'s> SessionThread<'s> {
             };
             let ending = outcome.as_ref().err().and_then(ending);
             // A reply that has no frame would be a bug of this crate; its caller times out.
-            if append_frame(&mut self.answers, &Reply { id, outcome }).is_ok() {
+            if append_frame(&mut self.answers, &Reply { id, mode, outcome }).is_ok() {
                 self.answered += 1;
             }
             if let Some(code) = ending {
@@ -199,53 +198,7 @@ impl<'s> SessionThread<'s> {
 
     fn attempt(&mut self, order: &Order) -> Result<Answer, Failure> {
         let keys = &self.shared.keys;
-        let session = self.session()?;
-        match order {
-            Order::TranslatePin { pan, block, from, to } => {
-                let inbound = keys.of_role(&from.key, KeyRole::ZonePinIn)?;
-                let outbound = keys.active_of_role(&to.key, KeyRole::ZonePinOut)?;
-                let from = Side { key: &inbound, format: from.format };
-                let to = Side { key: &outbound, format: to.format };
-                let block = translate(session, pan, block, &from, &to)?;
-                Ok(Answer::Block { block, key_version: outbound.profile.version })
-            }
-            Order::GenerateMac { key, message, length } => {
-                let key = keys.active_of_role(key, KeyRole::Mac)?;
-                let mac = mac::generate(session, &key, &message.0, *length)?;
-                let Some(profile) = key.profile.mac else { return Err(Failure::UnknownKey) };
-                Ok(Answer::Mac {
-                    mac,
-                    algorithm: profile.algorithm,
-                    key_version: key.profile.version,
-                })
-            }
-            Order::VerifyMac { key, message, mac } => {
-                let key = keys.of_role(key, KeyRole::Mac)?;
-                Ok(Answer::Verified(mac::verify(session, &key, &message.0, mac)?))
-            }
-            Order::MakeDataKey { kek } => {
-                let kek = keys.active_of_role(kek, KeyRole::QueueKek)?;
-                let (clear, wrapped) = seal::make(session, &kek)?;
-                Ok(Answer::DataKey { clear, wrapped, kek_version: kek.profile.version })
-            }
-            Order::OpenDataKey { kek, wrapped } => {
-                let kek = keys.of_role(kek, KeyRole::QueueKek)?;
-                Ok(Answer::OpenedDataKey(seal::open(session, &kek, wrapped)?))
-            }
-            Order::Random { bytes } => {
-                let mut random = Message(vec![0; usize::from((*bytes).clamp(1, 1024))]);
-                session.session.generate_random_slice(&mut random.0).map_err(TokenError::from)?;
-                Ok(Answer::Random(random))
-            }
-            Order::ListKeys => Ok(Answer::Keys(keys.facts(session)?)),
-            Order::SelfTest => {
-                self_test::run(session).map(Answer::Proved).map_err(|error| Failure::Token {
-                    function: "self-test".into(),
-                    code: chain(&error),
-                    class: CkrClass::Restart,
-                })
-            }
-        }
+        perform(self.session()?, keys, order)
     }
 
     /// One code alone does not decide, for tokens say GENERAL_ERROR to a wrapped key that is bad:

@@ -19,7 +19,9 @@ mod support; // what several stories share
 mod tls;
 mod vector_keys; // the keys of the known-answer vectors, as a token has them
 mod vectors_api;
+mod vectors_dukpt;
 mod vectors_token;
+mod vectors_verify;
 mod wanted; // what a world has beside the demo's
 mod worker_faults;
 mod worker_orders;

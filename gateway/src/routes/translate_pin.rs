@@ -7,7 +7,7 @@ use hsm_adapter::vocabulary::{Pan, PinBlock};
 use serde::Serialize;
 
 use super::Gateway;
-use super::asked::{Asking, JsonBody, Permitted, TRANSLATE, not_allowed};
+use super::asked::{Asking, JsonBody, Permitted, TRANSLATE, not_allowed, note_mode};
 use super::refusal::{block_refused, problem_of};
 use crate::audit::AuditEntry;
 use crate::guard::PinOrder;
@@ -79,9 +79,7 @@ pub(super) async fn translate_pin(
     let order = PinOrder { pan, block, from };
     let (mode, translated) =
         gateway.guard.translate_pin(client.id(), order, to, None, gateway.deadline()).await;
-    if let Some(mode) = mode {
-        entry.mode(mode);
-    }
+    note_mode(&entry, mode);
     let translated = translated.map_err(|error| problem_of(&entry, &error))?;
     let pin_block = hex::encode_upper(translated.block.expose());
     let key_version = translated.key_version;

@@ -8,7 +8,7 @@ use hsm_adapter::vocabulary::{KeyName, PinBlock};
 use serde::Serialize;
 
 use super::Gateway;
-use super::asked::{Asking, JsonBody, Permitted, VERIFY, not_allowed};
+use super::asked::{Asking, JsonBody, Permitted, VERIFY, not_allowed, note_mode};
 use super::refusal::{block_refused, problem_of};
 use super::translate_pin::describe;
 use crate::audit::AuditEntry;
@@ -61,9 +61,7 @@ pub(super) async fn verify_pin(
     let order = PinOrder { pan, block, from };
     let (mode, verdict) =
         gateway.guard.verify_pin(client.id(), order, reference, gateway.deadline()).await;
-    if let Some(mode) = mode {
-        entry.mode(mode);
-    }
+    note_mode(&entry, mode);
     let verified = verdict.map_err(|error| problem_of(&entry, &error))?.verified;
     if !verified {
         entry.outcome(Outcome::Failure).reason(Reason::PinWrong);

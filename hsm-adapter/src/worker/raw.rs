@@ -1,7 +1,8 @@
 //! What cryptoki 0.12 cannot say: this crate's one FFI corner.
 //!
 //! Mechanisms that PKCS#11 defines and cryptoki has no name for, the mechanism list of a key that
-//! holds one of them, and the token's own description where its clock is no clock to cryptoki.
+//! holds one of them, the length of a key in one call, and the token's own description where its
+//! clock is no clock to cryptoki.
 #![expect(unsafe_code, reason = "cryptoki has no safe call for these")]
 
 use std::mem::{MaybeUninit, size_of};
@@ -16,7 +17,7 @@ use cryptoki::session::Session;
 use cryptoki::slot::Slot;
 use cryptoki_sys::{
     CK_ATTRIBUTE, CK_FUNCTION_LIST, CK_MECHANISM_TYPE, CK_OBJECT_HANDLE, CK_RV, CK_SESSION_HANDLE,
-    CK_SLOT_ID, CK_TOKEN_INFO, CK_ULONG, CKA_ALLOWED_MECHANISMS, CKR_OK,
+    CK_SLOT_ID, CK_TOKEN_INFO, CK_ULONG, CKA_ALLOWED_MECHANISMS, CKA_VALUE_LEN, CKR_OK,
 };
 
 use crate::error::TokenError;
@@ -119,5 +120,22 @@ impl RawModule {
             return Vec::new();
         }
         mechanisms[..bytes / size_of::<CK_MECHANISM_TYPE>()].to_vec()
+    }
+
+    /// CKA_VALUE_LEN of a secret key, in bytes; cryptoki would call three times. `None` when the
+    /// token does not say.
+    pub(crate) fn value_bytes(&self, session: &Session, object: ObjectHandle) -> Option<usize> {
+        let mut bytes: CK_ULONG = 0;
+        let mut attribute = CK_ATTRIBUTE {
+            type_: CKA_VALUE_LEN,
+            pValue: ptr::from_mut(&mut bytes).cast(),
+            ulValueLen: size_of::<CK_ULONG>() as CK_ULONG,
+        };
+        // SAFETY: the handles come from cryptoki and are alive; `attribute` names one CK_ULONG that
+        // outlives the call, and a module may not write beyond it.
+        let rv = unsafe {
+            (self.get_attribute_value)(session.handle(), object.handle(), &mut attribute, 1)
+        };
+        (rv == CKR_OK).then(|| usize::try_from(bytes).ok()).flatten()
     }
 }

@@ -9,8 +9,6 @@
 
 mod events; // what a pattern suggests, for the audit log
 mod rules; // how often is too often
-#[cfg(test)]
-mod tests;
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};

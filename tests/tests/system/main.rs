@@ -5,15 +5,18 @@ mod audit;
 mod backend_faults;
 mod bad_requests;
 mod canary; // finds a secret in any form
+mod dukpt;
 mod gateway_kill;
 mod openapi_admin;
 mod payments;
 mod pin_blocks;
+mod pin_verify;
 mod second_gateway;
 mod smoke;
 mod start_without;
 mod store_and_forward;
 mod support; // what several stories share
+mod terminal; // what a DUKPT terminal sends
 mod tls;
 mod vector_keys; // the keys of the known-answer vectors, as a token has them
 mod vectors_api;

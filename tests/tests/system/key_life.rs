@@ -54,7 +54,7 @@ async fn set(
 async fn generate(token: &Token, key: KeyName) -> Result<(Vec<u8>, u32), Failure> {
     let message = Message(MESSAGE.to_vec());
     match token.ask(Order::GenerateMac { key, ksn: None, message, length: None }).await {
-        Ok(Answer::Mac { mac, key_version, .. }) => Ok((mac, key_version)),
+        Ok(Answer::Mac { mac, key_version, .. }) => Ok((mac.0.clone(), key_version)),
         Err(LinkError::Answered(failure)) => Err(failure),
         other => panic!("{other:?}"),
     }
@@ -62,7 +62,8 @@ async fn generate(token: &Token, key: KeyName) -> Result<(Vec<u8>, u32), Failure
 
 async fn verify(token: &Token, key: KeyName, mac: &[u8]) -> Result<bool, Failure> {
     let message = Message(MESSAGE.to_vec());
-    match token.ask(Order::VerifyMac { key, ksn: None, message, mac: mac.to_vec() }).await {
+    match token.ask(Order::VerifyMac { key, ksn: None, message, mac: Message(mac.to_vec()) }).await
+    {
         Ok(Answer::Verified(verified)) => Ok(verified),
         Err(LinkError::Answered(failure)) => Err(failure),
         other => panic!("{other:?}"),

@@ -184,7 +184,7 @@ fn pid(link: &TokenLink) -> Option<u32> {
 }
 
 async fn ask(link: &TokenLink, order: &Order) -> Result<Answer, Failure> {
-    match link.call(order, Instant::now() + Duration::from_secs(5)).await {
+    match link.call(order, Instant::now() + Duration::from_secs(5)).await.1 {
         Ok(answer) => Ok(answer),
         Err(LinkError::Answered(failure)) => Err(failure),
         Err(error) => panic!("{error}"),
@@ -194,7 +194,7 @@ async fn ask(link: &TokenLink, order: &Order) -> Result<Answer, Failure> {
 /// One C_Sign.
 fn mac() -> Order {
     let key = KeyLabel::parse("zak.acquirer-b").unwrap().into();
-    Order::GenerateMac { key, message: Message(b"a message".to_vec()), length: None }
+    Order::GenerateMac { key, ksn: None, message: Message(b"a message".to_vec()), length: None }
 }
 
 /// One C_Decrypt and one C_Encrypt.
@@ -204,6 +204,7 @@ fn translation() -> Order {
     let side = |label: &str| PinKey {
         key: KeyLabel::parse(label).unwrap().into(),
         format: PinBlockFormat::Iso0,
+        ksn: None,
     };
     Order::TranslatePin {
         pan: Pan::parse(pan).unwrap(),

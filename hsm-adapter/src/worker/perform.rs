@@ -2,6 +2,7 @@
 
 use super::chain;
 use super::keys::KeyTable;
+use super::lint;
 use super::self_test;
 use super::token::TokenSession;
 use crate::error::{CkrClass, Failure, TokenError};
@@ -59,7 +60,7 @@ pub(super) fn perform(
                 class: CkrClass::Restart,
             })
         }
-        Order::Lint => Err(Failure::UnknownKey),
+        Order::Lint => Ok(Answer::Lint(lint::run(session, keys)?)),
         Order::ImportKey { .. } | Order::SetKeyState { .. } | Order::ReloadKeys => {
             Err(Failure::UnknownKey)
         }

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use rustix::time::{ClockId, clock_gettime};
 use zeroize::Zeroize;
 
-use super::keys::{KeyTable, KeyTrouble};
+use super::keys::KeyTable;
 use super::perform::{mode_of, perform};
 use super::self_test;
 use super::token::{Token, TokenSession};
@@ -164,20 +164,8 @@ impl<'s> SessionThread<'s> {
             CkrClass::Refind => {
                 self.session = None;
                 let keys = &self.shared.keys;
-                let found = self.session().map_err(Failure::from).and_then(|session| {
-                    keys.find_again(session).map_err(|trouble| match trouble {
-                        KeyTrouble::Token(error) => error.into(),
-                        // The token is well and its keys are not those of the register.
-                        trouble @ (KeyTrouble::Missing { .. }
-                        | KeyTrouble::Ambiguous { .. }
-                        | KeyTrouble::Attributes { .. }
-                        | KeyTrouble::Substituted { .. }) => Failure::Token {
-                            function: "FindObjects".into(),
-                            code: chain(&trouble),
-                            class: CkrClass::Configuration,
-                        },
-                    })
-                });
+                let session = self.session().map_err(Failure::from);
+                let found = session.and_then(|session| keys.find_again(session).map(drop));
                 found.and_then(|()| self.attempt(order))
             }
             CkrClass::Restart

@@ -55,6 +55,9 @@ closed! {
         AdminRead = "admin.read",
         ConfigChange = "config.change",
         HsmMode = "hsm.mode",
+        HsmProbe = "hsm.probe",
+        KeyQuarantine = "key.quarantine",
+        KeySubstitution = "key.substitution",
         // DSS 10.2.1.4: invalid access
         TlsReject = "tls.reject",
         AuthzDeny = "authz.deny",
@@ -203,7 +206,7 @@ mod tests {
 
         let expected = "pin.translate mac.generate mac.verify payment.accept payment.read \
             queue.enqueue queue.deliver queue.hold queue.expire admin.read config.change hsm.mode \
-            tls.reject authz.deny limit.exceeded http.reject request.malformed audit.start \
+            hsm.probe key.quarantine key.substitution tls.reject authz.deny limit.exceeded http.reject request.malformed audit.start \
             audit.stop audit.failure";
         assert_eq!(names.join(" "), expected);
     }

@@ -77,6 +77,16 @@ pub enum Probes {
     Enforce,
 }
 
+impl Probes {
+    /// As the command line says it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Report => "report",
+            Self::Enforce => "enforce",
+        }
+    }
+}
+
 /// The first frame: ready, or why not.
 pub type Greeting = Result<Hello, StartFailure>;
 

@@ -7,15 +7,17 @@
 //! What it cannot see: another value under the label of a key that may only decipher, derive or
 //! wrap. The token computes no check value of such a key.
 
+use std::collections::HashMap;
+
 use cryptoki::object::{Attribute, AttributeType, ObjectClass};
 
 use super::attributes::class;
-use super::keys::{KeyTable, KeyTrouble};
+use super::keys::{KeyTable, KeyTrouble, find_all};
 use super::probes;
 use super::token::TokenSession;
 use crate::error::{Failure, TokenError};
 use crate::protocol::{KeyRow, LintReport};
-use crate::register::{KeyAlgorithm, KeyProfile};
+use crate::register::{KeyAlgorithm, KeyRegister};
 
 /// Objects that no key of the register names, of which a report tells.
 const STRANGERS_MAX: usize = 64;
@@ -24,16 +26,23 @@ const STRANGERS_MAX: usize = 64;
 /// behind.
 pub(super) fn run(session: &TokenSession, keys: &KeyTable) -> Result<LintReport, Failure> {
     let mut report = LintReport::default();
-    for (profile, trouble) in keys.find_again(session)? {
-        let substituted = matches!(trouble, Some(KeyTrouble::Substituted { .. }));
+    let found = find_all(keys.register(), session)?;
+    let register = found.register.clone();
+    let trouble_of: HashMap<String, (String, bool)> = found.troubles.iter().map(row).collect();
+    keys.take(found);
+    for profile in register.iter() {
+        let key = profile.name();
+        let now = trouble_of.get(&key);
         // What a key was quarantined for stays its deviation, whatever the token says now.
-        let now = trouble.map(|trouble| trouble.to_string());
-        let deviations = keys.quarantine_of(&profile).or(now).into_iter().collect();
-        let (key, role) = (profile.name(), Some(profile.role));
-        report.keys.push(KeyRow { key, role, deviations, substituted });
+        let why = keys.why_quarantined(&key).or_else(|| now.map(|(text, _)| text.clone()));
+        report.keys.push(KeyRow {
+            key,
+            role: Some(profile.role),
+            deviations: why.into_iter().collect(),
+            substituted: now.is_some_and(|(_, substituted)| *substituted),
+        });
     }
-    let profiles = keys.profiles();
-    for stranger in strangers(session, &profiles)?.into_iter().take(STRANGERS_MAX) {
+    for stranger in strangers(session, &register)?.into_iter().take(STRANGERS_MAX) {
         let deviations = stranger.trouble().into_iter().map(|why| why.to_string());
         report.keys.push(KeyRow {
             deviations: deviations.collect(),
@@ -42,18 +51,23 @@ pub(super) fn run(session: &TokenSession, keys: &KeyTable) -> Result<LintReport,
             substituted: false,
         });
     }
-    report.probes = probes::run(session, &keys.modes())?;
+    report.probes = probes::run(session, &register.modes())?;
     let passing = session.session.find_objects(&[Attribute::Token(false)]);
     report.session_objects = passing.map_err(TokenError::from)?.len() as u64;
     Ok(report)
 }
 
+/// By key: what is wrong, and whether another key took its place.
+fn row((key, trouble): &(String, KeyTrouble)) -> (String, (String, bool)) {
+    (key.clone(), (trouble.to_string(), matches!(trouble, KeyTrouble::Substituted { .. })))
+}
+
 /// No object of the token, whoever made it, may both wrap and decipher.
 pub(super) fn refuse_readers(
     session: &TokenSession,
-    profiles: &[KeyProfile],
+    register: &KeyRegister,
 ) -> Result<(), KeyTrouble> {
-    let trouble = strangers(session, profiles)?.iter().find_map(Stranger::trouble);
+    let trouble = strangers(session, register)?.iter().find_map(Stranger::trouble);
     trouble.map_or(Ok(()), Err)
 }
 
@@ -71,9 +85,9 @@ impl Stranger {
     }
 }
 
-fn strangers(session: &TokenSession, profiles: &[KeyProfile]) -> Result<Vec<Stranger>, TokenError> {
+fn strangers(session: &TokenSession, register: &KeyRegister) -> Result<Vec<Stranger>, TokenError> {
     let mut known = Vec::new();
-    for profile in profiles {
+    for profile in register.iter() {
         let objects = [Some(profile.object_label()), profile.left_object_label()];
         known.extend(objects.into_iter().flatten().map(|label| (class(profile), label)));
         if profile.algorithm == KeyAlgorithm::Ec {

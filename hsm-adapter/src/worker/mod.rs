@@ -5,6 +5,7 @@
 //! module is never finalised: the process ends.
 
 pub(crate) mod attributes;
+mod change;
 mod hardening;
 pub(crate) mod keys;
 mod lint;
@@ -12,6 +13,7 @@ pub(crate) mod passing;
 mod perform;
 mod probes;
 pub(crate) mod raw;
+mod rewrite;
 pub(crate) mod self_test;
 mod serve;
 pub(crate) mod token;
@@ -112,7 +114,7 @@ pub fn run(options: &Options) -> Result<(), WorkerError> {
         }
         let session = token.session().map_err(OpenError::Token)?;
         for ProbeRow { probe, outcome, detail, .. } in
-            probes::run(&session, &keys.modes()).map_err(OpenError::Token)?
+            probes::run(&session, &keys.register().modes()).map_err(OpenError::Token)?
         {
             println!("probe  {probe}  {}  {detail}", outcome.name());
         }
@@ -141,8 +143,8 @@ fn start(options: &Options) -> Result<(token::Token, keys::KeyTable, Hello), Wor
     let module_sha256 = digest(&options.module, options.module_sha256.as_deref())?;
     let token = token::Token::open(&options.module, &options.token_label, pin)?;
     let session = token.session().map_err(OpenError::Token)?;
-    let keys = keys::KeyTable::load(register, &session)?;
-    lint::refuse_readers(&session, &keys.profiles())?;
+    let keys = keys::KeyTable::load(&options.keys, register, &session)?;
+    lint::refuse_readers(&session, &keys.register())?;
     let recipes = self_test::run(&session)?;
     refuse_probes(options, &session, &keys)?;
     let hello = Hello {
@@ -179,8 +181,8 @@ fn refuse_probes(
     if options.probes == Probes::Report {
         return Ok(());
     }
-    let rows =
-        probes::run(session, &keys.modes()).map_err(|error| WorkerError::Keys(error.into()))?;
+    let rows = probes::run(session, &keys.register().modes())
+        .map_err(|error| WorkerError::Keys(error.into()))?;
     let red = |row: &ProbeRow| {
         row.outcome == ProbeOutcome::Done && !options.accept_probe.contains(&row.probe)
     };

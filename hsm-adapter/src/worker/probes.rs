@@ -13,8 +13,8 @@ use cryptoki_sys::{
     CKM_DES3_ECB_ENCRYPT_DATA,
 };
 
-use super::attributes::{Part, creation_template};
-use super::passing::Passing;
+use super::attributes::Part;
+use super::passing::{self, Passing};
 use super::raw::mechanism_type;
 use super::token::TokenSession;
 use crate::error::{CkrClass, TokenError};
@@ -305,8 +305,7 @@ impl<'s> Bench<'s> {
         let profile =
             KeyProfile { mode: self.mode, ..KeyProfile::new(label, role, self.algorithm) };
         let value: Vec<u8> = (1..=16).map(|byte| byte * 13).collect();
-        let template = creation_template(&profile, Part::Whole, &value, false);
-        Ok(self.hold(self.call().create_object(&template)?))
+        passing::create(self.session, &profile, Part::Whole, &value)
     }
 
     /// A PIN object as the recipes make it, with a block that belongs to nobody.

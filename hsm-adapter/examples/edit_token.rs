@@ -66,7 +66,7 @@ fn main() -> anyhow::Result<()> {
 }
 
 /// What a secret key of the register has, besides its value.
-const COPIED: [AttributeType; 17] = [
+const COPIED: [AttributeType; 18] = [
     AttributeType::Class,
     AttributeType::KeyType,
     AttributeType::Label,
@@ -83,6 +83,7 @@ const COPIED: [AttributeType; 17] = [
     AttributeType::Verify,
     AttributeType::Wrap,
     AttributeType::Unwrap,
+    AttributeType::Derive,
     AttributeType::AllowedMechanisms,
 ];
 
@@ -108,6 +109,7 @@ fn attribute(change: &str) -> anyhow::Result<Attribute> {
         "UNWRAP" => Attribute::Unwrap(flag),
         "DERIVE" => Attribute::Derive(flag),
         "ALLOWED_MECHANISMS" => Attribute::AllowedMechanisms(match value {
+            "DES3_ECB" => vec![MechanismType::DES3_ECB],
             "DES3_CBC" => vec![MechanismType::DES3_CBC],
             "both" => vec![MechanismType::DES3_ECB, MechanismType::DES3_CBC],
             other => bail!("no mechanism {other}"),

@@ -56,6 +56,9 @@ closed! {
         AdminRead = "admin.read",
         ConfigChange = "config.change",
         HsmMode = "hsm.mode",
+        HsmProbe = "hsm.probe",
+        KeyQuarantine = "key.quarantine",
+        KeySubstitution = "key.substitution",
         // DSS 10.2.1.4: invalid access
         TlsReject = "tls.reject",
         AuthzDeny = "authz.deny",
@@ -213,9 +216,9 @@ mod tests {
 
         let expected = "pin.translate pin.verify mac.generate mac.verify payment.accept \
             payment.read queue.enqueue queue.deliver queue.hold queue.expire admin.read \
-            config.change hsm.mode tls.reject authz.deny limit.exceeded http.reject \
-            request.malformed pin.codebook_suspect pin.sanity_burst mac.guess_suspect dukpt.replay \
-            audit.start audit.stop audit.failure";
+            config.change hsm.mode hsm.probe key.quarantine key.substitution tls.reject \
+            authz.deny limit.exceeded http.reject request.malformed pin.codebook_suspect \
+            pin.sanity_burst mac.guess_suspect dukpt.replay audit.start audit.stop audit.failure";
         assert_eq!(names.join(" "), expected);
     }
 

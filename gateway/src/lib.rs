@@ -12,6 +12,7 @@ pub mod wire; // bytes -> orders, outcomes -> bytes
 pub mod routes; // one handler a file
 pub mod relay; // now, later, or never
 pub mod guard; // counts what could be guessing, before the token is asked
+pub mod key_watch; // the lint of the token, and who is told of it
 pub mod links; // when to ask again and when to stop
 pub mod store; // rows of sealed bytes, leases
 pub mod audit; // the outermost layer: one event for each answer

@@ -8,7 +8,7 @@ use std::time::Duration;
 use hsm_adapter::client::{LinkError, TokenLink, WorkerStatus};
 use hsm_adapter::error::{CkrClass, Failure};
 use hsm_adapter::protocol::{
-    Answer, ClearDataKey, KeyFacts, Message, Order, PinKey, PinReference, Recipe,
+    Answer, ClearDataKey, KeyFacts, LintReport, Message, Order, PinKey, PinReference, Recipe,
 };
 use hsm_adapter::vocabulary::{KeyLabel, KeyName, Ksn, MacAlgorithm, Mode, Pan, PinBlock};
 use tokio::time::Instant;
@@ -213,6 +213,20 @@ impl HsmLink {
             return Err(wrong());
         };
         Ok(recipes)
+    }
+
+    /// Has every ready worker read its keys back and try what must fail, past breaker and retry: one
+    /// report a worker.
+    ///
+    /// # Errors
+    /// See [`HsmError`]; a key that deviates is no error.
+    pub async fn lint(&self, deadline: Instant) -> Result<Vec<LintReport>, HsmError> {
+        let answers = self.link.call_each(&Order::Lint, deadline).await?;
+        let report = |answer| {
+            let Answer::Lint(report) = answer else { return Err(wrong()) };
+            Ok(report)
+        };
+        answers.into_iter().map(report).collect()
     }
 
     /// What a ready worker proved at its start; empty while none is ready.

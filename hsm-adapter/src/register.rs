@@ -4,7 +4,7 @@
 //! ARCHITECTURE.md): an order names a label, and everything else comes from here. Only the worker
 //! reads this file. A key that the register does not name cannot be used.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::path::Path;
 
@@ -417,6 +417,9 @@ impl KeyRegister {
                 return Err(format!("key {label} has {active} active versions, one may be"));
             }
         }
+        if let Some(why) = twins(keys.values().flatten()) {
+            return Err(why);
+        }
         Ok(Self { change: 0, keys })
     }
 
@@ -432,6 +435,14 @@ impl KeyRegister {
     #[must_use]
     pub fn change(&self) -> u64 {
         self.change
+    }
+
+    /// The modes that its keys have, each once.
+    pub(crate) fn modes(&self) -> Vec<Mode> {
+        let mut modes: Vec<Mode> = self.iter().map(|key| key.mode).collect();
+        modes.sort_unstable();
+        modes.dedup();
+        modes
     }
 
     /// One version of one key.
@@ -453,6 +464,24 @@ impl KeyRegister {
     pub fn iter(&self) -> impl Iterator<Item = &KeyProfile> {
         self.keys.values().flatten()
     }
+}
+
+/// Two partners with one zone PIN key read one another's PINs: the key of one of them was loaded
+/// under the name of the other. The two directions of one zone may have one key.
+fn twins<'k>(keys: impl Iterator<Item = &'k KeyProfile>) -> Option<String> {
+    let mut seen: HashMap<(KeyRole, Kcv), &KeyProfile> = HashMap::new();
+    for key in keys.filter(|key| matches!(key.role, KeyRole::ZonePinIn | KeyRole::ZonePinOut)) {
+        let Some(kcv) = key.kcv else { continue };
+        let other = seen.entry((key.role, kcv)).or_insert(key);
+        if other.label != key.label {
+            return Some(format!(
+                "keys {} and {} have one check value, {kcv}: two zones with one key",
+                other.name(),
+                key.name()
+            ));
+        }
+    }
+    None
 }
 
 #[derive(Serialize, Deserialize)]

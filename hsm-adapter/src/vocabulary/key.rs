@@ -137,7 +137,7 @@ pub enum KcvMethod {
 }
 
 /// A key check value: tells keys apart, authenticates nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Kcv([u8; 3]);
 
 impl Kcv {

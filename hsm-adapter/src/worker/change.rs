@@ -245,7 +245,8 @@ fn find(
         KeyTrouble::Token(error) => error.into(),
         trouble @ (KeyTrouble::Missing { .. }
         | KeyTrouble::Ambiguous { .. }
-        | KeyTrouble::Attributes { .. }) => refused(trouble.to_string()),
+        | KeyTrouble::Attributes { .. }
+        | KeyTrouble::ReadsKeysOut { .. }) => refused(trouble.to_string()),
     })
 }
 

@@ -58,7 +58,7 @@ impl KeyTable {
         register: KeyRegister,
         session: &TokenSession,
     ) -> Result<Self, KeyTrouble> {
-        let mut found = find_all(register, session)?;
+        let mut found = look_up(register, session)?;
         if let Some((_, trouble)) = found.troubles.pop() {
             return Err(trouble);
         }
@@ -144,7 +144,7 @@ impl KeyTable {
 
     /// Looks every handle up again, with the checks of the first time: an object that took the place
     /// of another is not to be used.
-    pub(crate) fn find_again(&self, session: &TokenSession) -> Result<(), KeyTrouble> {
+    pub(crate) fn find_again(&self, session: &TokenSession) -> Result<(), TokenError> {
         self.take(find_all(self.register(), session)?);
         Ok(())
     }
@@ -238,9 +238,36 @@ fn now_s() -> i64 {
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
+/// Every key of the register, looked up while orders run. A token that vanished finds nothing and
+/// calls that a success: a key is missing only when another is still found after it.
+///
+/// # Errors
+/// The token's, and that it finds none of the keys.
+pub(super) fn find_all(register: KeyRegister, session: &TokenSession) -> Result<Found, TokenError> {
+    let found = look_up(register, session)?;
+    let is_missing = |(_, trouble): &(_, KeyTrouble)| matches!(trouble, KeyTrouble::Missing { .. });
+    if found.troubles.iter().any(is_missing) {
+        some_found(&found.register, session)?;
+    }
+    Ok(found)
+}
+
+/// That the token still has a key of the register.
+///
+/// # Errors
+/// The token's, and that it finds none of the keys.
+pub(super) fn some_found(register: &KeyRegister, session: &TokenSession) -> Result<(), TokenError> {
+    for profile in register.iter() {
+        if session.find(profile, &profile.object_label())?.is_ok() {
+            return Ok(());
+        }
+    }
+    Err(TokenError::Library("the token finds no key of the register any more".into()))
+}
+
 /// Every key of the register, found, linted, and its check value compared. A compromised key is not
 /// looked for: it does nothing any more, and its objects may be destroyed.
-pub(super) fn find_all(register: KeyRegister, session: &TokenSession) -> Result<Found, TokenError> {
+fn look_up(register: KeyRegister, session: &TokenSession) -> Result<Found, TokenError> {
     let mut loaded = Loaded::new();
     let mut troubles = Vec::new();
     for profile in register.iter().filter(|key| key.state != KeyState::Compromised) {
@@ -304,6 +331,8 @@ pub enum KeyTrouble {
     Attributes { key: String, deviations: String },
     #[error("key {key}: check value {found} on the token, {stated} in the register: substituted?")]
     Substituted { key: String, found: Kcv, stated: Kcv },
+    #[error("the token object {object:?} may WRAP and DECRYPT, which reads keys out; delete it")]
+    ReadsKeysOut { object: String },
     #[error(transparent)]
     Token(#[from] TokenError),
 }

@@ -3,6 +3,7 @@
 use super::chain;
 use super::change;
 use super::keys::KeyTable;
+use super::lint;
 use super::self_test;
 use super::token::TokenSession;
 use crate::error::{CkrClass, Failure, TokenError};
@@ -84,7 +85,7 @@ pub(super) fn perform(
                 class: CkrClass::Restart,
             })
         }
-        Order::Lint => Err(Failure::UnknownKey),
+        Order::Lint => Ok(Answer::Lint(lint::run(session, keys)?)),
         Order::ImportKey { change, kbpk, block, profile } => {
             let facts = change::import(session, keys, *change, kbpk, block, profile)?;
             Ok(Answer::Key(Box::new(facts)))

@@ -194,7 +194,7 @@ async fn ask(link: &TokenLink, order: &Order) -> Result<Answer, Failure> {
 /// One C_Sign.
 fn mac() -> Order {
     let key = KeyLabel::parse("zak.acquirer-b").unwrap().into();
-    Order::GenerateMac { key, message: Message(b"a message".to_vec()), length: None, ksn: None }
+    Order::GenerateMac { key, ksn: None, message: Message(b"a message".to_vec()), length: None }
 }
 
 /// One C_Decrypt and one C_Encrypt.

@@ -20,6 +20,8 @@ use crate::admin::{self, Admin};
 use crate::audit::{AuditLayer, AuditLog, AuditUnavailable, record_refusals};
 use crate::config::{BillerConfig, Config, HsmConfig, ListenerConfig};
 use crate::edge::{Listener, Registry, TlsError, TlsSource};
+use crate::guard::Guard;
+use crate::key_watch::KeyWatch;
 use crate::links::backend::{BackendLink, BackendOptions};
 use crate::links::breaker::Breaker;
 use crate::links::token::HsmLink;
@@ -43,6 +45,7 @@ pub struct App {
     store: Store,
     audit: AuditLog,
     billers: Vec<Arc<Biller>>,
+    key_watch: KeyWatch,
     /// Our certificates towards the billers: name and end, seconds since 1970.
     expiries: Vec<(String, i64)>,
 }
@@ -67,8 +70,17 @@ impl App {
             let end = crate::check::end_of(&biller.certificate).map_err(anyhow::Error::msg)?;
             expiries.push((format!("biller.{}", biller.name), end));
         }
+        let guard = Guard::start(
+            Arc::clone(&hsm),
+            store.clone(),
+            keys.clone(),
+            audit.clone(),
+            &config.limits,
+        );
+        let guard = Arc::new(guard.await.context("reading what is blocked")?);
         let relay = Arc::new(Relay::new(
             Arc::clone(&hsm),
+            Arc::clone(&guard),
             store.clone(),
             keys,
             config.queue.clone(),
@@ -94,10 +106,17 @@ impl App {
         let authority = Arc::new(Authority::new(&config.client, billers.clone()));
         let gateway = Gateway {
             hsm: Arc::clone(&hsm),
+            guard,
             relay: Arc::clone(&relay),
             authority,
             request_max: Duration::from_millis(config.request_ms_max),
         };
+        let key_watch = KeyWatch::new(
+            Arc::clone(&hsm),
+            audit.clone(),
+            Duration::from_secs(config.hsm.lint_s),
+            config.hsm.accepted_probes.clone(),
+        );
         let admin_state = Admin { hsm, relay, audit: audit.clone(), metrics };
         Ok(Self {
             config_path: config_path.to_owned(),
@@ -110,6 +129,7 @@ impl App {
             store,
             audit,
             billers: billers.into_values().collect(),
+            key_watch,
             expiries,
         })
     }
@@ -129,6 +149,7 @@ impl App {
         }
         tasks.spawn(named("figures", self.admin_state.metrics.clone().upkeep(background.clone())));
         tasks.spawn(named("expiries", tell_expiries(self.expiries, background.clone())));
+        tasks.spawn(named("key watch", self.key_watch.watch(background.clone())));
         tasks.spawn(named("queue", Arc::clone(&relay).keep(background.clone())));
         for biller in &self.billers {
             let forwarder = Arc::clone(&relay).forward(Arc::clone(biller), background.clone());

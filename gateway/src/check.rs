@@ -2,6 +2,7 @@
 
 mod files;
 mod keys;
+mod lock_down;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -25,6 +26,9 @@ struct Row {
     check: &'static str,
     ok: bool,
     detail: String,
+    /// What the key lint found, whole. In JSON only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    report: Option<serde_json::Value>,
 }
 
 /// Free bytes below which the disk is red.
@@ -52,7 +56,7 @@ pub async fn run(path: &Path, json: bool) -> ExitCode {
         // Texts and booleans only: such rows always have a JSON form.
         println!("{}", serde_json::to_string_pretty(&rows).unwrap_or_default());
     } else {
-        for Row { check, ok, detail } in &rows {
+        for Row { check, ok, detail, .. } in &rows {
             println!("{}  {check:<18} {detail}", if *ok { "ok " } else { "RED" });
         }
     }
@@ -62,7 +66,7 @@ pub async fn run(path: &Path, json: bool) -> ExitCode {
 fn row(check: &'static str, outcome: Result<String, String>) -> Row {
     let ok = outcome.is_ok();
     let (Ok(detail) | Err(detail)) = outcome;
-    Row { check, ok, detail }
+    Row { check, ok, detail, report: None }
 }
 
 fn tls(config: &Config, rows: &mut Vec<Row>) {
@@ -129,6 +133,7 @@ async fn hsm(config: &Config, rows: &mut Vec<Row>) {
     if link.is_usable() {
         rows.push(row("hsm mode", Ok(format!("{}: clear PINs are there only", link.mode()))));
         list_keys(config, &link, limit, rows).await;
+        lock_down::look(config, &link, limit, rows).await;
     }
     link.stop().await;
 }

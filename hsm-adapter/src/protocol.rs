@@ -37,6 +37,8 @@ pub struct Hello {
     pub sessions: u16,
     /// Manufacturer, model, serial and firmware of the token, as it reports them.
     pub token: String,
+    /// SHA-256 of the module's file as it was before it was loaded, lower-case hex.
+    pub module_sha256: String,
     /// What was proved: each operation, its mode and the recipe that runs.
     pub recipes: Vec<Recipe>,
 }
@@ -334,35 +336,67 @@ pub enum Answer {
     Reloaded(u64),
 }
 
-/// What the key lint found: every key of the register, every negative probe.
+/// What the key lint found: every key of the register, every other object, every negative probe.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LintReport {
-    /// One row a key object.
+    /// One row a key of the register, then one a token object that no key of the register names; of
+    /// those at most 64.
     pub keys: Vec<KeyRow>,
-    /// One row a probe: a call that must fail, on a throw-away key with a production template.
+    /// One row a probe: a call that must fail, on throw-away keys with the production templates.
     pub probes: Vec<ProbeRow>,
+    /// Session objects of this worker that the token holds; 0 when no order runs.
+    pub session_objects: u64,
 }
 
-/// One key object as it was read back.
+/// One key as it was read back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyRow {
-    /// `label@version`, `.left` behind it for the second object of a retail MAC key.
+    /// `label@version`, or the CKA_LABEL of an object that no key of the register names.
     pub key: String,
-    /// Its role.
-    pub role: KeyRole,
-    /// What is not as it must be; empty is good. A key with a deviation is quarantined.
+    /// Its role; `None` for an object that no key of the register names.
+    pub role: Option<KeyRole>,
+    /// What is not as it must be; empty is good. A key of the register is then quarantined, until
+    /// its worker starts again.
     pub deviations: Vec<String>,
+    /// Whether the check value is another than the register's.
+    pub substituted: bool,
 }
 
 /// One probe.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProbeRow {
-    /// `decrypt under a zone PIN key that may only encipher`, ...
+    /// Its name, as configuration accepts it: `copy`, `digest-key`, ...
     pub probe: String,
-    /// Whether the token refused, as it must.
-    pub refused: bool,
-    /// The token's answer, or that it did what it must not.
+    /// What must fail.
+    pub about: String,
+    /// What came of it.
+    pub outcome: ProbeOutcome,
+    /// The token's answer, or why it was not tried.
     pub detail: String,
+}
+
+/// What came of a probe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ProbeOutcome {
+    /// The token refused, as it must.
+    Refused,
+    /// The token did what it must not.
+    Done,
+    /// The token cannot make what the probe needs.
+    NotTried,
+}
+
+impl ProbeOutcome {
+    /// `refused`, `done` or `not-tried`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::Done => "done",
+            Self::NotTried => "not-tried",
+        }
+    }
 }
 
 /// What anyone may know of a key.

@@ -5,13 +5,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use hsm_adapter::client::LinkOptions;
+use hsm_adapter::error::VendorCode;
 use hsm_adapter::vocabulary::KeyLabel;
+use hsm_adapter::worker::{Probes, probe_names};
 use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use serde::Deserialize;
 
-use super::within;
+use super::{Environment, within};
 use crate::links::breaker::BreakerConfig;
 use crate::links::retry::RetryConfig;
 
@@ -24,12 +26,19 @@ pub struct HsmConfig {
     pub worker: Option<PathBuf>,
     /// The PKCS#11 module, by absolute path. No default.
     pub module: PathBuf,
+    /// The module's SHA-256, hex; no worker loads a module with another. Default none: any is loaded.
+    #[serde(default)]
+    pub module_sha256: Option<String>,
     /// The token's label. No default.
     pub token_label: String,
     /// A file that holds the HSM PIN, mode 0600; only the worker reads it. No default.
     pub pin_file: PathBuf,
     /// The key register, `keys.toml`. No default.
     pub keys: PathBuf,
+    /// What the return codes of the token's vendor mean, as `0x80000001=transient`. Default: each
+    /// means restart.
+    #[serde(default)]
+    pub vendor_codes: Vec<VendorCode>,
     /// All of the worker's environment, such as SOFTHSM2_CONF. Default empty.
     #[serde(default)]
     pub environment: BTreeMap<String, String>,
@@ -60,6 +69,13 @@ pub struct HsmConfig {
     /// The label of the key that wraps the queue's data keys. Default `queue.kek`.
     #[serde(default = "queue_kek")]
     pub queue_kek: KeyLabel,
+    /// How often each worker reads its keys back and tries what must fail. Seconds; default 60.
+    #[serde(default = "lint_s")]
+    pub lint_s: u64,
+    /// Probes that the token may fail: what it does although it must not. Default none; in production
+    /// no worker starts on a token that fails another.
+    #[serde(default)]
+    pub accepted_probes: Vec<String>,
     /// `[hsm.retry]`.
     #[serde(default)]
     pub retry: RetryConfig,
@@ -69,6 +85,9 @@ pub struct HsmConfig {
     /// Why clear PINs may be in worker memory although this is production. Default none.
     #[serde(default)]
     pub in_worker_waiver: Option<WaiverConfig>,
+    /// Whether this is production: of the whole configuration, not of this section.
+    #[serde(skip)]
+    production: bool,
 }
 
 /// Who answers for it that a rule does not hold, and how long. After it the gateway does not start.
@@ -102,6 +121,11 @@ impl WaiverConfig {
 }
 
 impl HsmConfig {
+    /// Which rules hold for the workers.
+    pub(super) fn is_for(&mut self, environment: Environment) {
+        self.production = environment == Environment::Production;
+    }
+
     /// # Errors
     /// Names the key.
     pub fn check(&self, production: bool) -> Result<(), String> {
@@ -115,6 +139,16 @@ impl HsmConfig {
         within("hsm.start_ms_max", self.start_ms_max, 1_000..=120_000)?;
         within("hsm.lost_max", self.lost_max, 1..=1_000)?;
         within("hsm.lost_ms_max", self.lost_ms_max, 100..=60_000)?;
+        within("hsm.lint_s", self.lint_s, 1..=3_600)?;
+        let is_digest = |text: &String| text.len() == 64 && hex::decode(text).is_ok();
+        if !self.module_sha256.iter().all(is_digest) {
+            return Err("hsm.module_sha256: write the 64 hex digits of sha256sum".into());
+        }
+        let is_probe = |name: &&String| probe_names().any(|probe| probe == **name);
+        if let Some(unknown) = self.accepted_probes.iter().find(|name| !is_probe(name)) {
+            let known = probe_names().collect::<Vec<_>>().join(", ");
+            return Err(format!("hsm.accepted_probes: {unknown:?} is none of {known}"));
+        }
         self.retry.check().map_err(|why| format!("hsm.retry.{why}"))?;
         self.breaker.check().map_err(|why| format!("hsm.breaker.{why}"))?;
         if let Some(waiver) = &self.in_worker_waiver {
@@ -146,6 +180,10 @@ impl HsmConfig {
             token_label: self.token_label.clone(),
             pin_file: self.pin_file.clone(),
             keys: self.keys.clone(),
+            vendor_codes: self.vendor_codes.clone(),
+            module_sha256: self.module_sha256.clone(),
+            probes: if self.production { Probes::Enforce } else { Probes::Report },
+            accepted_probes: self.accepted_probes.clone(),
             environment: self.environment.clone(),
             workers: self.workers,
             sessions: self.sessions,
@@ -178,6 +216,9 @@ fn lost_max() -> usize {
 fn lost_ms_max() -> u64 {
     5_000
 }
+fn lint_s() -> u64 {
+    60
+}
 fn queue_kek() -> KeyLabel {
     KeyLabel::parse("queue.kek").expect("nine characters of the allowed set")
 }
@@ -189,6 +230,20 @@ mod tests {
     fn config(waiver: &str) -> HsmConfig {
         let text = "module = \"/m\"\ntoken_label = \"t\"\npin_file = \"p\"\nkeys = \"k\"\n";
         toml::from_str(&format!("{text}{waiver}")).unwrap()
+    }
+
+    #[test]
+    fn a_digest_is_64_hex_digits_and_an_accepted_probe_is_one_that_there_is() {
+        let told = |text: &str| config(text).check(false).unwrap_err();
+
+        let digest = format!("module_sha256 = {:?}\n", "0A".repeat(32));
+        let good = format!("{digest}accepted_probes = [\"copy\", \"digest-key\"]\nlint_s = 1");
+        assert_eq!(config(&good).check(false), Ok(()));
+        for bad in ["0A", &"0G".repeat(32), &"0A".repeat(33)] {
+            assert!(told(&format!("module_sha256 = {bad:?}")).contains("hsm.module_sha256"));
+        }
+        assert!(told("accepted_probes = [\"all\"]").contains("\"all\" is none of encrypt, "));
+        assert!(told("lint_s = 0").contains("hsm.lint_s"));
     }
 
     #[test]

@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use hsm_adapter::client::{LinkError, TokenLink, WorkerStatus};
 use hsm_adapter::error::{CkrClass, Failure};
-use hsm_adapter::protocol::{Answer, ClearDataKey, KeyFacts, Message, Order, PinKey, Recipe};
-use hsm_adapter::vocabulary::{KeyLabel, KeyName, MacAlgorithm, Mode, Pan, PinBlock};
+use hsm_adapter::protocol::{
+    Answer, ClearDataKey, KeyFacts, LintReport, Message, Order, PinKey, PinReference, Recipe,
+};
+use hsm_adapter::vocabulary::{KeyLabel, KeyName, Ksn, MacAlgorithm, Mode, Pan, PinBlock};
 use tokio::time::Instant;
 
 use super::breaker::{Breaker, Verdict};
@@ -31,6 +33,15 @@ pub struct Translated {
     /// Under the outbound key.
     pub block: PinBlock,
     /// The version of that key.
+    pub key_version: u32,
+}
+
+/// The outcome of a PIN verification.
+#[derive(Debug, Clone, Copy)]
+pub struct PinVerdict {
+    /// Whether it is the PIN.
+    pub verified: bool,
+    /// The version of the key that it was verified with.
     pub key_version: u32,
 }
 
@@ -80,25 +91,47 @@ impl HsmLink {
     ) -> (Option<Mode>, Result<Translated, HsmError>) {
         let order = Order::TranslatePin { pan, block, from, to };
         let (mode, outcome) = self.ask_with_mode(order, deadline).await;
-        let translated = outcome.and_then(|answer| match answer {
-            Answer::Block { block, key_version } => Ok(Translated { block, key_version }),
-            _ => Err(wrong()),
+        let translated = outcome.and_then(|answer| {
+            let Answer::Block { block, key_version } = answer else { return Err(wrong()) };
+            Ok(Translated { block, key_version })
         });
         (mode, translated)
     }
 
-    /// Makes a MAC over `message`.
+    /// Compares the PIN of a block with what the issuer keeps. Beside the outcome: where the clear
+    /// PIN was.
+    pub async fn verify_pin(
+        &self,
+        pan: Pan,
+        block: PinBlock,
+        from: PinKey,
+        reference: PinReference,
+        deadline: Instant,
+    ) -> (Option<Mode>, Result<PinVerdict, HsmError>) {
+        let order = Order::VerifyPin { pan, block, from, reference };
+        let (mode, outcome) = self.ask_with_mode(order, deadline).await;
+        let verdict = outcome.and_then(|answer| {
+            let Answer::PinVerified { verified, key_version } = answer else {
+                return Err(wrong());
+            };
+            Ok(PinVerdict { verified, key_version })
+        });
+        (mode, verdict)
+    }
+
+    /// Makes a MAC over `message`; `ksn` with a base derivation key, and only there.
     ///
     /// # Errors
     /// See [`HsmError`].
     pub async fn generate_mac(
         &self,
         key: KeyName,
+        ksn: Option<Ksn>,
         message: Vec<u8>,
         length: Option<u8>,
         deadline: Instant,
     ) -> Result<Made, HsmError> {
-        let order = Order::GenerateMac { key, ksn: None, message: Message(message), length };
+        let order = Order::GenerateMac { key, ksn, message: Message(message), length };
         let Answer::Mac { mut mac, algorithm, key_version } = self.ask(order, deadline).await?
         else {
             return Err(wrong());
@@ -106,19 +139,20 @@ impl HsmLink {
         Ok(Made { mac: std::mem::take(&mut mac.0), algorithm, key_version })
     }
 
-    /// Whether `mac` is the message's.
+    /// Whether `mac` is the message's; `ksn` as for [`generate_mac`](Self::generate_mac).
     ///
     /// # Errors
     /// See [`HsmError`]; a wrong MAC is an answer.
     pub async fn verify_mac(
         &self,
         key: KeyName,
+        ksn: Option<Ksn>,
         message: Vec<u8>,
         mac: Vec<u8>,
         deadline: Instant,
     ) -> Result<bool, HsmError> {
         let (message, mac) = (Message(message), Message(mac));
-        let order = Order::VerifyMac { key, ksn: None, message, mac };
+        let order = Order::VerifyMac { key, ksn, message, mac };
         let Answer::Verified(verified) = self.ask(order, deadline).await? else {
             return Err(wrong());
         };
@@ -175,10 +209,24 @@ impl HsmLink {
     /// See [`HsmError`].
     pub async fn self_test(&self, deadline: Instant) -> Result<Vec<Recipe>, HsmError> {
         let answers = self.link.call_each(&Order::SelfTest, deadline).await?;
-        match answers.into_iter().next() {
-            Some(Answer::Proved(recipes)) => Ok(recipes),
-            _ => Err(wrong()),
-        }
+        let Some(Answer::Proved(recipes)) = answers.into_iter().next() else {
+            return Err(wrong());
+        };
+        Ok(recipes)
+    }
+
+    /// Has every ready worker read its keys back and try what must fail, past breaker and retry: one
+    /// report a worker.
+    ///
+    /// # Errors
+    /// See [`HsmError`]; a key that deviates is no error.
+    pub async fn lint(&self, deadline: Instant) -> Result<Vec<LintReport>, HsmError> {
+        let answers = self.link.call_each(&Order::Lint, deadline).await?;
+        let report = |answer| {
+            let Answer::Lint(report) = answer else { return Err(wrong()) };
+            Ok(report)
+        };
+        answers.into_iter().map(report).collect()
     }
 
     /// What a ready worker proved at its start; empty while none is ready.

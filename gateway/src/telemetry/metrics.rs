@@ -60,6 +60,9 @@ table! {
     HSM_OPERATIONS = "hsm_operations_total" Counter Count ["operation", "mode", "outcome", "link"] "Operations asked of an HSM link.";
     HSM_OPERATION_DURATION = "hsm_operation_duration_seconds" Histogram Seconds ["operation", "link"] "Time of one operation on an HSM link.";
     HSM_LINK_UP = "hsm_link_up" Gauge Count ["link", "role"] "1 when the HSM link answers, else 0.";
+    KEY_LINTS = "key_lints_total" Counter Count ["link", "outcome"] "Rounds of the key lint, by what they found.";
+    KEYS_QUARANTINED = "keys_quarantined" Gauge Count ["link"] "Keys that the key lint took out of use in at least one worker.";
+    PROBES_FAILED = "probes_failed" Gauge Count ["link"] "Calls that the token must refuse and does not, accepted risks left out.";
     BACKEND_REQUESTS = "backend_requests_total" Counter Count ["backend", "outcome"] "Requests sent to a billing backend.";
     BACKEND_REQUEST_DURATION = "backend_request_duration_seconds" Histogram Seconds ["backend"] "Time of one request to a billing backend.";
     BREAKER_STATE = "breaker_state" Gauge Count ["name", "state"] "1 for the state that the breaker is in, 0 for the others.";
@@ -72,6 +75,7 @@ table! {
     QUEUE_COMMIT = "queue_commit_seconds" Histogram Seconds [] "Time of one commit of the queue.";
     PAYMENTS = "payments_total" Counter Count ["biller", "status"] "Payments that reached a status.";
     RATE_LIMITED = "rate_limited_total" Counter Count ["limit"] "Requests refused because a limit was used up.";
+    BLOCKED = "blocked_total" Counter Count ["scope"] "Requests refused because a card, a key or a device is blocked.";
     AUDIT_RECORDS = "audit_records_total" Counter Count [] "Audit records that are durable.";
     AUDIT_LAG = "audit_lag_seconds" Gauge Seconds [] "Age of the oldest record of the last batch when it became durable.";
     AUDIT_HEALTHY = "audit_healthy" Gauge Count [] "1 while audit records become durable, else 0: no answer leaves.";

@@ -227,7 +227,8 @@ mod tests {
 
     fn connection(in_flight_max: usize) -> Connection {
         let token = "a token".to_owned();
-        let hello = Hello { version: VERSION, sessions: 1, token, recipes: Vec::new() };
+        let (module_sha256, recipes) = (String::new(), Vec::new());
+        let hello = Hello { version: VERSION, sessions: 1, token, module_sha256, recipes };
         Connection::new(hello, in_flight_max)
     }
 

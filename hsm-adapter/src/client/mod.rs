@@ -16,9 +16,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::supervisor::Slot;
-use crate::error::Failure;
+use crate::error::{Failure, VendorCode};
 use crate::protocol::{Answer, Order, Recipe};
 use crate::vocabulary::Mode;
+use crate::worker::Probes;
 
 /// How a link's workers are started and when they count as lost.
 #[derive(Debug, Clone)]
@@ -33,6 +34,14 @@ pub struct LinkOptions {
     pub pin_file: PathBuf,
     /// The key register.
     pub keys: PathBuf,
+    /// What the codes of the token's vendor mean; what is not named means restart.
+    pub vendor_codes: Vec<VendorCode>,
+    /// The module's SHA-256, hex; a module with another is not loaded.
+    pub module_sha256: Option<String>,
+    /// What a token that does what it must not leads to.
+    pub probes: Probes,
+    /// Negative probes that may fail all the same, by name.
+    pub accepted_probes: Vec<String>,
     /// All of the worker's environment.
     pub environment: BTreeMap<String, String>,
     /// Worker processes.
@@ -151,6 +160,8 @@ pub struct WorkerStatus {
     pub restarts: u64,
     /// What the token calls itself.
     pub token: Option<String>,
+    /// SHA-256 of the module that it loaded, hex.
+    pub module_sha256: Option<String>,
     /// Why it is not ready, when it is not.
     pub trouble: Option<String>,
     /// Whether a person must act: no further start is tried.

@@ -57,6 +57,7 @@ impl Slot {
             in_flight: connection.map_or(0, |connection| connection.in_flight()),
             restarts: state.starts.saturating_sub(1),
             token: connection.map(|connection| connection.hello.token.clone()),
+            module_sha256: connection.map(|connection| connection.hello.module_sha256.clone()),
             trouble: state.trouble.clone(),
             latched: state.latched,
         }
@@ -210,6 +211,11 @@ fn spawn(options: &LinkOptions) -> std::io::Result<(Child, UnixStream)> {
         .arg(&options.keys)
         .arg("--sessions")
         .arg(options.sessions.to_string())
+        .args(options.vendor_codes.iter().map(|code| format!("--vendor-code={code}")))
+        .arg("--probes")
+        .arg(options.probes.name())
+        .args(options.module_sha256.iter().flat_map(|digest| ["--module-sha256", digest]))
+        .args(options.accepted_probes.iter().flat_map(|probe| ["--accept-probe", probe]))
         .env_clear()
         .envs(&options.environment)
         .stdin(Stdio::from(OwnedFd::from(theirs)))

@@ -5,14 +5,18 @@
 //! module is never finalised: the process ends.
 
 pub(crate) mod attributes;
+mod change;
 mod hardening;
 pub(crate) mod keys;
 mod known_answers;
+mod lint;
 pub(crate) mod passing;
 mod perform;
 #[cfg(test)]
 mod perform_tests;
+mod probes;
 pub(crate) mod raw;
+mod rewrite;
 pub(crate) mod self_test;
 mod serve;
 pub(crate) mod token;
@@ -25,13 +29,15 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use cryptoki::types::AuthPin;
+use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 pub use self::keys::KeyTrouble;
+pub use self::probes::probe_names;
 pub use self::self_test::SelfTestError;
 pub use self::token::OpenError;
-use crate::error::{CkrClass, TokenError};
-use crate::protocol::{self, Hello, Recipe};
+use crate::error::{CkrClass, Failure, TokenError, VendorCode, set_vendor_codes};
+use crate::protocol::{self, Hello, ProbeOutcome, ProbeRow, Recipe};
 use crate::register::{KeyRegister, RegisterError};
 
 /// What the worker is told on its command line. The HSM PIN is never among it.
@@ -53,9 +59,40 @@ pub struct Options {
     /// Token sessions, one thread each.
     #[arg(long, default_value_t = 1)]
     pub sessions: u16,
+    /// What a return code of the token's vendor means, as 0x80000001=transient; again for each code.
+    #[arg(long = "vendor-code")]
+    pub vendor_codes: Vec<VendorCode>,
+    /// The module's SHA-256, hex: a module with another is not loaded.
+    #[arg(long)]
+    pub module_sha256: Option<String>,
+    /// Whether a token that does what it must not is refused.
+    #[arg(long, value_enum, default_value_t = Probes::Report)]
+    pub probes: Probes,
+    /// A negative probe that may fail all the same, by its name. May be repeated.
+    #[arg(long, value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(probe_names()))]
+    pub accept_probe: Vec<String>,
     /// Prove operations and keys, print what was proved, and exit.
     #[arg(long)]
     pub check: bool,
+}
+
+/// What a negative probe that succeeds leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Probes {
+    /// A row of the report.
+    Report,
+    /// No start, unless the probe is accepted by its name.
+    Enforce,
+}
+
+impl Probes {
+    /// As the command line says it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Report => "report",
+            Self::Enforce => "enforce",
+        }
+    }
 }
 
 /// The first frame: ready, or why not.
@@ -76,10 +113,16 @@ pub struct StartFailure {
 /// Why the worker did not start, after it has told the gateway.
 pub fn run(options: &Options) -> Result<(), WorkerError> {
     if options.check {
-        let (_, _, hello) = start(options)?;
-        println!("{}", hello.token);
+        let (token, keys, hello) = start(options)?;
+        println!("{}\nmodule {}", hello.token, hello.module_sha256);
         for Recipe { operation, mode, calls } in hello.recipes {
             println!("proved  {operation}  {mode}  {calls}");
+        }
+        let session = token.session().map_err(OpenError::Token)?;
+        for ProbeRow { probe, outcome, detail, .. } in
+            probes::run(&session, &keys.register().modes()).map_err(OpenError::Token)?
+        {
+            println!("probe  {probe}  {}  {detail}", outcome.name());
         }
         return Ok(());
     }
@@ -101,21 +144,61 @@ pub fn run(options: &Options) -> Result<(), WorkerError> {
 
 fn start(options: &Options) -> Result<(token::Token, keys::KeyTable, Hello), WorkerError> {
     hardening::harden()?;
+    set_vendor_codes(&options.vendor_codes);
     let register = KeyRegister::read(&options.keys)?;
     let pin = read_pin(&options.pin_file)?;
+    let module_sha256 = digest(&options.module, options.module_sha256.as_deref())?;
     let token = token::Token::open(&options.module, &options.token_label, pin)?;
     let session = token.session().map_err(OpenError::Token)?;
-    let keys = keys::KeyTable::load(register, &session)?;
+    let keys = keys::KeyTable::load(&options.keys, register, &session)?;
+    lint::refuse_readers(&session, &keys.register())?;
     let recipes = self_test::run(&session)?;
+    refuse_probes(options, &session, &keys)?;
     let hello = Hello {
         version: protocol::VERSION,
         sessions: options.sessions,
         token: token.description.clone(),
+        module_sha256,
         recipes,
     };
     // The login lives as long as one session does: this one is never closed.
     std::mem::forget(session);
     Ok((token, keys, hello))
+}
+
+/// SHA-256 of the module's file, lower-case hex. Before it is loaded: loading it runs it.
+fn digest(module: &Path, pinned: Option<&str>) -> Result<String, WorkerError> {
+    let trouble = |why: String| WorkerError::Module { module: module.display().to_string(), why };
+    let file = std::fs::read(module).map_err(|error| trouble(error.to_string()))?;
+    let found = hex::encode(Sha256::digest(file));
+    match pinned {
+        Some(pinned) if !pinned.eq_ignore_ascii_case(&found) => Err(trouble(format!(
+            "its SHA-256 is {found}, not {pinned} as configured; it was not loaded"
+        ))),
+        Some(_) | None => Ok(found),
+    }
+}
+
+/// The token must refuse what the probes try, where that is enforced.
+fn refuse_probes(
+    options: &Options,
+    session: &token::TokenSession,
+    keys: &keys::KeyTable,
+) -> Result<(), WorkerError> {
+    if options.probes == Probes::Report {
+        return Ok(());
+    }
+    let rows = probes::run(session, &keys.register().modes())
+        .map_err(|error| WorkerError::Keys(error.into()))?;
+    let red = |row: &ProbeRow| {
+        row.outcome == ProbeOutcome::Done && !options.accept_probe.contains(&row.probe)
+    };
+    match rows.into_iter().find(red) {
+        Some(ProbeRow { probe, about, detail, .. }) => {
+            Err(WorkerError::Probe { probe, about, detail })
+        }
+        None => Ok(()),
+    }
 }
 
 fn read_pin(path: &Path) -> Result<AuthPin, WorkerError> {
@@ -168,6 +251,13 @@ pub enum WorkerError {
     Register(#[from] RegisterError),
     #[error("the HSM PIN file {path}: {why}")]
     PinFile { path: String, why: String },
+    #[error("the PKCS#11 module {module}: {why}")]
+    Module { module: String, why: String },
+    #[error(
+        "the token does what it must not: {about}: {detail}. Mend it, or accept the probe \
+         {probe:?} as a risk in hsm.accepted_probes"
+    )]
+    Probe { probe: String, about: String, detail: String },
     #[error("opening the token")]
     Open(#[from] OpenError),
     #[error(transparent)]
@@ -186,12 +276,16 @@ impl WorkerError {
             Self::Open(OpenError::Token(error)) | Self::Keys(KeyTrouble::Token(error)) => {
                 token(error)
             }
+            Self::SelfTest(SelfTestError::Failed { why, .. }) => {
+                matches!(why, Failure::Token { class: CkrClass::Permanent, .. })
+            }
+            Self::Module { .. } | Self::Probe { .. } => true,
             Self::Open(OpenError::Load { .. } | OpenError::NoToken { .. })
             | Self::Hardening(_)
             | Self::Register(_)
             | Self::PinFile { .. }
             | Self::Keys(_)
-            | Self::SelfTest(_)
+            | Self::SelfTest(SelfTestError::WrongBytes { .. })
             | Self::Socket(_) => false,
         }
     }

@@ -1,7 +1,9 @@
 //! One order, one operation: the table of what a worker can be asked.
 
 use super::chain;
+use super::change;
 use super::keys::KeyTable;
+use super::lint;
 use super::self_test;
 use super::token::TokenSession;
 use crate::error::{CkrClass, Failure, TokenError};
@@ -83,10 +85,17 @@ pub(super) fn perform(
                 class: CkrClass::Restart,
             })
         }
-        Order::Lint => Err(Failure::UnknownKey),
-        Order::ImportKey { .. } | Order::SetKeyState { .. } | Order::ReloadKeys => {
-            Err(Failure::UnknownKey)
+        Order::Lint => Ok(Answer::Lint(lint::run(session, keys)?)),
+        Order::ImportKey { change, kbpk, block, profile } => {
+            let facts = change::import(session, keys, *change, kbpk, block, profile)?;
+            Ok(Answer::Key(Box::new(facts)))
         }
+        Order::SetKeyState { change, key, state, usable_until_s } => {
+            let until = *usable_until_s;
+            let facts = change::set_state(session, keys, *change, key, *state, until)?;
+            Ok(Answer::Key(Box::new(facts)))
+        }
+        Order::ReloadKeys => Ok(Answer::Reloaded(change::reload(session, keys)?)),
     }
 }
 

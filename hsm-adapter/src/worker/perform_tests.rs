@@ -62,7 +62,8 @@ fn on_a_token_of_its_own() {
         import(&session, &profile, &value);
     }
     let register = KeyRegister::new(keys().into_iter().map(|(profile, _)| profile).collect());
-    let table = KeyTable::load(register.unwrap(), &session).unwrap();
+    let nowhere = std::path::Path::new("keys.toml");
+    let table = KeyTable::load(nowhere, register.unwrap(), &session).unwrap();
     let objects = || session.session.find_objects(&[Attribute::Token(false)]).unwrap().len();
     assert_eq!(objects(), 0);
 

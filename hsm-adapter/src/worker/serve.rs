@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use rustix::time::{ClockId, clock_gettime};
 use zeroize::Zeroize;
 
-use super::keys::{KeyTable, KeyTrouble};
+use super::keys::{KeyTable, some_found};
 use super::perform::{mode_of, perform};
 use super::self_test;
 use super::token::{Token, TokenSession};
@@ -164,21 +164,8 @@ impl<'s> SessionThread<'s> {
             CkrClass::Refind => {
                 self.session = None;
                 let keys = &self.shared.keys;
-                let found = self.session().map_err(Failure::from).and_then(|session| {
-                    keys.find_again(session).map_err(|trouble| match trouble {
-                        KeyTrouble::Token(error) => error.into(),
-                        // The token is well and its keys are not those of the register.
-                        trouble @ (KeyTrouble::Missing { .. }
-                        | KeyTrouble::Ambiguous { .. }
-                        | KeyTrouble::Attributes { .. }
-                        | KeyTrouble::Substituted { .. }) => Failure::Token {
-                            function: "FindObjects".into(),
-                            code: chain(&trouble),
-                            class: CkrClass::Configuration,
-                        },
-                    })
-                });
-                found.and_then(|()| self.attempt(order))
+                let found = self.session().and_then(|session| keys.find_again(session));
+                found.map_err(Failure::from).and_then(|()| self.attempt(order))
             }
             CkrClass::Restart
             | CkrClass::Permanent
@@ -202,15 +189,19 @@ impl<'s> SessionThread<'s> {
     }
 
     /// One code alone does not decide, for tokens say GENERAL_ERROR to a wrapped key that is bad:
-    /// the token is asked for known answers on a fresh session. If it has them, this order itself
-    /// was at fault.
+    /// the token is asked for known answers on a fresh session, and for a key of the register, since
+    /// session keys go on working on a token that has vanished. If it has them, this order itself was
+    /// at fault.
     fn judge(&mut self, failure: Failure) -> Failure {
         let Failure::Token { function, code, class: CkrClass::Restart } = failure else {
             return failure;
         };
         self.session = None;
+        let keys = &self.shared.keys;
         let known = match self.session() {
-            Ok(session) => self_test::run(session).map(drop).map_err(|error| chain(&error)),
+            Ok(session) => self_test::run(session)
+                .map_err(|error| chain(&error))
+                .and_then(|_| some_found(&keys.register(), session).map_err(|error| chain(&error))),
             // A refused login is the reason to end by.
             Err(error) if error.class() == CkrClass::Permanent => return error.into(),
             Err(error) => Err(chain(&error)),

@@ -10,12 +10,12 @@ use cryptoki::object::{Attribute, ObjectHandle};
 use cryptoki::session::{Session, UserType};
 use cryptoki::slot::Slot;
 use cryptoki::types::AuthPin;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::error::{CkrClass, TokenError};
 use crate::register::KeyProfile;
 use crate::worker::attributes::class;
-use crate::worker::raw::RawModule;
+use crate::worker::raw::{RawModule, TokenWords};
 
 /// A module that is loaded and initialised, once for each process, and never finalised: a finalise
 /// under a running call crashes real modules. The process ends instead.
@@ -35,25 +35,18 @@ impl Token {
     /// Loads the module and finds the token by its label. Logs nobody in yet.
     pub(crate) fn open(module: &Path, label: &str, pin: AuthPin) -> Result<Self, OpenError> {
         let context = initialise(module)?;
+        let raw = RawModule::of(module)
+            .map_err(|why| OpenError::Load { module: module.display().to_string(), why })?;
         let mut found = None;
         for slot in context.get_slots_with_token().map_err(TokenError::from)? {
-            let info = context.get_token_info(slot).map_err(TokenError::from)?;
-            if info.label() == label {
-                let description = format!(
-                    "{} {} {} firmware {}",
-                    info.manufacturer_id(),
-                    info.model(),
-                    info.serial_number(),
-                    info.firmware_version()
-                );
+            let TokenWords { label: own, description } = raw.token_words(slot)?;
+            if own == label {
                 found = Some((slot, description));
             }
         }
         let Some((slot, description)) = found else {
             return Err(OpenError::NoToken { label: label.into() });
         };
-        let raw = RawModule::of(module)
-            .map_err(|why| OpenError::Load { module: module.display().to_string(), why })?;
         Ok(Self { context, raw, slot, pin, refused: Mutex::default(), description })
     }
 
@@ -88,9 +81,15 @@ pub(crate) fn initialise(module: &Path) -> Result<Pkcs11, OpenError> {
         module: module.display().to_string(),
         why: source.to_string(),
     })?;
-    context
-        .initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK))
-        .map_err(TokenError::from)?;
+    match context.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)) {
+        Ok(()) => {}
+        Err(CryptokiError::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => {
+            tracing::warn!(
+                "the module is initialised already: somebody else in this process uses it"
+            );
+        }
+        Err(error) => return Err(TokenError::from(error).into()),
+    }
     Ok(context)
 }
 
@@ -126,6 +125,20 @@ impl TokenSession {
         data: &[u8],
     ) -> Result<Vec<u8>, TokenError> {
         Ok(self.session.sign(mechanism, key, data)?)
+    }
+
+    /// An object of known value; the value in the template is wiped after the call.
+    pub(crate) fn create_secret(
+        &self,
+        mut template: Vec<Attribute>,
+    ) -> Result<ObjectHandle, TokenError> {
+        let made = self.session.create_object(&template);
+        for attribute in &mut template {
+            if let Attribute::Value(value) = attribute {
+                value.zeroize();
+            }
+        }
+        Ok(made?)
     }
 
     /// The one object with this label and the profile's class. More than one is refused: which of

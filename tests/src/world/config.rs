@@ -25,6 +25,18 @@ pub(super) fn table(dir: &Path, ports: Ports) -> anyhow::Result<toml::Table> {
     toml::from_str(&text).context("the demo's configuration")
 }
 
+/// Puts the fault shim before the token.
+pub(super) fn put_shim(table: &mut toml::Table, dir: &Path) -> anyhow::Result<()> {
+    let hsm = table.get_mut("hsm").and_then(toml::Value::as_table_mut).context("no [hsm]")?;
+    hsm.insert("module".into(), super::shim::path()?.display().to_string().into());
+    let environment = hsm.get_mut("environment").and_then(toml::Value::as_table_mut);
+    let environment = environment.context("no hsm.environment")?;
+    for (name, path) in super::shim::environment(dir)? {
+        environment.insert(name.into(), path.display().to_string().into());
+    }
+    Ok(())
+}
+
 /// Limits are high enough for a load run; waits are short enough for a person who watches.
 const TEXT: &str = r#"
 environment = "demo"
@@ -56,9 +68,18 @@ key = "@DIR@/pki/monitor.key"
 [limits]
 exempt_addresses = ["127.0.0.1"]
 translate_per_minute = 10000000
+verify_per_minute = 10000000
 mac_per_minute = 10000000
 payment_per_minute = 10000000
 admin_per_minute = 10000000
+pan_translations_per_hour = 10000000
+pan_translations_per_day = 10000000
+pan_failures_max = 1000000
+client_verifies_per_minute = 10000000
+client_verifies_per_hour = 10000000
+malformed_blocks_per_minute = 10000000
+mac_failures_per_day = 10000000
+mac_failures_max = 10000000
 
 [hsm]
 module = "@MODULE@"
@@ -68,6 +89,8 @@ keys = "@KEYS@"
 environment = { SOFTHSM2_CONF = "@TOKEN_CONF@" }
 attempt_ms_max = 1000
 lost_ms_max = 1500
+# What SoftHSM does although it must not.
+accepted_probes = ["check-value", "digest-key"]
 
 [hsm.breaker]
 open_ms = 500
@@ -149,6 +172,10 @@ mac_generate = ["zak.acquirer-a", "zak.acquirer-c", "zak.acquirer-d"]
 mac_verify = ["zak.acquirer-a", "zak.acquirer-c", "zak.acquirer-d"]
 payments = { mac_key = "zak.acquirer-a", billers = ["pln", "pdam", "telkom"] }
 
+[[client.grants.verify]]
+from = { key = "zpk.acquirer-a", formats = ["iso0", "iso1", "iso3"] }
+with = ["pvk.issuer", "pvk.issuer-3624"]
+
 [[client.grants.translate]]
 from = { key = "zpk.acquirer-a", formats = ["iso0", "iso1", "iso3"] }
 to = [
@@ -180,6 +207,26 @@ to = [
 id = "terminal-1"
 uri = "spiffe://tollgate.test/terminal-1"
 roles = ["client"]
+requests_per_minute = 10000000
+burst = 1000000
+concurrent = 10000
+
+[client.grants]
+payments = { billers = ["pln", "pdam", "telkom"] }
+
+[[client.grants.translate]]
+from = { key = "bdk.terminals", formats = ["iso4"] }
+to = [
+    { key = "zpk.billing-aes", formats = ["iso4"] },
+    { key = "zpk.billing", formats = ["iso0", "iso3"] },
+]
+
+[[client.grants.translate]]
+from = { key = "bdk.terminals-legacy", formats = ["iso0"] }
+to = [
+    { key = "zpk.billing-aes", formats = ["iso4"] },
+    { key = "zpk.billing", formats = ["iso0", "iso3"] },
+]
 
 [[client]]
 id = "operator"

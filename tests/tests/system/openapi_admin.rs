@@ -267,6 +267,9 @@ struct Row {
     check: String,
     ok: bool,
     detail: String,
+    /// What the key lint found.
+    #[serde(default, rename = "report")]
+    _report: serde_json::Value,
 }
 
 async fn check(world: &World) -> (i32, Vec<Row>) {

@@ -3,7 +3,7 @@
 use cryptoki::mechanism::Mechanism;
 use cryptoki::mechanism::misc::KeyDerivationStringData;
 use cryptoki::mechanism::vendor_defined::VendorDefinedMechanism;
-use cryptoki::object::{Attribute, KeyType, ObjectClass, ObjectHandle};
+use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
 use cryptoki_sys::{CK_ULONG, CKM_AES_ECB_ENCRYPT_DATA};
 
 use super::attributes::{Part, creation_template, template};
@@ -85,6 +85,8 @@ pub(crate) fn derive<'s>(
         Attribute::KeyType(KeyType::AES),
         Attribute::ValueLen((bytes as CK_ULONG).into()),
     ]);
+    // SoftHSM takes attributes in their order, and after this one no other of a derived key.
+    wanted.sort_by_key(|attribute| attribute.attribute_type() == AttributeType::Modifiable);
     derive_as(session, base, &wanted, data)
 }
 

@@ -43,6 +43,7 @@ closed! {
     EventType {
         // DSS 10.2.1.1: access to card data
         PinTranslate = "pin.translate",
+        PinVerify = "pin.verify",
         MacGenerate = "mac.generate",
         MacVerify = "mac.verify",
         PaymentAccept = "payment.accept",
@@ -64,6 +65,11 @@ closed! {
         LimitExceeded = "limit.exceeded",
         HttpReject = "http.reject",
         RequestMalformed = "request.malformed",
+        // what a pattern of requests suggests
+        PinCodebookSuspect = "pin.codebook_suspect",
+        PinSanityBurst = "pin.sanity_burst",
+        MacGuessSuspect = "mac.guess_suspect",
+        DukptReplay = "dukpt.replay",
         // DSS 10.2.1.6: the life of the log
         AuditStart = "audit.start",
         AuditStop = "audit.stop",
@@ -101,6 +107,10 @@ closed! {
         Overloaded = "overloaded",
         // operations: `refused` is all that a PIN failure tells
         Refused = "refused",
+        PinWrong = "pin-wrong",
+        Blocked = "blocked",
+        Quarantined = "quarantined",
+        LimiterUnavailable = "limiter-unavailable",
         MacWrong = "mac-wrong",
         ClientGone = "client-gone",
         // TLS
@@ -204,10 +214,11 @@ mod tests {
     fn the_catalogue_is_written_in_its_own_words() {
         let names: Vec<_> = EventType::ALL.iter().map(|event| event.as_str()).collect();
 
-        let expected = "pin.translate mac.generate mac.verify payment.accept payment.read \
-            queue.enqueue queue.deliver queue.hold queue.expire admin.read config.change hsm.mode \
-            hsm.probe key.quarantine key.substitution tls.reject authz.deny limit.exceeded http.reject request.malformed audit.start \
-            audit.stop audit.failure";
+        let expected = "pin.translate pin.verify mac.generate mac.verify payment.accept \
+            payment.read queue.enqueue queue.deliver queue.hold queue.expire admin.read \
+            config.change hsm.mode hsm.probe key.quarantine key.substitution tls.reject authz.deny limit.exceeded http.reject \
+            request.malformed pin.codebook_suspect pin.sanity_burst mac.guess_suspect dukpt.replay \
+            audit.start audit.stop audit.failure";
         assert_eq!(names.join(" "), expected);
     }
 

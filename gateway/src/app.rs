@@ -20,6 +20,7 @@ use crate::admin::{self, Admin};
 use crate::audit::{AuditLayer, AuditLog, AuditUnavailable, record_refusals};
 use crate::config::{BillerConfig, Config, HsmConfig, ListenerConfig};
 use crate::edge::{Listener, Registry, TlsError, TlsSource};
+use crate::guard::Guard;
 use crate::key_watch::KeyWatch;
 use crate::links::backend::{BackendLink, BackendOptions};
 use crate::links::breaker::Breaker;
@@ -69,8 +70,17 @@ impl App {
             let end = crate::check::end_of(&biller.certificate).map_err(anyhow::Error::msg)?;
             expiries.push((format!("biller.{}", biller.name), end));
         }
+        let guard = Guard::start(
+            Arc::clone(&hsm),
+            store.clone(),
+            keys.clone(),
+            audit.clone(),
+            &config.limits,
+        );
+        let guard = Arc::new(guard.await.context("reading what is blocked")?);
         let relay = Arc::new(Relay::new(
             Arc::clone(&hsm),
+            Arc::clone(&guard),
             store.clone(),
             keys,
             config.queue.clone(),
@@ -96,6 +106,7 @@ impl App {
         let authority = Arc::new(Authority::new(&config.client, billers.clone()));
         let gateway = Gateway {
             hsm: Arc::clone(&hsm),
+            guard,
             relay: Arc::clone(&relay),
             authority,
             request_max: Duration::from_millis(config.request_ms_max),

@@ -1,7 +1,7 @@
 //! Carries PIN and MAC operations from mutually authenticated clients to a token, and payments to
 //! their billers.
 //!
-//! A request passes edge, wire, routes, relay, in that order; `audit` wraps them all. Nothing in
+//! A request passes edge, wire, routes, relay, guard, in that order; `audit` wraps them all. Nothing in
 //! this crate can name a clear PIN: see `hsm_adapter`.
 #![forbid(unsafe_code)]
 
@@ -12,6 +12,7 @@ pub mod wire; // bytes -> orders, outcomes -> bytes
 pub mod routes; // one handler a file
 pub mod relay; // now, later, or never
 pub mod key_watch; // the lint of the token, and who is told of it
+pub mod guard; // counts what could be guessing, before the token is asked
 pub mod links; // when to ask again and when to stop
 pub mod store; // rows of sealed bytes, leases
 pub mod audit; // the outermost layer: one event for each answer

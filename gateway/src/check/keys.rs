@@ -11,7 +11,8 @@ struct Need<'a> {
     /// Who names it, and where.
     place: String,
     label: &'a KeyLabel,
-    role: KeyRole,
+    /// One of them. A base derivation key stands for the keys of its devices.
+    roles: &'static [KeyRole],
     formats: &'a [PinBlockFormat],
     /// It protects: a version that only opens is not enough.
     active: bool,
@@ -24,54 +25,73 @@ pub(super) fn missing(config: &Config, keys: &[KeyFacts]) -> Vec<String> {
 
 fn needs(config: &Config) -> Vec<Need<'_>> {
     let mut needs = Vec::new();
-    let mut need = |place: String, label, role, formats, active| {
-        needs.push(Need { place, label, role, formats, active });
+    let mut need = |place: String, label, roles, formats, active| {
+        needs.push(Need { place, label, roles, formats, active });
     };
-    need("hsm.queue_kek".into(), &config.hsm.queue_kek, KeyRole::QueueKek, &[], true);
+    need("hsm.queue_kek".into(), &config.hsm.queue_kek, &[KeyRole::QueueKek], &[], true);
     for biller in &config.biller {
         let place = |key: &str| format!("biller {:?}: {key}", biller.name);
-        need(place("mac_key"), &biller.mac_key, KeyRole::Mac, &[], true);
+        need(place("mac_key"), &biller.mac_key, &[KeyRole::Mac], &[], true);
         if let Some(key) = &biller.pin_key {
-            need(place("pin_key"), key, KeyRole::ZonePinOut, biller.pin_format.as_slice(), true);
+            let formats = biller.pin_format.as_slice();
+            need(place("pin_key"), key, &[KeyRole::ZonePinOut], formats, true);
         }
     }
     for client in &config.client {
         let place = |key: &str| format!("client {:?}: {key}", client.id);
         for key in &client.grants.mac_generate {
-            need(place("mac_generate"), key, KeyRole::Mac, &[], true);
+            need(place("mac_generate"), key, MAC, &[], true);
         }
         for key in &client.grants.mac_verify {
-            need(place("mac_verify"), key, KeyRole::Mac, &[], false);
+            need(place("mac_verify"), key, MAC, &[], false);
         }
-        if let Some(payments) = &client.grants.payments {
-            let active = payments.answer_mac;
-            need(place("payments.mac_key"), &payments.mac_key, KeyRole::Mac, &[], active);
+        if let Some(payments) = &client.grants.payments
+            && let Some(key) = &payments.mac_key
+        {
+            need(place("payments.mac_key"), key, &[KeyRole::Mac], &[], payments.answer_mac);
         }
         for grant in &client.grants.translate {
             let from = &grant.from;
-            need(place("translate.from"), &from.key, KeyRole::ZonePinIn, &from.formats, false);
+            need(place("translate.from"), &from.key, PIN_IN, &from.formats, false);
             for to in &grant.to {
-                need(place("translate.to"), &to.key, KeyRole::ZonePinOut, &to.formats, true);
+                need(place("translate.to"), &to.key, PIN_OUT, &to.formats, true);
+            }
+        }
+        for grant in &client.grants.verify {
+            let from = &grant.from;
+            need(place("verify.from"), &from.key, PIN_IN, &from.formats, false);
+            for key in &grant.with {
+                need(place("verify.with"), key, PIN_REFERENCE, &[], false);
             }
         }
     }
     needs
 }
 
+const MAC: &[KeyRole] = &[KeyRole::Mac, KeyRole::BaseDerivation];
+const PIN_IN: &[KeyRole] = &[KeyRole::ZonePinIn, KeyRole::BaseDerivation];
+const PIN_OUT: &[KeyRole] = &[KeyRole::ZonePinOut, KeyRole::BaseDerivation];
+const PIN_REFERENCE: &[KeyRole] =
+    &[KeyRole::PinVerificationPvv, KeyRole::PinVerification3624, KeyRole::PinReference];
+
 fn lack(need: &Need<'_>, keys: &[KeyFacts]) -> Option<String> {
-    let Need { place, label, role, formats, active } = need;
+    let Need { place, label, roles, formats, active } = need;
     let told = |what: String| Some(format!("{place} = {:?}: {what}", label.as_str()));
     let mut found = keys.iter().filter(|key| key.label == **label).peekable();
     if found.peek().is_none() {
         return told("is not in the key register".into());
     }
-    let mut of_role = found.filter(|key| key.role == *role).peekable();
+    let mut of_role = found.filter(|key| roles.contains(&key.role)).peekable();
     if of_role.peek().is_none() {
-        return told(format!("is no {role} key"));
+        let roles: Vec<&str> = roles.iter().map(|role| role.name()).collect();
+        return told(format!("is no {} key", roles.join(" or ")));
     }
     let Some(key) = of_role.find(|key| key.state == KeyState::Active || !active) else {
         return told("has no active version".into());
     };
+    if roles.contains(&KeyRole::Mac) && key.mac.is_none() && key.role == KeyRole::BaseDerivation {
+        return told("has no MAC algorithm".into());
+    }
     let format = formats.iter().find(|format| !key.formats.contains(format))?;
     told(format!("does not take {format}"))
 }
@@ -79,7 +99,7 @@ fn lack(need: &Need<'_>, keys: &[KeyFacts]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use hsm_adapter::register::KeyAlgorithm;
-    use hsm_adapter::vocabulary::Mode;
+    use hsm_adapter::vocabulary::{MacAlgorithm, Mode};
 
     use super::*;
 
@@ -105,18 +125,31 @@ mod tests {
         let label = KeyLabel::parse("zpk.b").unwrap();
         let (role, place) = (KeyRole::ZonePinOut, "client \"a\": translate.to".to_owned());
         let formats = [PinBlockFormat::Iso4];
-        let need = Need { place, label: &label, role, formats: &formats, active: true };
+        let roles = PIN_OUT;
+        let need = Need { place, label: &label, roles, formats: &formats, active: true };
         let lack = |key| lack(&need, &[key]);
         let other = KeyFacts { formats: vec![PinBlockFormat::Iso0], ..key("zpk.b", role, true) };
 
         assert_eq!(lack(key("zpk.b", role, true)), None);
         for (key, told) in [
             (key("zpk.c", role, true), "is not in the key register"),
-            (key("zpk.b", KeyRole::ZonePinIn, true), "is no zone-pin-out key"),
+            (key("zpk.b", KeyRole::ZonePinIn, true), "is no zone-pin-out or base-derivation key"),
             (key("zpk.b", role, false), "has no active version"),
             (other, "does not take iso4"),
         ] {
             assert_eq!(lack(key), Some(format!("client \"a\": translate.to = \"zpk.b\": {told}")));
         }
+    }
+
+    #[test]
+    fn a_base_derivation_key_makes_macs_only_when_its_profile_says_which() {
+        let label = KeyLabel::parse("bdk.b").unwrap();
+        let need =
+            Need { place: "x".into(), label: &label, roles: MAC, formats: &[], active: true };
+        let silent = key("bdk.b", KeyRole::BaseDerivation, true);
+        let with_mac = KeyFacts { mac: Some(MacAlgorithm::Cmac), ..silent.clone() };
+
+        assert_eq!(lack(&need, &[silent]), Some("x = \"bdk.b\": has no MAC algorithm".into()));
+        assert_eq!(lack(&need, &[with_mac]), None);
     }
 }

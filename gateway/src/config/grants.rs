@@ -9,9 +9,11 @@ use serde::Deserialize;
 pub struct Grants {
     /// Pairs of zones between which PIN blocks may be translated.
     pub translate: Vec<TranslateGrant>,
-    /// MAC keys with which the client may have MACs made.
+    /// Zones whose PINs may be verified, and with which keys.
+    pub verify: Vec<VerifyGrant>,
+    /// MAC keys, or base derivation keys, with which the client may have MACs made.
     pub mac_generate: Vec<KeyLabel>,
-    /// MAC keys with which the client may have MACs verified.
+    /// MAC keys, or base derivation keys, with which the client may have MACs verified.
     pub mac_verify: Vec<KeyLabel>,
     /// Payments, and with which key they are authenticated.
     pub payments: Option<PaymentGrant>,
@@ -27,7 +29,17 @@ pub struct TranslateGrant {
     pub to: Vec<ZoneGrant>,
 }
 
-/// A zone PIN key and the formats that may be used with it.
+/// One inbound zone and the keys that its PINs may be verified with.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VerifyGrant {
+    /// The inbound key and its formats.
+    pub from: ZoneGrant,
+    /// PVV keys, IBM 3624 keys, reference keys.
+    pub with: Vec<KeyLabel>,
+}
+
+/// A zone PIN key, or a base derivation key, and the formats that may be used with it.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ZoneGrant {
@@ -41,11 +53,13 @@ pub struct ZoneGrant {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PaymentGrant {
-    /// The key of the MAC that each payment must carry.
-    pub mac_key: KeyLabel,
+    /// The key of the MAC that each payment must carry. Default none: the client certificate alone
+    /// vouches for a payment, and nothing for its bytes once TLS has ended.
+    #[serde(default)]
+    pub mac_key: Option<KeyLabel>,
     /// The billers that may be paid.
     pub billers: Vec<String>,
-    /// Whether the client's answers carry a MAC under the same key. Default true.
+    /// Whether the client's answers carry a MAC under the same key, if there is one. Default true.
     #[serde(default = "yes")]
     pub answer_mac: bool,
 }
@@ -85,14 +99,26 @@ impl Grants {
         to: &KeyLabel,
         to_format: PinBlockFormat,
     ) -> bool {
-        let grants = |zone: &ZoneGrant, key: &KeyLabel, format: PinBlockFormat| {
-            zone.key == *key && zone.formats.contains(&format)
-        };
         from_format.may_become(to_format)
             && self.translate.iter().any(|grant| {
-                grants(&grant.from, from, from_format)
-                    && grant.to.iter().any(|zone| grants(zone, to, to_format))
+                grant.from.covers(from, from_format)
+                    && grant.to.iter().any(|zone| zone.covers(to, to_format))
             })
+    }
+
+    /// Whether PINs of this zone may be verified with this key.
+    #[must_use]
+    pub fn may_verify(&self, from: &KeyLabel, format: PinBlockFormat, with: &KeyLabel) -> bool {
+        let granted = |grant: &VerifyGrant| {
+            grant.from.covers(from, format) && grant.with.iter().any(|key| key == with)
+        };
+        self.verify.iter().any(granted)
+    }
+}
+
+impl ZoneGrant {
+    fn covers(&self, key: &KeyLabel, format: PinBlockFormat) -> bool {
+        self.key == *key && self.formats.contains(&format)
     }
 }
 
@@ -135,6 +161,27 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_pin_is_verified_only_with_a_key_that_goes_with_its_zone() {
+        use PinBlockFormat::{Iso0, Iso3};
+        let grants = grants(
+            r#"verify = [{ from = { key = "zpk.a", formats = ["iso0"] }, with = ["pvk.a"] },
+                         { from = { key = "zpk.b", formats = ["iso0"] }, with = ["pvk.b"] }]"#,
+        );
+        let label = |text| KeyLabel::parse(text).unwrap();
+
+        for (from, format, with, wanted) in [
+            ("zpk.a", Iso0, "pvk.a", true),
+            ("zpk.a", Iso3, "pvk.a", false),
+            ("zpk.a", Iso0, "pvk.b", false),
+            ("zpk.b", Iso0, "pvk.b", true),
+            ("pvk.a", Iso0, "zpk.a", false),
+        ] {
+            let granted = grants.may_verify(&label(from), format, &label(with));
+            assert_eq!(granted, wanted, "{from} {format} {with}");
         }
     }
 

@@ -28,6 +28,8 @@ pub struct Client {
 pub enum Operation {
     /// PIN translation.
     Translate,
+    /// PIN verification.
+    Verify,
     /// MAC generation and verification.
     Mac,
     /// Payments: new ones and questions about them.
@@ -153,12 +155,13 @@ impl Client {
 }
 
 impl Operation {
-    const ALL: [Self; 4] = [Self::Translate, Self::Mac, Self::Payment, Self::Admin];
+    const ALL: [Self; 5] = [Self::Translate, Self::Verify, Self::Mac, Self::Payment, Self::Admin];
 
     /// The limit's name in headers and figures.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Translate => "translate",
+            Self::Verify => "verify",
             Self::Mac => "mac",
             Self::Payment => "payment",
             Self::Admin => "admin",
@@ -168,6 +171,7 @@ impl Operation {
     fn per_minute(self, limits: &LimitsConfig) -> u32 {
         match self {
             Self::Translate => limits.translate_per_minute,
+            Self::Verify => limits.verify_per_minute,
             Self::Mac => limits.mac_per_minute,
             Self::Payment => limits.payment_per_minute,
             Self::Admin => limits.admin_per_minute,

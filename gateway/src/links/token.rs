@@ -8,9 +8,9 @@ use std::time::Duration;
 use hsm_adapter::client::{LinkError, TokenLink, WorkerStatus};
 use hsm_adapter::error::{CkrClass, Failure};
 use hsm_adapter::protocol::{
-    Answer, ClearDataKey, KeyFacts, LintReport, Message, Order, PinKey, Recipe,
+    Answer, ClearDataKey, KeyFacts, LintReport, Message, Order, PinKey, PinReference, Recipe,
 };
-use hsm_adapter::vocabulary::{KeyLabel, KeyName, MacAlgorithm, Mode, Pan, PinBlock};
+use hsm_adapter::vocabulary::{KeyLabel, KeyName, Ksn, MacAlgorithm, Mode, Pan, PinBlock};
 use tokio::time::Instant;
 
 use super::breaker::{Breaker, Verdict};
@@ -33,6 +33,15 @@ pub struct Translated {
     /// Under the outbound key.
     pub block: PinBlock,
     /// The version of that key.
+    pub key_version: u32,
+}
+
+/// The outcome of a PIN verification.
+#[derive(Debug, Clone, Copy)]
+pub struct PinVerdict {
+    /// Whether it is the PIN.
+    pub verified: bool,
+    /// The version of the key that it was verified with.
     pub key_version: u32,
 }
 
@@ -89,36 +98,61 @@ impl HsmLink {
         (mode, translated)
     }
 
-    /// Makes a MAC over `message`.
+    /// Compares the PIN of a block with what the issuer keeps. Beside the outcome: where the clear
+    /// PIN was.
+    pub async fn verify_pin(
+        &self,
+        pan: Pan,
+        block: PinBlock,
+        from: PinKey,
+        reference: PinReference,
+        deadline: Instant,
+    ) -> (Option<Mode>, Result<PinVerdict, HsmError>) {
+        let order = Order::VerifyPin { pan, block, from, reference };
+        let (mode, outcome) = self.ask_with_mode(order, deadline).await;
+        let verdict = outcome.and_then(|answer| {
+            let Answer::PinVerified { verified, key_version } = answer else {
+                return Err(wrong());
+            };
+            Ok(PinVerdict { verified, key_version })
+        });
+        (mode, verdict)
+    }
+
+    /// Makes a MAC over `message`; `ksn` with a base derivation key, and only there.
     ///
     /// # Errors
     /// See [`HsmError`].
     pub async fn generate_mac(
         &self,
         key: KeyName,
+        ksn: Option<Ksn>,
         message: Vec<u8>,
         length: Option<u8>,
         deadline: Instant,
     ) -> Result<Made, HsmError> {
-        let order = Order::GenerateMac { key, ksn: None, message: Message(message), length };
-        let Answer::Mac { mac, algorithm, key_version } = self.ask(order, deadline).await? else {
+        let order = Order::GenerateMac { key, ksn, message: Message(message), length };
+        let Answer::Mac { mut mac, algorithm, key_version } = self.ask(order, deadline).await?
+        else {
             return Err(wrong());
         };
-        Ok(Made { mac, algorithm, key_version })
+        Ok(Made { mac: std::mem::take(&mut mac.0), algorithm, key_version })
     }
 
-    /// Whether `mac` is the message's.
+    /// Whether `mac` is the message's; `ksn` as for [`generate_mac`](Self::generate_mac).
     ///
     /// # Errors
     /// See [`HsmError`]; a wrong MAC is an answer.
     pub async fn verify_mac(
         &self,
         key: KeyName,
+        ksn: Option<Ksn>,
         message: Vec<u8>,
         mac: Vec<u8>,
         deadline: Instant,
     ) -> Result<bool, HsmError> {
-        let order = Order::VerifyMac { key, ksn: None, message: Message(message), mac };
+        let (message, mac) = (Message(message), Message(mac));
+        let order = Order::VerifyMac { key, ksn, message, mac };
         let Answer::Verified(verified) = self.ask(order, deadline).await? else {
             return Err(wrong());
         };

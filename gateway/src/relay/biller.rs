@@ -103,7 +103,7 @@ impl Biller {
     ) -> Result<Settlement, BackendError> {
         let permit = self.backend.admit()?;
         let key = self.mac_key.clone();
-        let made = hsm.generate_mac(key.into(), request.to_vec(), None, limit).await;
+        let made = hsm.generate_mac(key.into(), None, request.to_vec(), None, limit).await;
         let mac = made.map_err(|error| {
             if let Some(failure) = error.failure() {
                 tracing::error!(%failure, biller = self.name, key = %self.mac_key, "its MAC key");
@@ -120,7 +120,7 @@ impl Biller {
         let body = answered.body.to_vec();
         // The answer is here: reading it is worth a moment more than the attempt had.
         let limit = limit.max(Instant::now() + VERIFY_MIN);
-        match hsm.verify_mac(self.mac_key.clone().into(), body, mac, limit).await {
+        match hsm.verify_mac(self.mac_key.clone().into(), None, body, mac, limit).await {
             Ok(true) => {}
             Ok(false) => return Err(answered.reject(&self.name, "wrong MAC")),
             // The payment may be made: without the HSM, the answer is not known to be true.

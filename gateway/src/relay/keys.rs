@@ -14,13 +14,14 @@ use std::time::Duration;
 
 use hmac::{Hmac, KeyInit, Mac};
 use hsm_adapter::protocol::ClearDataKey;
+use hsm_adapter::vocabulary::Pan;
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
 use super::sealing::{Cipher, Part, Tampered};
 use crate::store::{
-    ANSWER_WITHIN, DekClass, DekRow, FINGERPRINT_BYTES, ItemFacts, NewDek, OrdKey, Sealed, Store,
-    StoreError,
+    ANSWER_WITHIN, DekClass, DekRow, FINGERPRINT_BYTES, Idempotency, ItemFacts, NewDek, OrdKey,
+    Sealed, Store, StoreError,
 };
 
 /// Where data keys come from: the token, or a stand-in in tests.
@@ -265,6 +266,25 @@ impl Keys {
         parts: &[&[u8]],
     ) -> Result<[u8; FINGERPRINT_BYTES], SealingUnavailable> {
         self.hash(b"fp/1", parts)
+    }
+
+    /// What a card is known by outside of sealed rows: equal for equal numbers, and useless without
+    /// the index key. 16 bytes.
+    ///
+    /// # Errors
+    /// [`SealingUnavailable`].
+    pub fn pan_reference(&self, pan: &Pan) -> Result<[u8; 16], SealingUnavailable> {
+        let number = Zeroizing::new(pan.expose());
+        let hash = self.hash(b"pan/1", &[number.as_bytes()])?;
+        hash.first_chunk().copied().ok_or(SealingUnavailable)
+    }
+
+    /// One idempotent request, as the guard knows it when its KSN comes again.
+    ///
+    /// # Errors
+    /// [`SealingUnavailable`].
+    pub fn holder(&self, request: &Idempotency) -> Result<[u8; 32], SealingUnavailable> {
+        self.hash(b"ksn/1", &[&request.key_hash, &request.fp])
     }
 
     fn hash(&self, label: &[u8], parts: &[&[u8]]) -> Result<[u8; 32], SealingUnavailable> {

@@ -29,6 +29,7 @@ use self::keys::{DataKey, DataKeySource, KeySourceError, Keys};
 use self::payment::Payments;
 use crate::audit::AuditLog;
 use crate::config::QueueConfig;
+use crate::guard::Guard;
 use crate::links::retry::RetryConfig;
 use crate::links::token::{HsmError, HsmLink};
 use crate::store::{PaymentView, Status, Store, StoreError};
@@ -37,6 +38,7 @@ use crate::store::{PaymentView, Status, Store, StoreError};
 #[derive(Debug)]
 pub struct Relay {
     hsm: Arc<HsmLink>,
+    guard: Arc<Guard>,
     store: Store,
     keys: Keys,
     payments: Payments,
@@ -49,8 +51,10 @@ pub struct Relay {
 impl Relay {
     /// `owner` names this process in leases.
     #[must_use]
+    #[expect(clippy::too_many_arguments, reason = "the parts of the gateway, each of its own type")]
     pub fn new(
         hsm: Arc<HsmLink>,
+        guard: Arc<Guard>,
         store: Store,
         keys: Keys,
         queue: QueueConfig,
@@ -60,7 +64,7 @@ impl Relay {
     ) -> Self {
         let payments = Payments::new(store.clone(), keys.clone(), queue.clone(), owner);
         let tasks = TaskTracker::new();
-        Self { hsm, store, keys, payments, queue, retry, audit, tasks }
+        Self { hsm, guard, store, keys, payments, queue, retry, audit, tasks }
     }
 
     /// One payment of one client.

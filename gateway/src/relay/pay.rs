@@ -10,9 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hsm_adapter::error::Failure;
 use hsm_adapter::protocol::PinKey;
-use hsm_adapter::vocabulary::{KeyName, Pan, PinBlock};
+use hsm_adapter::vocabulary::KeyName;
 use serde::Serialize;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -23,8 +22,8 @@ use super::biller::{Biller, NO_HSM, Settlement};
 use super::idempotency::{IdempotencyKey, Request};
 use super::keys::OpenError;
 use super::payment::{Intake, PaymentError, PaymentOrder, Waiting, WaitingPin};
+use crate::guard::{GuardError, PinOrder};
 use crate::links::backend::{BackendError, RESTING};
-use crate::links::token::HsmError;
 use crate::store::{
     Begun, Class, HoldReason, ItemFacts, Lease, Outcome, Parked, Parking, Priority, Settled,
     Status, StoreError,
@@ -44,27 +43,14 @@ pub struct Instruction {
     pub priority: Priority,
     /// What is paid.
     pub order: PaymentOrder,
-    /// The client's PIN block.
-    pub pin: Option<PinOrder>,
+    /// The client's PIN block, and the biller's key and format.
+    pub pin: Option<(PinOrder, PinKey)>,
 }
 
 impl fmt::Debug for Instruction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Instruction({} at {}, {} bytes)", self.client, self.biller.name, self.body.len())
     }
-}
-
-/// A PIN block to translate to the biller's zone.
-#[derive(Debug, Clone)]
-pub struct PinOrder {
-    /// Which card.
-    pub pan: Pan,
-    /// The block.
-    pub block: PinBlock,
-    /// Its key and format.
-    pub from: PinKey,
-    /// The biller's.
-    pub to: PinKey,
 }
 
 /// What the client is told.
@@ -160,7 +146,8 @@ impl Relay {
             if let Some(known) = self.payments.known(request).await? {
                 return self.known(known, None).await;
             }
-            waiting_pin = Some(self.translate(pin, deadline).await?);
+            let holder = self.payments.holder(request)?;
+            waiting_pin = Some(self.translate(&client, pin, holder, deadline).await?);
         }
         let intake = Intake {
             tenant: &client,
@@ -288,24 +275,19 @@ impl Relay {
         Ok(body)
     }
 
-    async fn translate(&self, pin: PinOrder, deadline: Instant) -> Result<WaitingPin, PayError> {
-        let PinOrder { pan, block, from, to } = pin;
-        match self.hsm.translate_pin(pan, block, from, to.clone(), deadline).await.1 {
-            // The version that made the block belongs to it: another one cannot open it.
-            Ok(done) => {
-                let label = to.key.label;
-                let key = KeyName { label, version: Some(done.key_version) };
-                Ok(WaitingPin {
-                    key: PinKey { key, format: to.format, ksn: None },
-                    block: done.block,
-                })
-            }
-            Err(error) => Err(match error.failure() {
-                Some(Failure::PinBlockRefused) => PayError::PinBlockRefused,
-                Some(Failure::UnknownKey | Failure::KeyNotForThis(_)) => PayError::KeyRefused,
-                Some(_) | None => PayError::HsmAway(error),
-            }),
-        }
+    async fn translate(
+        &self,
+        client: &str,
+        (pin, to): (PinOrder, PinKey),
+        holder: [u8; 32],
+        deadline: Instant,
+    ) -> Result<WaitingPin, PayError> {
+        let translated =
+            self.guard.translate_pin(client, pin, to.clone(), Some(holder), deadline).await.1;
+        let done = translated.map_err(PayError::Pin)?;
+        // The version that made the block belongs to it: another one cannot open it.
+        let key = KeyName { label: to.key.label, version: Some(done.key_version) };
+        Ok(WaitingPin { key: PinKey { key, format: to.format, ksn: None }, block: done.block })
     }
 
     /// What a request gets whose payment is not forwarded by it. `new` names a payment that was
@@ -412,12 +394,8 @@ pub enum PayError {
     KeyReused,
     #[error("the queue is full")]
     QueueFull,
-    #[error("the PIN block was refused")]
-    PinBlockRefused,
-    #[error("a key of this payment is not for this")]
-    KeyRefused,
-    #[error("the HSM is away")]
-    HsmAway(#[source] HsmError),
+    #[error("the PIN block was not translated")]
+    Pin(#[source] GuardError),
     #[error("the HSM is away, and the payment may not wait for its MAC")]
     NoMac,
     #[error(transparent)]

@@ -147,6 +147,14 @@ impl Payments {
         Ok(self.store.known(&idempotency).await?)
     }
 
+    /// Who may use one KSN again: a repeat of this very request.
+    ///
+    /// # Errors
+    /// [`PaymentError`].
+    pub fn holder(&self, request: Request<'_>) -> Result<[u8; 32], PaymentError> {
+        Ok(self.keys.holder(&request.identify(&self.keys, 0)?)?)
+    }
+
     /// Records the final answer, sealed for replays.
     ///
     /// # Errors

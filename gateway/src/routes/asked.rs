@@ -46,6 +46,8 @@ pub(super) const TRANSLATE: u8 = 0;
 pub(super) const MAC: u8 = 1;
 /// Payments.
 pub(super) const PAYMENT: u8 = 2;
+/// PIN verification.
+pub(super) const VERIFY: u8 = 3;
 
 impl<S: Sync, const OPERATION: u8> FromRequestParts<S> for Permitted<OPERATION> {
     type Rejection = Problem;
@@ -54,6 +56,7 @@ impl<S: Sync, const OPERATION: u8> FromRequestParts<S> for Permitted<OPERATION> 
         let operation = match OPERATION {
             TRANSLATE => Operation::Translate,
             MAC => Operation::Mac,
+            VERIFY => Operation::Verify,
             _ => Operation::Payment,
         };
         let permit = peer(parts)?.admit(operation)?;

@@ -4,8 +4,6 @@
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use hsm_adapter::vocabulary::KeyLabel;
-
 use crate::config::{ClientConfig, Grants};
 use crate::relay::biller::Biller;
 
@@ -40,12 +38,6 @@ impl Authority {
     pub fn biller(&self, grants: &Grants, name: &str) -> Option<Arc<Biller>> {
         let granted = grants.payments.as_ref()?.billers.iter().any(|biller| biller == name);
         self.billers.get(name).filter(|_| granted).cloned()
-    }
-
-    /// The key of this client's payments, when it may make any.
-    #[must_use]
-    pub fn payment_key(grants: &Grants) -> Option<&KeyLabel> {
-        grants.payments.as_ref().map(|payments| &payments.mac_key)
     }
 }
 

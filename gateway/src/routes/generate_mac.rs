@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::Gateway;
 use super::asked::{Asking, JsonBody, MAC, Permitted, not_allowed};
-use super::refusal::problem_of;
+use super::refusal::problem_of_hsm;
 use crate::audit::AuditEntry;
 use crate::wire::orders::{GenerateMacOrder, GenerateMacRequest};
 use crate::wire::problem::{Problem, ProblemBody};
@@ -47,16 +47,16 @@ pub(super) async fn generate_mac(
     JsonBody(body): JsonBody,
 ) -> Result<(Permitted<MAC>, Json<MadeMac>), Problem> {
     entry.event(EventType::MacGenerate);
-    let GenerateMacOrder { key, message, length } = GenerateMacOrder::parse(&body)?;
+    let GenerateMacOrder { key, ksn, message, length } = GenerateMacOrder::parse(&body)?;
     entry.resource(ResourceType::Key, &key.to_string());
     if !gateway.authority.grants(client.id()).mac_generate.contains(&key.label) {
         return Err(not_allowed(&entry));
     }
     let made = gateway
         .hsm
-        .generate_mac(key, message, length, gateway.deadline())
+        .generate_mac(key, ksn, message, length, gateway.deadline())
         .await
-        .map_err(|error| problem_of(&error))?;
+        .map_err(|error| problem_of_hsm(&entry, &error))?;
     let mac = hex::encode_upper(made.mac);
     let (algorithm, key_version) = (made.algorithm.name(), made.key_version);
     Ok((permit, Json(MadeMac { mac, algorithm, key_version })))

@@ -8,6 +8,7 @@ mod payment;
 mod refusal;
 mod translate_pin;
 mod verify_mac;
+mod verify_pin;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use axum::extract::DefaultBodyLimit;
 use axum::routing::{get, post};
 use tokio::time::Instant;
 
+use crate::guard::Guard;
 use crate::links::token::HsmLink;
 use crate::relay::Relay;
 pub use authorise::Authority;
@@ -25,6 +27,8 @@ pub use authorise::Authority;
 pub struct Gateway {
     /// The token.
     pub hsm: Arc<HsmLink>,
+    /// The token, for what a client could guess.
+    pub guard: Arc<Guard>,
     /// Payments, now or later.
     pub relay: Arc<Relay>,
     /// Who may ask for what.
@@ -54,6 +58,7 @@ pub fn router(gateway: Gateway) -> axum::Router {
         .layer(DefaultBodyLimit::max(MAC_BODY_BYTES_MAX));
     axum::Router::new()
         .route("/v1/pin/translate", post(translate_pin::translate_pin))
+        .route("/v1/pin/verify", post(verify_pin::verify_pin))
         .route("/v1/payments", post(payment::make_payment))
         .route("/v1/payments/{id}", get(payment::read_payment))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
@@ -79,6 +84,7 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
     ),
     paths(
         translate_pin::translate_pin,
+        verify_pin::verify_pin,
         generate_mac::generate_mac,
         verify_mac::verify_mac,
         payment::make_payment,
@@ -105,7 +111,8 @@ mod tests {
                 "/v1/mac/verify",
                 "/v1/payments",
                 "/v1/payments/{id}",
-                "/v1/pin/translate"
+                "/v1/pin/translate",
+                "/v1/pin/verify"
             ]
         );
         for (path, methods) in paths {

@@ -12,16 +12,17 @@ use serde::Serialize;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::Gateway;
 use super::asked::{
     Asking, JsonBody, PAYMENT, Permitted, header as header_text, json, not_allowed,
 };
-use super::refusal::problem_of;
-use super::{Authority, Gateway};
+use super::refusal::{block_refused, problem_of, problem_of_hsm, seconds};
 use crate::audit::AuditEntry;
 use crate::config::Grants;
+use crate::guard::PinOrder;
 use crate::relay::biller::Biller;
 use crate::relay::idempotency::IdempotencyKey;
-use crate::relay::pay::{Instruction, PayError, PinOrder, Receipt};
+use crate::relay::pay::{Instruction, PayError, Receipt};
 use crate::relay::payment::{PaymentError, PaymentOrder};
 use crate::store::Status;
 use crate::wire::orders::{PaymentRequest, PaymentText};
@@ -91,14 +92,14 @@ pub(crate) struct Happened {
 
 /// Makes a payment, once for each idempotency key.
 ///
-/// The MAC covers the exact bytes of the body. 200 is the biller's final answer; 202 says that the
+/// The MAC covers the exact bytes of the body; a client without a MAC key sends none. 200 is the biller's final answer; 202 says that the
 /// payment is durable and will be forwarded: it must be treated as not yet paid.
 #[utoipa::path(
     post,
     path = "/v1/payments",
     params(
         ("Idempotency-Key" = String, Header, description = "A quoted string of 1 to 255 printable ASCII characters"),
-        ("Tollgate-Mac" = String, Header, description = "<key label>:<hex MAC of the exact body>"),
+        ("Tollgate-Mac" = Option<String>, Header, description = "<key label>:<hex MAC of the exact body>; needed unless the client has no MAC key"),
     ),
     request_body = PaymentText,
     responses(
@@ -124,8 +125,9 @@ pub(super) async fn make_payment(
     let deadline = gateway.deadline();
     let key = idempotency_key(&headers)?;
     let grants = gateway.authority.grants(client.id());
-    let Some(mac_key) = Authority::payment_key(&grants) else { return Err(not_allowed(&entry)) };
-    verify_mac(&gateway, &entry, mac_key, &headers, &body, deadline).await?;
+    let Some(granted) = &grants.payments else { return Err(not_allowed(&entry)) };
+    let mac_key = granted.mac_key.as_ref();
+    verify_mac(&gateway, &entry, client.id(), mac_key, &headers, &body, deadline).await?;
     let request = PaymentRequest::parse(&body)?;
     let Some(biller) = gateway.authority.biller(&grants, &request.biller) else {
         return Err(not_allowed(&entry));
@@ -154,9 +156,9 @@ pub(super) async fn make_payment(
         gateway.relay.pay(instruction, deadline).await.map_err(|error| problem(&entry, &error))?;
     entry.resource(ResourceType::Payment, &receipt.id().to_string());
     let answer = answer(&entry, receipt);
-    let answer = match grants.payments.as_ref().is_some_and(|payments| payments.answer_mac) {
-        true => with_mac(&gateway, mac_key, answer, deadline).await?,
-        false => answer.into_response(),
+    let answer = match mac_key.filter(|_| granted.answer_mac) {
+        Some(mac_key) => with_mac(&gateway, &entry, mac_key, answer, deadline).await?,
+        None => answer.into_response(),
     };
     Ok((permit, answer).into_response())
 }
@@ -216,11 +218,12 @@ fn idempotency_key(headers: &HeaderMap) -> Result<IdempotencyKey, Problem> {
 }
 
 /// The MAC of the exact body under the client's own key. Missing, malformed, under another key and
-/// wrong look the same.
+/// wrong look the same; so does one where the client has no MAC key.
 async fn verify_mac(
     gateway: &Gateway,
     entry: &AuditEntry,
-    key: &KeyLabel,
+    client: &str,
+    key: Option<&KeyLabel>,
     headers: &HeaderMap,
     body: &Bytes,
     deadline: Instant,
@@ -229,6 +232,9 @@ async fn verify_mac(
         entry.reason(Reason::MacWrong);
         Problem::new(Slug::MacRefused)
     };
+    let Some(key) = key else {
+        return if headers.contains_key(MAC_HEADER) { Err(refused()) } else { Ok(()) };
+    };
     let text = header_text(headers, MAC_HEADER.as_str()).ok_or_else(refused)?;
     let (label, mac) = text.split_once(':').ok_or_else(refused)?;
     let mac = hex::decode(mac).map_err(|_| refused())?;
@@ -236,11 +242,11 @@ async fn verify_mac(
     if label != key.as_str() || mac.is_empty() || body.is_empty() {
         return Err(refused());
     }
-    let verified = gateway.hsm.verify_mac(key.clone().into(), body.to_vec(), mac, deadline).await;
-    match verified {
+    let (guard, body) = (&gateway.guard, body.to_vec());
+    match guard.verify_mac(client, key.clone().into(), None, body, mac, deadline).await {
         Ok(true) => Ok(()),
         Ok(false) => Err(refused()),
-        Err(error) => Err(problem_of(&error)),
+        Err(error) => Err(problem_of(entry, &error)),
     }
 }
 
@@ -249,7 +255,7 @@ fn pin_order(
     grants: &Grants,
     biller: &Biller,
     request: &PaymentRequest,
-) -> Result<Option<PinOrder>, Problem> {
+) -> Result<Option<(PinOrder, PinKey)>, Problem> {
     let (Some(pan), Some(pin)) = (&request.pan, &request.pin) else { return Ok(None) };
     let to: &PinKey = match &biller.pin {
         Some(to) => to,
@@ -259,11 +265,8 @@ fn pin_order(
     if !grants.may_translate(&from.key.label, from.format, to_label, to.format) {
         return Err(not_allowed(entry));
     }
-    let block = PinBlock::new(pin.block.clone()).map_err(|_| {
-        entry.reason(Reason::Refused);
-        Problem::new(Slug::PinBlockRefused)
-    })?;
-    Ok(Some(PinOrder { pan: pan.clone(), block, from: from.clone(), to: to.clone() }))
+    let block = PinBlock::new(pin.block.clone()).map_err(|_| block_refused(entry))?;
+    Ok(Some((PinOrder { pan: pan.clone(), block, from: from.clone() }, to.clone())))
 }
 
 /// An answer before its MAC.
@@ -319,6 +322,7 @@ fn answer(entry: &AuditEntry, receipt: Receipt) -> Answer {
 /// Adds the MAC of the exact answer under the client's key.
 async fn with_mac(
     gateway: &Gateway,
+    entry: &AuditEntry,
     key: &KeyLabel,
     mut answer: Answer,
     deadline: Instant,
@@ -328,10 +332,10 @@ async fn with_mac(
     let patience = deadline.max(Instant::now() + ANSWER_MAC_MIN);
     let mac = loop {
         let body = answer.body.to_vec();
-        match gateway.hsm.generate_mac(key.clone().into(), body, None, patience).await {
+        match gateway.hsm.generate_mac(key.clone().into(), None, body, None, patience).await {
             Ok(made) => break made.mac,
             Err(error) if Instant::now() >= patience || error.failure().is_some() => {
-                return Err(problem_of(&error));
+                return Err(problem_of_hsm(entry, &error));
             }
             Err(_) => tokio::time::sleep(std::time::Duration::from_millis(100)).await,
         }
@@ -346,9 +350,7 @@ async fn with_mac(
 const ANSWER_MAC_MIN: std::time::Duration = std::time::Duration::from_secs(2);
 
 fn problem(entry: &AuditEntry, error: &PayError) -> Problem {
-    let wait = |duration: std::time::Duration| {
-        u32::try_from(duration.as_millis().div_ceil(1000)).unwrap_or(u32::MAX).clamp(1, 300)
-    };
+    let wait = |duration| seconds(duration).min(300);
     match error {
         PayError::BackendAway { retry_after } => {
             Problem::new(Slug::BackendUnavailable).retry_after_s(wait(*retry_after))
@@ -358,12 +360,7 @@ fn problem(entry: &AuditEntry, error: &PayError) -> Problem {
         }
         PayError::KeyReused => Problem::new(Slug::IdempotencyKeyReused),
         PayError::QueueFull => Problem::new(Slug::QueueFull).retry_after_s(5),
-        PayError::PinBlockRefused => {
-            entry.reason(Reason::Refused);
-            Problem::new(Slug::PinBlockRefused)
-        }
-        PayError::KeyRefused => not_allowed(entry),
-        PayError::HsmAway(error) => problem_of(error),
+        PayError::Pin(error) => problem_of(entry, error),
         PayError::NoMac | PayError::Payment(PaymentError::Sealing(_)) => {
             Problem::new(Slug::HsmUnavailable)
         }

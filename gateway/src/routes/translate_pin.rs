@@ -2,18 +2,17 @@
 
 use axum::Json;
 use axum::extract::State;
-use compliance::{EventType, PanLastFour, Reason, ResourceType};
-use hsm_adapter::error::Failure;
-use hsm_adapter::protocol::PinKey;
+use compliance::{EventType, PanLastFour, ResourceType};
 use hsm_adapter::vocabulary::{Pan, PinBlock};
 use serde::Serialize;
 
 use super::Gateway;
 use super::asked::{Asking, JsonBody, Permitted, TRANSLATE, not_allowed, note_mode};
-use super::refusal::problem_of;
+use super::refusal::{block_refused, problem_of};
 use crate::audit::AuditEntry;
+use crate::guard::PinOrder;
 use crate::wire::orders::{TranslateOrder, TranslateRequest};
-use crate::wire::problem::{Problem, ProblemBody, Slug};
+use crate::wire::problem::{Problem, ProblemBody};
 
 /// A translated PIN block.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -30,12 +29,20 @@ pub(crate) struct Translated {
     /// The version of that key.
     #[schema(example = 1)]
     key_version: u32,
+    /// The inbound KSN, whole, when one was given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "FFFF9876543210E00001")]
+    ksn: Option<String>,
+    /// The outbound KSN, whole, when one was given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    to_ksn: Option<String>,
 }
 
 /// Re-enciphers a PIN block from the client's zone to another.
 ///
 /// The PAN is one and cannot change. Formats: iso0, iso3 and iso4 among themselves, iso1 to each of
-/// them. Everything that is wrong with the block gives the one answer `pin-block-refused`.
+/// them. Everything that is wrong with the block, and a KSN that was used before, gives the one
+/// answer `pin-block-refused`.
 #[utoipa::path(
     post,
     path = "/v1/pin/translate",
@@ -58,35 +65,30 @@ pub(super) async fn translate_pin(
 ) -> Result<(Permitted<TRANSLATE>, Json<Translated>), Problem> {
     entry.event(EventType::PinTranslate);
     let TranslateOrder { pan, pin_block, from, to } = TranslateOrder::parse(&body)?;
-    describe(&entry, &pan, &from, &to);
+    describe(&entry, &pan);
+    entry.resource(ResourceType::Key, &format!("{}>{}", from.key, to.key));
     let grants = gateway.authority.grants(client.id());
     if !grants.may_translate(&from.key.label, from.format, &to.key.label, to.format) {
         return Err(not_allowed(&entry));
     }
     entry.link(gateway.hsm.name());
     // A block of a size that no format has is refused as every other bad block.
-    let block = PinBlock::new(pin_block).map_err(|_| refused(&entry))?;
+    let block = PinBlock::new(pin_block).map_err(|_| block_refused(&entry))?;
     let (format, key) = (to.format.name(), to.key.label.to_string());
+    let (ksn, to_ksn) = (from.ksn.map(|ksn| ksn.to_string()), to.ksn.map(|ksn| ksn.to_string()));
+    let order = PinOrder { pan, block, from };
     let (mode, translated) =
-        gateway.hsm.translate_pin(pan, block, from, to, gateway.deadline()).await;
+        gateway.guard.translate_pin(client.id(), order, to, None, gateway.deadline()).await;
     note_mode(&entry, mode);
-    let translated = translated.map_err(|error| match error.failure() {
-        Some(Failure::PinBlockRefused) => refused(&entry),
-        Some(_) | None => problem_of(&error),
-    })?;
+    let translated = translated.map_err(|error| problem_of(&entry, &error))?;
     let pin_block = hex::encode_upper(translated.block.expose());
     let key_version = translated.key_version;
-    Ok((permit, Json(Translated { pin_block, format, key, key_version })))
+    Ok((permit, Json(Translated { pin_block, format, key, key_version, ksn, to_ksn })))
 }
 
-fn describe(entry: &AuditEntry, pan: &Pan, from: &PinKey, to: &PinKey) {
-    entry.resource(ResourceType::Key, &format!("{}>{}", from.key, to.key));
+/// Says which card, as far as a record may.
+pub(super) fn describe(entry: &AuditEntry, pan: &Pan) {
     if let Ok(last_four) = PanLastFour::parse(&pan.last_four()) {
         entry.pan_last4(last_four);
     }
-}
-
-fn refused(entry: &AuditEntry) -> Problem {
-    entry.reason(Reason::Refused);
-    Problem::new(Slug::PinBlockRefused)
 }

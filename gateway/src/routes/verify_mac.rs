@@ -15,7 +15,7 @@ use crate::wire::problem::{Problem, ProblemBody};
 /// Whether the MAC is right.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub(crate) struct Verified {
-    /// False for a wrong MAC and for one of another length than the key's.
+    /// False for a wrong MAC, one of another length than the key's, and a KSN that was used before.
     verified: bool,
 }
 
@@ -40,16 +40,16 @@ pub(super) async fn verify_mac(
     JsonBody(body): JsonBody,
 ) -> Result<(Permitted<MAC>, Json<Verified>), Problem> {
     entry.event(EventType::MacVerify);
-    let VerifyMacOrder { key, message, mac } = VerifyMacOrder::parse(&body)?;
+    let VerifyMacOrder { key, ksn, message, mac } = VerifyMacOrder::parse(&body)?;
     entry.resource(ResourceType::Key, &key.to_string());
     if !gateway.authority.grants(client.id()).mac_verify.contains(&key.label) {
         return Err(not_allowed(&entry));
     }
     let verified = gateway
-        .hsm
-        .verify_mac(key, message, mac, gateway.deadline())
+        .guard
+        .verify_mac(client.id(), key, ksn, message, mac, gateway.deadline())
         .await
-        .map_err(|error| problem_of(&error))?;
+        .map_err(|error| problem_of(&entry, &error))?;
     if !verified {
         entry.outcome(Outcome::Failure).reason(Reason::MacWrong);
     }

@@ -11,11 +11,13 @@ mod begin;
 mod claim;
 mod clock;
 mod dek;
+mod dukpt;
 mod error;
 mod lane;
 mod look;
 mod open;
 mod outcome;
+mod pin_counters;
 mod prune;
 mod read;
 mod row;
@@ -39,9 +41,11 @@ pub use begin::Begun;
 pub use claim::{Claim, Claimed};
 pub(crate) use clock::Clock;
 pub use dek::{DekClass, DekRow, NewDek};
+pub use dukpt::{Advanced, DukptPurpose, DukptUse};
 pub use error::StoreError;
 pub use look::Seen;
 pub use outcome::{Ending, Outcome, Parked, Parking, Settled};
+pub use pin_counters::{Counted, GuardScope, Try, TryEnd, Window};
 pub use prune::{PruneRule, Pruned};
 pub use read::{Depth, HistoryEntry, PaymentView, Stats};
 pub use row::{
@@ -218,6 +222,94 @@ impl Store {
     /// [`StoreError::Busy`], [`StoreError::Unavailable`].
     pub async fn prune(&self, rule: PruneRule) -> Result<Pruned, StoreError> {
         self.writer.ask(rule).await
+    }
+
+    /// Counts an event, unless it is one too many. Counts outlive a kill, not always a power cut.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`], [`StoreError::Unavailable`]: refuse what was to be counted.
+    pub async fn count(
+        &self,
+        window: Window,
+        subject: &[u8],
+        rows_max: u32,
+    ) -> Result<Counted, StoreError> {
+        self.writer.ask(pin_counters::Count { window, subject: subject.to_vec(), rows_max }).await
+    }
+
+    /// Takes back what [`count`](Self::count) counted: it did not happen.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`], [`StoreError::Unavailable`].
+    pub async fn uncount(&self, rule: &'static str, subject: &[u8]) -> Result<(), StoreError> {
+        self.writer.ask(pin_counters::Uncount { rule, subject: subject.to_vec() }).await
+    }
+
+    /// Takes the right to verify a PIN of this card for this client, and counts it as a failure
+    /// until [`end_try`](Self::end_try) says otherwise. `failures` is how many in a row block the
+    /// card, and for how long.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`], [`StoreError::Unavailable`]: verify nothing.
+    pub async fn begin_try(
+        &self,
+        pan: [u8; 16],
+        client: &str,
+        of_client: Window,
+        failures: (u32, Duration),
+        rows_max: u32,
+    ) -> Result<Try, StoreError> {
+        let (failures_max, block) = failures;
+        let client = client.as_bytes().to_vec();
+        let begin =
+            pin_counters::BeginTry { pan, client, of_client, failures_max, block, rows_max };
+        self.writer.ask(begin).await
+    }
+
+    /// Says that a try was no failure.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`], [`StoreError::Unavailable`]: it stays one.
+    pub async fn end_try(&self, pan: [u8; 16], number: i64, end: TryEnd) -> Result<(), StoreError> {
+        self.writer.ask(pin_counters::EndTry { pan, number, end }).await
+    }
+
+    /// Takes a key out of use until `expires_at` (epoch milliseconds).
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`], [`StoreError::Unavailable`].
+    pub async fn quarantine(
+        &self,
+        scope: GuardScope,
+        key_label: &str,
+        expires_at: i64,
+    ) -> Result<(), StoreError> {
+        let key_label = key_label.to_owned();
+        self.writer.ask(pin_counters::Quarantine { scope, key_label, expires_at }).await
+    }
+
+    /// Keys out of use, each with its end.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn quarantined(&self) -> Result<Vec<(GuardScope, String, i64)>, StoreError> {
+        error::within(pin_counters::quarantined(&self.readers, self.clock.wall())).await
+    }
+
+    /// Whether a KSN was not used yet. Only [`advance`](Self::advance) decides.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn is_new(&self, used: &DukptUse) -> Result<bool, StoreError> {
+        error::within(dukpt::is_new(&self.readers, used)).await
+    }
+
+    /// Records the use of a KSN that passed its check, if its counter grew.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`], [`StoreError::Unavailable`]: nothing may be answered for it.
+    pub async fn advance(&self, used: DukptUse, devices_max: u32) -> Result<Advanced, StoreError> {
+        self.writer.ask(dukpt::Advance { used, devices_max }).await
     }
 
     /// One payment of one client.

@@ -4,6 +4,7 @@
 use sqlx::sqlite::SqliteConnection;
 
 use super::StoreError;
+use super::pin_counters;
 use super::writer::{Batch, Order};
 
 /// What may go.
@@ -22,13 +23,15 @@ pub struct Pruned {
     pub payments: u64,
     /// Tombstones of data keys.
     pub deks: u64,
+    /// Counters of PINs and MACs whose windows have ended.
+    pub counters: u64,
 }
 
 impl Pruned {
     /// Whether anything went: then there may be more.
     #[must_use]
     pub fn any(self) -> bool {
-        self.keys + self.payments + self.deks > 0
+        self.keys + self.payments + self.deks + self.counters > 0
     }
 }
 
@@ -47,6 +50,7 @@ impl Order for PruneRule {
             keys: keys.rows_affected(),
             payments: payments.rows_affected(),
             deks: deks.rows_affected(),
+            counters: pin_counters::prune(db, batch).await?,
         };
         batch.fold |= pruned.any();
         Ok(pruned)

@@ -31,6 +31,11 @@ pub(super) trait Order: Send + Sync + 'static {
     /// Whether it leases something, so that it is pointless once nobody waits for its answer.
     const FOR_CALLER: bool = false;
 
+    /// Whether a commit of such orders alone leaves the write to the operating system: it then
+    /// outlives this process, and is on the disk with the next commit of another order, which the
+    /// writer's own probe makes every two seconds.
+    const RELAXED: bool = false;
+
     /// What to do at once with an answer that nobody waited for.
     fn orphans(_answer: Self::Answer) -> Vec<Box<dyn Job>> {
         Vec::new()
@@ -123,6 +128,7 @@ impl Writer {
         let health = Arc::new(Health { began: Instant::now(), good_at: AtomicU64::new(0) });
         let mut desk = Desk {
             connection: Some(opened.connection),
+            relaxed: false,
             file: opened.file,
             clock,
             wake,
@@ -178,6 +184,8 @@ fn closed() -> StoreError {
 /// The writing side.
 struct Desk {
     connection: Option<SqliteConnection>,
+    /// Whether the connection's commits do not wait for the disk now.
+    relaxed: bool,
     file: DatabaseFile,
     clock: Clock,
     wake: Arc<Notify>,
@@ -291,8 +299,18 @@ impl Desk {
         self.file.check()?;
         let connection = match &mut self.connection {
             Some(connection) => connection,
-            none => none.insert(self.file.connect().await?),
+            none => {
+                self.relaxed = false;
+                none.insert(self.file.connect().await?)
+            }
         };
+        let relaxed = group.iter().all(|job| job.is_relaxed());
+        if relaxed != self.relaxed {
+            let setting = if relaxed { "NORMAL" } else { "FULL" };
+            let statement = format!("PRAGMA synchronous = {setting}");
+            sqlx::query(sqlx::AssertSqlSafe(statement)).execute(&mut *connection).await?;
+            self.relaxed = relaxed;
+        }
         let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
         let depth = match self.depth.take() {
             Some(depth) => depth,
@@ -318,7 +336,10 @@ impl Desk {
         }
         let committing = Instant::now();
         transaction.commit().await?;
-        metrics::histogram!(crate::telemetry::metrics::QUEUE_COMMIT).record(committing.elapsed());
+        if !relaxed {
+            let commits = metrics::histogram!(crate::telemetry::metrics::QUEUE_COMMIT);
+            commits.record(committing.elapsed());
+        }
         Ok(batch)
     }
 
@@ -365,6 +386,7 @@ impl Desk {
 /// An order and the one who waits for it, with the type of the answer hidden.
 pub(super) trait Job: Send {
     fn is_wanted(&self) -> bool;
+    fn is_relaxed(&self) -> bool;
     fn run<'a>(
         &'a mut self,
         db: &'a mut SqliteConnection,
@@ -383,6 +405,10 @@ struct Waiting<O: Order> {
 impl<O: Order> Job for Waiting<O> {
     fn is_wanted(&self) -> bool {
         !(O::FOR_CALLER && self.reply.is_closed())
+    }
+
+    fn is_relaxed(&self) -> bool {
+        O::RELAXED
     }
 
     fn run<'a>(

@@ -75,6 +75,7 @@ table! {
     QUEUE_COMMIT = "queue_commit_seconds" Histogram Seconds [] "Time of one commit of the queue.";
     PAYMENTS = "payments_total" Counter Count ["biller", "status"] "Payments that reached a status.";
     RATE_LIMITED = "rate_limited_total" Counter Count ["limit"] "Requests refused because a limit was used up.";
+    BLOCKED = "blocked_total" Counter Count ["scope"] "Requests refused because a card, a key or a device is blocked.";
     AUDIT_RECORDS = "audit_records_total" Counter Count [] "Audit records that are durable.";
     AUDIT_LAG = "audit_lag_seconds" Gauge Seconds [] "Age of the oldest record of the last batch when it became durable.";
     AUDIT_HEALTHY = "audit_healthy" Gauge Count [] "1 while audit records become durable, else 0: no answer leaves.";

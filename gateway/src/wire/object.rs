@@ -109,6 +109,14 @@ impl Object {
         }
     }
 
+    /// A whole number that must be there.
+    ///
+    /// # Errors
+    /// `malformed-request`, naming the field.
+    pub(crate) fn number(&mut self, name: &'static str) -> Result<u64, Problem> {
+        self.optional_number(name)?.ok_or_else(|| self.missing(name))
+    }
+
     /// An object within that must be there.
     ///
     /// # Errors

@@ -1,7 +1,9 @@
 //! The data API's requests: bytes to orders, strictly, and their schemas.
 
-use hsm_adapter::protocol::PinKey;
-use hsm_adapter::vocabulary::{KeyLabel, KeyName, Pan, PinBlockFormat};
+use hsm_adapter::protocol::{PinKey, PinReference};
+use hsm_adapter::vocabulary::{
+    KeyLabel, KeyName, Ksn, Pan, PinBlock, PinBlockFormat, PinOffset, Pvki, Pvv,
+};
 use utoipa::ToSchema;
 
 use super::amount::Amount;
@@ -36,9 +38,76 @@ impl TranslateOrder {
     }
 }
 
+/// PIN verification, parsed.
+pub(crate) struct VerifyPinOrder {
+    pub(crate) pan: Pan,
+    pub(crate) pin_block: Vec<u8>,
+    pub(crate) from: PinKey,
+    pub(crate) reference: PinReference,
+}
+
+impl VerifyPinOrder {
+    pub(crate) fn parse(body: &[u8]) -> Result<Self, Problem> {
+        let mut object = Object::parse(body)?;
+        let pan = object.parsed("pan", Pan::parse)?;
+        let pin_block = object.hex("pin_block", PIN_BLOCK_BYTES_MAX)?;
+        let from = pin_key(object.object("from")?)?;
+        let method = object.parsed("method", str::parse::<PinMethod>)?;
+        let key = key_name(&mut object)?;
+        // Each method takes its own fields: those of another one are unknown here.
+        let reference = match method {
+            PinMethod::Pvv => {
+                let pvki = object.number("pvki")?;
+                let pvki = u8::try_from(pvki).ok().and_then(|index| Pvki::try_from(index).ok());
+                let pvki = pvki.ok_or_else(|| object.wrong("pvki", "must be 0 to 6"))?;
+                PinReference::Pvv { key, pvki, pvv: object.parsed("pvv", Pvv::parse)? }
+            }
+            PinMethod::Ibm3624 => {
+                PinReference::Ibm3624 { key, offset: object.parsed("offset", PinOffset::parse)? }
+            }
+            PinMethod::Reference => {
+                let block = object.hex("reference", REFERENCE_BYTES)?;
+                if block.len() != REFERENCE_BYTES {
+                    return Err(object.wrong("reference", "must be 16 hex digits"));
+                }
+                let block = PinBlock::new(block)
+                    .map_err(|rule| object.wrong("reference", &rule.to_string()))?;
+                PinReference::Block { key, block }
+            }
+        };
+        object.end()?;
+        Ok(Self { pan, pin_block, from, reference })
+    }
+}
+
+/// How a PIN is verified.
+#[derive(Clone, Copy)]
+enum PinMethod {
+    Pvv,
+    Ibm3624,
+    Reference,
+}
+
+impl std::str::FromStr for PinMethod {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        match text {
+            "pvv" => Ok(Self::Pvv),
+            "ibm3624" => Ok(Self::Ibm3624),
+            "reference" => Ok(Self::Reference),
+            _ => Err("is pvv, ibm3624 or reference"),
+        }
+    }
+}
+
+/// A reference block is of format 0.
+const REFERENCE_BYTES: usize = 8;
+
 /// MAC generation, parsed.
 pub(crate) struct GenerateMacOrder {
     pub(crate) key: KeyName,
+    pub(crate) ksn: Option<Ksn>,
     pub(crate) message: Vec<u8>,
     pub(crate) length: Option<u8>,
 }
@@ -47,6 +116,7 @@ impl GenerateMacOrder {
     pub(crate) fn parse(body: &[u8]) -> Result<Self, Problem> {
         let mut object = Object::parse(body)?;
         let key = key_name(&mut object)?;
+        let ksn = ksn(&mut object)?;
         let message = object.hex("message", MESSAGE_BYTES_MAX)?;
         let length = match object.optional_number("length")? {
             None => None,
@@ -54,13 +124,14 @@ impl GenerateMacOrder {
             Some(_) => return Err(object.wrong("length", "must be 4 to 32 bytes")),
         };
         object.end()?;
-        Ok(Self { key, message, length })
+        Ok(Self { key, ksn, message, length })
     }
 }
 
 /// MAC verification, parsed.
 pub(crate) struct VerifyMacOrder {
     pub(crate) key: KeyName,
+    pub(crate) ksn: Option<Ksn>,
     pub(crate) message: Vec<u8>,
     pub(crate) mac: Vec<u8>,
 }
@@ -69,10 +140,11 @@ impl VerifyMacOrder {
     pub(crate) fn parse(body: &[u8]) -> Result<Self, Problem> {
         let mut object = Object::parse(body)?;
         let key = key_name(&mut object)?;
+        let ksn = ksn(&mut object)?;
         let message = object.hex("message", MESSAGE_BYTES_MAX)?;
         let mac = object.hex("mac", MAC_BYTES_MAX)?;
         object.end()?;
-        Ok(Self { key, message, mac })
+        Ok(Self { key, ksn, message, mac })
     }
 }
 
@@ -133,8 +205,16 @@ impl PaymentRequest {
 fn pin_key(mut object: Object) -> Result<PinKey, Problem> {
     let key = key_name(&mut object)?;
     let format = object.parsed("format", str::parse::<PinBlockFormat>)?;
+    let ksn = ksn(&mut object)?;
     object.end()?;
-    Ok(PinKey { key, format, ksn: None })
+    Ok(PinKey { key, format, ksn })
+}
+
+/// For a base derivation key: whose device, which transaction.
+fn ksn(object: &mut Object) -> Result<Option<Ksn>, Problem> {
+    let text = object.optional_text("ksn")?;
+    let ksn = text.map(|text| Ksn::parse(&text)).transpose();
+    ksn.map_err(|rule| object.wrong("ksn", &rule.to_string()))
 }
 
 fn key_name(object: &mut Object) -> Result<KeyName, Problem> {
@@ -160,7 +240,7 @@ fn identifier(text: &str, length_max: usize) -> Result<String, String> {
     }
 }
 
-/// A zone PIN key and the format of the block under it.
+/// A key and the format of the block under it.
 #[derive(ToSchema)]
 #[schema(as = PinKey)]
 #[expect(dead_code, reason = "the schema of what `Object` reads")]
@@ -173,6 +253,10 @@ pub(crate) struct PinKeyRequest {
     /// iso0, iso1 (input only), iso3 or iso4.
     #[schema(example = "iso0")]
     format: String,
+    /// For a base derivation key, and only there: 24 hex digits (AES DUKPT), or 16 to 20 (TDES
+    /// DUKPT, stripped leading F are put back).
+    #[schema(example = "FFFF9876543210E00001", min_length = 16, max_length = 24)]
+    ksn: Option<String>,
 }
 
 /// Body of POST /v1/pin/translate.
@@ -191,6 +275,40 @@ pub(crate) struct TranslateRequest {
     to: PinKeyRequest,
 }
 
+/// Body of POST /v1/pin/verify. Fields that are not of the method are refused.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "the schema of what `Object` reads")]
+pub(crate) struct VerifyPinRequest {
+    /// 8 to 19 digits.
+    #[schema(example = "4761737909457820", min_length = 8, max_length = 19)]
+    pan: String,
+    /// Hex: 8 bytes for iso0, iso1, iso3; 16 for iso4.
+    #[schema(example = "46CF9D38F2FDD392")]
+    pin_block: String,
+    /// Where the block comes from.
+    from: PinKeyRequest,
+    /// pvv, ibm3624 or reference.
+    #[schema(example = "pvv")]
+    method: String,
+    /// The label of the verification key. Table and validation data of IBM 3624 belong to it.
+    #[schema(example = "pvk.issuer", max_length = 64)]
+    key: String,
+    /// The active version when absent.
+    version: Option<u32>,
+    /// With method pvv: the index of the PVV key that the card names.
+    #[schema(example = 1, maximum = 6)]
+    pvki: Option<u8>,
+    /// With method pvv: the card's value, four digits.
+    #[schema(example = "4821", min_length = 4, max_length = 4)]
+    pvv: Option<String>,
+    /// With method ibm3624: the card's offset, as many digits as the PIN has.
+    #[schema(min_length = 4, max_length = 12)]
+    offset: Option<String>,
+    /// With method reference: an iso0 block of the same PAN under the reference key, 16 hex digits.
+    #[schema(min_length = 16, max_length = 16)]
+    reference: Option<String>,
+}
+
 /// Body of POST /v1/mac/generate.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "the schema of what `Object` reads")]
@@ -200,6 +318,9 @@ pub(crate) struct GenerateMacRequest {
     key: String,
     /// The active version when absent.
     version: Option<u32>,
+    /// For a base derivation key, and only there.
+    #[schema(min_length = 16, max_length = 24)]
+    ksn: Option<String>,
     /// Hex, at most 64 KiB.
     #[schema(example = "3430313233343536373839303944393837")]
     message: String,
@@ -217,6 +338,9 @@ pub(crate) struct VerifyMacRequest {
     key: String,
     /// The active version when absent.
     version: Option<u32>,
+    /// For a base derivation key, and only there.
+    #[schema(min_length = 16, max_length = 24)]
+    ksn: Option<String>,
     /// Hex, at most 64 KiB.
     message: String,
     /// Hex, of the key's own length.
@@ -278,6 +402,59 @@ mod tests {
 
         assert_eq!((payment.biller.as_str(), payment.priority), ("pln", Priority::High));
         assert_eq!(payment.pin.unwrap().from.key.to_string(), "zpk.acquirer-a");
+    }
+
+    const VERIFY: &str = r#"{"pan":"4761737909457820","pin_block":"46CF9D38F2FDD392",
+        "from":{"key":"bdk.t","version":2,"format":"iso0","ksn":"9876543210E00001"},
+        "key":"pvk.i","version":3,"#;
+
+    #[test]
+    fn each_method_of_verification_has_its_own_fields() {
+        let parse = |rest: &str| VerifyPinOrder::parse(format!("{VERIFY}{rest}}}").as_bytes());
+        for (method, fields) in [
+            ("pvv", [r#""pvki":1,"pvv":"4821""#, r#""pvki":1,"pvv":"4821","offset":"1234""#]),
+            ("ibm3624", [r#""offset":"1234""#, r#""offset":"1234","pvki":1"#]),
+            (
+                "reference",
+                [
+                    r#""reference":"46CF9D38F2FDD392""#,
+                    r#""reference":"46CF9D38F2FDD392","table":"0""#,
+                ],
+            ),
+        ] {
+            let [own, foreign] =
+                fields.map(|fields| parse(&format!(r#""method":"{method}",{fields}"#)));
+
+            let order = own.unwrap_or_else(|problem| panic!("{method}: {problem:?}"));
+            assert_eq!(order.from.ksn.unwrap().to_string(), "FFFF9876543210E00001");
+            assert_eq!(order.from.key.version, Some(2));
+            let Err(problem) = foreign else { panic!("{method}: a foreign field is taken") };
+            assert!(problem.detail().unwrap().starts_with("unknown field"), "{problem:?}");
+        }
+        for (rest, named) in [
+            (r#""method":"pvv","pvki":7,"pvv":"4821""#, "pvki"),
+            (r#""method":"pvv","pvki":1,"pvv":"482""#, "pvv"),
+            (r#""method":"pvv","pvv":"4821""#, "missing field pvki"),
+            (r#""method":"ibm3624","offset":"123""#, "offset"),
+            (r#""method":"reference","reference":"46CF""#, "reference"),
+            (r#""method":"cvv""#, "method"),
+        ] {
+            let Err(problem) = parse(rest) else { panic!("accepted: {rest}") };
+            assert!(problem.detail().unwrap().contains(named), "{rest}: {problem:?}");
+        }
+    }
+
+    #[test]
+    fn a_ksn_of_another_length_is_refused_by_name() {
+        for ksn in ["987654321000001", "FFFF9876543210E000011", "12345678901234560000000G"] {
+            let body = PAYMENT.replacen(r#""iso0""#, &format!(r#""iso0","ksn":"{ksn}""#), 1);
+            let Err(problem) = PaymentRequest::parse(body.as_bytes()) else { panic!("{ksn}") };
+            let mac = format!(r#"{{"key":"bdk.t","ksn":"{ksn}","message":"00","mac":"00000000"}}"#);
+            let Err(of_mac) = VerifyMacOrder::parse(mac.as_bytes()) else { panic!("{ksn}") };
+
+            assert!(problem.detail().unwrap().starts_with("pin.ksn: "), "{problem:?}");
+            assert!(of_mac.detail().unwrap().starts_with("ksn: "), "{of_mac:?}");
+        }
     }
 
     /// Each edit breaks one rule, and the answer names the field that it is about.

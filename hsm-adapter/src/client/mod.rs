@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::supervisor::Slot;
-use crate::error::Failure;
+use crate::error::{Failure, VendorCode};
 use crate::protocol::{Answer, Order, Recipe};
 use crate::vocabulary::Mode;
 use crate::worker::Probes;
@@ -40,6 +40,8 @@ pub struct LinkOptions {
     pub probes: Probes,
     /// Negative probes that may fail all the same, by name.
     pub accepted_probes: Vec<String>,
+    /// What the codes of the token's vendor mean; what is not named means restart.
+    pub vendor_codes: Vec<VendorCode>,
     /// All of the worker's environment.
     pub environment: BTreeMap<String, String>,
     /// Worker processes.

@@ -215,6 +215,7 @@ fn spawn(options: &LinkOptions) -> std::io::Result<(Child, UnixStream)> {
         .arg(options.probes.name())
         .args(options.module_sha256.iter().flat_map(|digest| ["--module-sha256", digest]))
         .args(options.accepted_probes.iter().flat_map(|probe| ["--accept-probe", probe]))
+        .args(options.vendor_codes.iter().map(|code| format!("--vendor-code={code}")))
         .env_clear()
         .envs(&options.environment)
         .stdin(Stdio::from(OwnedFd::from(theirs)))

@@ -8,9 +8,12 @@ pub(crate) mod attributes;
 mod change;
 mod hardening;
 pub(crate) mod keys;
+mod known_answers;
 mod lint;
 pub(crate) mod passing;
 mod perform;
+#[cfg(test)]
+mod perform_tests;
 mod probes;
 pub(crate) mod raw;
 mod rewrite;
@@ -33,7 +36,7 @@ pub use self::keys::KeyTrouble;
 pub use self::probes::probe_names;
 pub use self::self_test::SelfTestError;
 pub use self::token::OpenError;
-use crate::error::{CkrClass, TokenError};
+use crate::error::{CkrClass, Failure, TokenError, VendorCode, set_vendor_codes};
 use crate::protocol::{self, Hello, ProbeOutcome, ProbeRow, Recipe};
 use crate::register::{KeyRegister, RegisterError};
 
@@ -65,6 +68,9 @@ pub struct Options {
     /// A negative probe that may fail all the same, by its name. May be repeated.
     #[arg(long, value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(probe_names()))]
     pub accept_probe: Vec<String>,
+    /// What a return code of the token's vendor means, as 0x80000001=transient; again for each code.
+    #[arg(long = "vendor-code")]
+    pub vendor_codes: Vec<VendorCode>,
     /// Prove operations and keys, print what was proved, and exit.
     #[arg(long)]
     pub check: bool,
@@ -138,6 +144,7 @@ pub fn run(options: &Options) -> Result<(), WorkerError> {
 
 fn start(options: &Options) -> Result<(token::Token, keys::KeyTable, Hello), WorkerError> {
     hardening::harden()?;
+    set_vendor_codes(&options.vendor_codes);
     let register = KeyRegister::read(&options.keys)?;
     let pin = read_pin(&options.pin_file)?;
     let module_sha256 = digest(&options.module, options.module_sha256.as_deref())?;
@@ -270,12 +277,15 @@ impl WorkerError {
                 token(error)
             }
             Self::Module { .. } | Self::Probe { .. } => true,
+            Self::SelfTest(SelfTestError::Failed { why, .. }) => {
+                matches!(why, Failure::Token { class: CkrClass::Permanent, .. })
+            }
             Self::Open(OpenError::Load { .. } | OpenError::NoToken { .. })
             | Self::Hardening(_)
             | Self::Register(_)
             | Self::PinFile { .. }
             | Self::Keys(_)
-            | Self::SelfTest(_)
+            | Self::SelfTest(SelfTestError::WrongBytes { .. })
             | Self::Socket(_) => false,
         }
     }

@@ -52,7 +52,7 @@ pub(super) fn perform(
             let mac = mac::generate(session, ready.key(), &message.0, *length)?;
             let Some(profile) = named.profile().mac else { return Err(Failure::UnknownKey) };
             let (algorithm, key_version) = (profile.algorithm, named.profile().version);
-            Ok(Answer::Mac { mac, algorithm, key_version })
+            Ok(Answer::Mac { mac: Message(mac), algorithm, key_version })
         }
         Order::VerifyMac { key, ksn, message, mac } => {
             let named = NamedKey::find(keys, key, ksn.as_ref(), Purpose::MacVerify)?;
@@ -61,7 +61,7 @@ pub(super) fn perform(
                 return Ok(Answer::Verified(false));
             }
             let ready = named.ready(session)?;
-            Ok(Answer::Verified(mac::verify(session, ready.key(), &message.0, mac)?))
+            Ok(Answer::Verified(mac::verify(session, ready.key(), &message.0, &mac.0)?))
         }
         Order::MakeDataKey { kek } => {
             let kek = keys.active_of_role(kek, KeyRole::QueueKek)?;

@@ -81,9 +81,15 @@ pub(crate) fn initialise(module: &Path) -> Result<Pkcs11, OpenError> {
         module: module.display().to_string(),
         why: source.to_string(),
     })?;
-    context
-        .initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK))
-        .map_err(TokenError::from)?;
+    match context.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)) {
+        Ok(()) => {}
+        Err(CryptokiError::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => {
+            tracing::warn!(
+                "the module is initialised already: somebody else in this process uses it"
+            );
+        }
+        Err(error) => return Err(TokenError::from(error).into()),
+    }
     Ok(context)
 }
 

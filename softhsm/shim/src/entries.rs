@@ -2,7 +2,7 @@
 //!
 //! Each entry counts its call, lets it suffer what the control file says, and then does it: by the
 //! target, or by the shim. A call that fails by the control file ends what its session had begun,
-//! as on a device.
+//! as on a device; one that says that it is done already has been done.
 
 use std::ffi::c_void;
 
@@ -10,7 +10,8 @@ use cryptoki_sys::{
     CK_ATTRIBUTE, CK_BBOOL, CK_BYTE, CK_C_Encrypt, CK_FLAGS, CK_FUNCTION_LIST, CK_MECHANISM,
     CK_NOTIFY, CK_OBJECT_HANDLE, CK_RV, CK_SESSION_HANDLE, CK_SESSION_INFO, CK_SLOT_ID,
     CK_TOKEN_INFO, CK_ULONG, CK_USER_TYPE, CKA_DECRYPT, CKA_ENCRYPT, CKA_SIGN, CKA_VERIFY,
-    CKR_ARGUMENTS_BAD, CKR_BUFFER_TOO_SMALL, CKR_GENERAL_ERROR, CKR_OK,
+    CKR_ARGUMENTS_BAD, CKR_BUFFER_TOO_SMALL, CKR_CRYPTOKI_ALREADY_INITIALIZED, CKR_GENERAL_ERROR,
+    CKR_OK, CKR_USER_ALREADY_LOGGED_IN,
 };
 
 use crate::control::Fate;
@@ -155,6 +156,12 @@ macro_rules! handle {
 entries! {
     fn C_Initialize(shim, rv; arguments: *mut c_void)
     whole true;
+    fails {
+        // What it says is so: somebody else did it.
+        if rv == CKR_CRYPTOKI_ALREADY_INITIALIZED {
+            call!(shim.target, C_Initialize(arguments));
+        }
+    }
     does {
         shim.forget_all();
         call!(shim.target, C_Initialize(arguments))
@@ -212,6 +219,11 @@ entries! {
         length: CK_ULONG,
     )
     whole true;
+    fails {
+        if rv == CKR_USER_ALREADY_LOGGED_IN {
+            call!(shim.target, C_Login(session, user, pin, length));
+        }
+    }
     does { call!(shim.target, C_Login(session, user, pin, length)) }
 
     fn C_Logout(shim, rv; session: CK_SESSION_HANDLE)

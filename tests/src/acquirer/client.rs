@@ -63,6 +63,10 @@ pub struct Translated {
     pub format: String,
     pub key: String,
     pub key_version: u32,
+    #[serde(default)]
+    pub ksn: Option<String>,
+    #[serde(default)]
+    pub to_ksn: Option<String>,
 }
 
 /// What `/v1/mac/generate` answers.

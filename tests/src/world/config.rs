@@ -68,9 +68,18 @@ key = "@DIR@/pki/monitor.key"
 [limits]
 exempt_addresses = ["127.0.0.1"]
 translate_per_minute = 10000000
+verify_per_minute = 10000000
 mac_per_minute = 10000000
 payment_per_minute = 10000000
 admin_per_minute = 10000000
+pan_translations_per_hour = 10000000
+pan_translations_per_day = 10000000
+pan_failures_max = 1000000
+client_verifies_per_minute = 10000000
+client_verifies_per_hour = 10000000
+malformed_blocks_per_minute = 10000000
+mac_failures_per_day = 10000000
+mac_failures_max = 10000000
 
 [hsm]
 module = "@MODULE@"
@@ -163,6 +172,10 @@ mac_generate = ["zak.acquirer-a", "zak.acquirer-c", "zak.acquirer-d"]
 mac_verify = ["zak.acquirer-a", "zak.acquirer-c", "zak.acquirer-d"]
 payments = { mac_key = "zak.acquirer-a", billers = ["pln", "pdam", "telkom"] }
 
+[[client.grants.verify]]
+from = { key = "zpk.acquirer-a", formats = ["iso0", "iso1", "iso3"] }
+with = ["pvk.issuer", "pvk.issuer-3624"]
+
 [[client.grants.translate]]
 from = { key = "zpk.acquirer-a", formats = ["iso0", "iso1", "iso3"] }
 to = [
@@ -194,6 +207,26 @@ to = [
 id = "terminal-1"
 uri = "spiffe://tollgate.test/terminal-1"
 roles = ["client"]
+requests_per_minute = 10000000
+burst = 1000000
+concurrent = 10000
+
+[client.grants]
+payments = { billers = ["pln", "pdam", "telkom"] }
+
+[[client.grants.translate]]
+from = { key = "bdk.terminals", formats = ["iso4"] }
+to = [
+    { key = "zpk.billing-aes", formats = ["iso4"] },
+    { key = "zpk.billing", formats = ["iso0", "iso3"] },
+]
+
+[[client.grants.translate]]
+from = { key = "bdk.terminals-legacy", formats = ["iso0"] }
+to = [
+    { key = "zpk.billing-aes", formats = ["iso4"] },
+    { key = "zpk.billing", formats = ["iso0", "iso3"] },
+]
 
 [[client]]
 id = "operator"

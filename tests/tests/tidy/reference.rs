@@ -30,6 +30,7 @@ const SECTIONS: &[(&str, &str)] = &[
     ("ClientConfig", "client"),
     ("Grants", "client.grants"),
     ("TranslateGrant", "client.grants.translate"),
+    ("VerifyGrant", "client.grants.verify"),
     ("ZoneGrant", "client.grants.translate.from"),
     ("PaymentGrant", "client.grants.payments"),
 ];

@@ -53,13 +53,27 @@ const ROOMS: &[Room] = &[
     },
     Room {
         name: "routes",
-        opens: &["audit", "config", "edge", "links", "relay", "store::Status", "wire"],
+        opens: &["audit", "config", "edge", "guard", "links", "relay", "store::Status", "wire"],
         never: &["sqlx", "rustls", "tokio_rustls", "reqwest", "hyper", "hyper_util", SOCKETS],
     },
     Room {
         name: "relay",
         // Only the amount: what a biller is sent is relay's own form, not a request body.
-        opens: &["audit::AuditLog", "config", "links", "store", "telemetry", "wire::Amount"],
+        opens: &[
+            "audit::AuditLog",
+            "config",
+            "guard",
+            "links",
+            "store",
+            "telemetry",
+            "wire::Amount",
+        ],
+        never: &["axum", "sqlx", "rustls", "tokio_rustls", "reqwest", SOCKETS],
+    },
+    Room {
+        name: "guard",
+        // Of relay only the index key, under which a card is known.
+        opens: &["audit::AuditLog", "config", "links", "relay::keys", "store", "telemetry"],
         never: &["axum", "sqlx", "rustls", "tokio_rustls", "reqwest", SOCKETS],
     },
     Room { name: "links", opens: &["telemetry"], never: &["axum", "sqlx"] },

@@ -4,6 +4,7 @@ mod lanes;
 mod idempotency;
 mod durability;
 mod pins;
+mod guards;
 mod looking;
 
 use std::collections::HashSet;

@@ -98,7 +98,7 @@ fn strangers(session: &TokenSession, register: &KeyRegister) -> Result<Vec<Stran
         [AttributeType::Class, AttributeType::Label, AttributeType::Wrap, AttributeType::Decrypt];
     let mut strangers = Vec::new();
     for object in session.session.find_objects(&[Attribute::Token(true)])? {
-        // What another process deleted meanwhile has no attributes any more.
+        // What another process deletes meanwhile is a stale handle: the order is tried once more.
         let found = session.session.get_attributes(object, &asked)?;
         let has = |attribute| found.contains(&attribute);
         let label = found.iter().find_map(|attribute| {

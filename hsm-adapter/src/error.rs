@@ -1,5 +1,9 @@
 //! What a token's return code means, and what to do about it.
 
+use std::fmt;
+use std::str::FromStr;
+use std::sync::OnceLock;
+
 use cryptoki::context::Function;
 use cryptoki::error::{Error as CryptokiError, RvError};
 use serde::{Deserialize, Serialize};
@@ -20,6 +24,12 @@ pub enum Failure {
     MacLength { shortest: u8, longest: u8 },
     #[error("the deadline had passed before the order was opened")]
     Expired,
+    #[error("the key block is refused: {0}")]
+    KeyBlockRefused(String),
+    #[error("the change of keys is refused: {0}")]
+    KeyChangeRefused(String),
+    #[error("a key was substituted: {0}")]
+    KeySubstitution(String),
     #[error("{function} answered {code}")]
     Token { function: String, code: String, class: CkrClass },
 }
@@ -37,6 +47,80 @@ pub enum CkrClass {
     Caller,
     Answer,
     Benign,
+}
+
+impl CkrClass {
+    const NAMED: [(&str, Self); 9] = [
+        ("transient", Self::Transient),
+        ("re-find", Self::Refind),
+        ("re-login", Self::Relogin),
+        ("restart", Self::Restart),
+        ("permanent", Self::Permanent),
+        ("configuration", Self::Configuration),
+        ("caller", Self::Caller),
+        ("answer", Self::Answer),
+        ("benign", Self::Benign),
+    ];
+}
+
+/// The class of one code of a token's vendor, as `0x80000001=transient`: the code is at least
+/// 0x80000000, the class is named as in ARCHITECTURE.md.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct VendorCode {
+    /// The return code.
+    pub code: u64,
+    /// What kind of trouble it is.
+    pub class: CkrClass,
+}
+
+impl FromStr for VendorCode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parts = text.split_once('=').and_then(|(code, class)| {
+            let code = u64::from_str_radix(code.strip_prefix("0x")?, 16).ok()?;
+            let (_, class) = CkrClass::NAMED.into_iter().find(|(name, _)| *name == class)?;
+            (code >= 0x8000_0000).then_some(Self { code, class })
+        });
+        parts.ok_or_else(|| {
+            let classes = CkrClass::NAMED.map(|(name, _)| name).join(", ");
+            format!(
+                "{text:?}: write a code from 0x80000000 on and its class as 0x80000001=transient; \
+                     classes are {classes}"
+            )
+        })
+    }
+}
+
+impl TryFrom<String> for VendorCode {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<VendorCode> for String {
+    fn from(code: VendorCode) -> Self {
+        code.to_string()
+    }
+}
+
+impl fmt::Display for VendorCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let named = CkrClass::NAMED.into_iter().find(|(_, class)| *class == self.class);
+        write!(f, "{:#x}={}", self.code, named.map_or("restart", |(name, _)| name))
+    }
+}
+
+/// The vendor's codes of the one token that this process has.
+static VENDOR_CODES: OnceLock<Vec<VendorCode>> = OnceLock::new();
+
+/// Says what a vendor's codes mean; what is not named means restart. The first call counts: a worker
+/// makes it before it loads the module.
+pub(crate) fn set_vendor_codes(codes: &[VendorCode]) {
+    VENDOR_CODES.get_or_init(|| codes.to_vec());
 }
 
 impl Failure {
@@ -59,7 +143,10 @@ impl Failure {
             | Self::KeyNotForThis(_)
             | Self::MessageLength
             | Self::MacLength { .. }
-            | Self::Expired => false,
+            | Self::Expired
+            | Self::KeyBlockRefused(_)
+            | Self::KeyChangeRefused(_)
+            | Self::KeySubstitution(_) => false,
         }
     }
 }
@@ -108,17 +195,17 @@ impl From<TokenError> for Failure {
     }
 }
 
-/// The table of design: one class for each code.
-#[expect(clippy::wildcard_enum_match_arm, reason = "what is not listed restarts the worker")]
+/// The class of each code that PKCS#11 names. ARCHITECTURE.md says what is done about a class.
 fn class(rv: &RvError) -> CkrClass {
     use RvError as R;
     match rv {
-        R::SessionHandleInvalid
+        R::Cancel
+        | R::FunctionCanceled
+        | R::SessionHandleInvalid
         | R::SessionClosed
+        | R::SessionCount
         | R::OperationActive
         | R::OperationNotInitialized
-        | R::SessionCount
-        | R::FunctionCanceled
         | R::HostMemory
         | R::DeviceMemory => CkrClass::Transient,
         R::ObjectHandleInvalid
@@ -126,36 +213,108 @@ fn class(rv: &RvError) -> CkrClass {
         | R::WrappingKeyHandleInvalid
         | R::UnwrappingKeyHandleInvalid => CkrClass::Refind,
         R::UserNotLoggedIn => CkrClass::Relogin,
+        R::GeneralError
+        | R::FunctionFailed
+        | R::FunctionRejected
+        | R::DeviceError
+        | R::DeviceRemoved
+        | R::TokenNotPresent
+        | R::TokenNotRecognized
+        | R::SlotIdInvalid
+        | R::CryptokiNotInitialized
+        | R::NoEvent
+        | R::NeedToCreateThreads
+        | R::CantLock
+        | R::MutexBad
+        | R::MutexNotLocked
+        | R::RandomNoRng
+        // Somebody else has the officer's login, or more logins than the token bears.
+        | R::UserAnotherAlreadyLoggedIn
+        | R::UserTooManyTypes
+        | R::SessionReadWriteSoExists
+        | R::UnknownErrorCode(_) => CkrClass::Restart,
         R::PinIncorrect
+        | R::PinInvalid
         | R::PinLocked
         | R::PinExpired
         | R::PinLenRange
-        | R::UserPinNotInitialized => CkrClass::Permanent,
-        R::MechanismInvalid
-        | R::MechanismParamInvalid
-        | R::KeyFunctionNotPermitted
-        | R::KeyTypeInconsistent
-        | R::KeyUnextractable
-        | R::KeyNotWrappable
-        | R::KeySizeRange
-        | R::TemplateInconsistent
-        | R::TemplateIncomplete
+        | R::PinTooWeak
+        | R::NewPinMode
+        | R::NextOtp
+        | R::UserPinNotInitialized
+        | R::LibraryLoadFailed
+        | R::FipsSelfTestFailed => CkrClass::Permanent,
+        R::ActionProhibited
+        | R::ArgumentsBad
         | R::AttributeReadOnly
         | R::AttributeSensitive
         | R::AttributeTypeInvalid
         | R::AttributeValueInvalid
-        | R::ActionProhibited
+        | R::CurveNotSupported
+        | R::DomainParamsInvalid
+        | R::ExceededMaxIterations
+        | R::FunctionNotParallel
+        | R::FunctionNotSupported
+        | R::InformationSensitive
+        | R::KeyChanged
+        | R::KeyFunctionNotPermitted
+        | R::KeyIndigestible
+        | R::KeyNeeded
+        | R::KeyNotNeeded
+        | R::KeyNotWrappable
+        | R::KeySizeRange
+        | R::KeyTypeInconsistent
+        | R::KeyUnextractable
+        | R::MechanismInvalid
+        | R::MechanismParamInvalid
+        | R::PublicKeyInvalid
+        | R::RandomSeedNotSupported
+        | R::SavedStateInvalid
+        | R::SessionExists
+        | R::SessionParallelNotSupported
         | R::SessionReadOnly
+        | R::SessionReadOnlyExists
+        | R::StateUnsaveable
+        | R::TemplateIncomplete
+        | R::TemplateInconsistent
+        | R::TokenWriteProtected
+        | R::UnwrappingKeySizeRange
+        | R::UnwrappingKeyTypeInconsistent
+        | R::UserTypeInvalid
+        | R::WrappingKeySizeRange
         | R::WrappingKeyTypeInconsistent => CkrClass::Configuration,
-        R::DataLenRange
+        R::BufferTooSmall
         | R::DataInvalid
+        | R::DataLenRange
         | R::EncryptedDataInvalid
         | R::EncryptedDataLenRange
         | R::WrappedKeyInvalid
-        | R::WrappedKeyLenRange
-        | R::BufferTooSmall => CkrClass::Caller,
+        | R::WrappedKeyLenRange => CkrClass::Caller,
         R::SignatureInvalid | R::SignatureLenRange => CkrClass::Answer,
         R::UserAlreadyLoggedIn | R::CryptokiAlreadyInitialized => CkrClass::Benign,
-        _ => CkrClass::Restart,
+        R::VendorDefined(code) => {
+            let known = VENDOR_CODES.get().into_iter().flatten().find(|known| known.code == *code);
+            known.map_or(CkrClass::Restart, |known| known.class)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vendors_code_is_written_as_it_is_read() {
+        for (text, code, class) in [
+            ("0x80000001=transient", 0x8000_0001, CkrClass::Transient),
+            ("0x80000fff=re-login", 0x8000_0FFF, CkrClass::Relogin),
+        ] {
+            let read: VendorCode = text.parse().unwrap();
+            assert_eq!((read, read.to_string()), (VendorCode { code, class }, text.to_owned()));
+        }
+        for text in ["0x30=restart", "0x80000001", "80000001=restart", "0x80000001=odd", ""] {
+            let why = text.parse::<VendorCode>().unwrap_err();
+            assert!(why.contains("0x80000001=transient"), "{why}");
+        }
     }
 }

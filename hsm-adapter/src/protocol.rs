@@ -167,7 +167,7 @@ pub enum Order {
         /// The message, as it is.
         message: Message,
         /// The MAC to compare, of the key's own length.
-        mac: Vec<u8>,
+        mac: Message,
     },
     /// Draws a data key in the token and wraps it under the KEK.
     MakeDataKey {
@@ -294,7 +294,7 @@ pub enum Answer {
     /// To `GenerateMac`.
     Mac {
         /// Left-most bytes.
-        mac: Vec<u8>,
+        mac: Message,
         /// The key's.
         algorithm: MacAlgorithm,
         /// The version that made it.

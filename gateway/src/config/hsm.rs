@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use hsm_adapter::client::LinkOptions;
+use hsm_adapter::error::VendorCode;
 use hsm_adapter::vocabulary::KeyLabel;
 use jiff::Timestamp;
 use jiff::civil::Date;
@@ -30,6 +31,10 @@ pub struct HsmConfig {
     pub pin_file: PathBuf,
     /// The key register, `keys.toml`. No default.
     pub keys: PathBuf,
+    /// What the return codes of the token's vendor mean, as `0x80000001=transient`. Default: each
+    /// means restart.
+    #[serde(default)]
+    pub vendor_codes: Vec<VendorCode>,
     /// All of the worker's environment, such as SOFTHSM2_CONF. Default empty.
     #[serde(default)]
     pub environment: BTreeMap<String, String>,
@@ -146,6 +151,7 @@ impl HsmConfig {
             token_label: self.token_label.clone(),
             pin_file: self.pin_file.clone(),
             keys: self.keys.clone(),
+            vendor_codes: self.vendor_codes.clone(),
             environment: self.environment.clone(),
             workers: self.workers,
             sessions: self.sessions,

@@ -132,10 +132,11 @@ impl HsmLink {
         deadline: Instant,
     ) -> Result<Made, HsmError> {
         let order = Order::GenerateMac { key, ksn, message: Message(message), length };
-        let Answer::Mac { mac, algorithm, key_version } = self.ask(order, deadline).await? else {
+        let Answer::Mac { mut mac, algorithm, key_version } = self.ask(order, deadline).await?
+        else {
             return Err(wrong());
         };
-        Ok(Made { mac, algorithm, key_version })
+        Ok(Made { mac: std::mem::take(&mut mac.0), algorithm, key_version })
     }
 
     /// Whether `mac` is the message's; `ksn` as for [`generate_mac`](Self::generate_mac).
@@ -150,7 +151,8 @@ impl HsmLink {
         mac: Vec<u8>,
         deadline: Instant,
     ) -> Result<bool, HsmError> {
-        let order = Order::VerifyMac { key, ksn, message: Message(message), mac };
+        let (message, mac) = (Message(message), Message(mac));
+        let order = Order::VerifyMac { key, ksn, message, mac };
         let Answer::Verified(verified) = self.ask(order, deadline).await? else {
             return Err(wrong());
         };

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::supervisor::Slot;
-use crate::error::Failure;
+use crate::error::{Failure, VendorCode};
 use crate::protocol::{Answer, Order, Recipe};
 use crate::vocabulary::Mode;
 
@@ -33,6 +33,8 @@ pub struct LinkOptions {
     pub pin_file: PathBuf,
     /// The key register.
     pub keys: PathBuf,
+    /// What the codes of the token's vendor mean; what is not named means restart.
+    pub vendor_codes: Vec<VendorCode>,
     /// All of the worker's environment.
     pub environment: BTreeMap<String, String>,
     /// Worker processes.

@@ -210,6 +210,7 @@ fn spawn(options: &LinkOptions) -> std::io::Result<(Child, UnixStream)> {
         .arg(&options.keys)
         .arg("--sessions")
         .arg(options.sessions.to_string())
+        .args(options.vendor_codes.iter().map(|code| format!("--vendor-code={code}")))
         .env_clear()
         .envs(&options.environment)
         .stdin(Stdio::from(OwnedFd::from(theirs)))

@@ -66,7 +66,7 @@ fn aes<'s>(
         )));
     }
     let chain = |base, usage, context: [u8; 8]| {
-        derive(session, base, &bdk.profile, key_bytes, &mut derivation(usage, key_bytes, context))
+        derive(session, base, &bdk.profile, key_bytes, &derivation(usage, key_bytes, context))
     };
     let [id @ .., _, _, _, _] = *ksn;
     let context = |counter: u32| {
@@ -85,8 +85,8 @@ fn aes<'s>(
         Purpose::MacVerify => USAGE_MAC_GENERATION,
         Purpose::MacGenerate => USAGE_MAC_VERIFICATION,
     };
-    let mut data = derivation(usage, working_bytes, context(counter));
-    let working = derive(session, key.object, &profile, working_bytes, &mut data)?;
+    let data = derivation(usage, working_bytes, context(counter));
+    let working = derive(session, key.object, &profile, working_bytes, &data)?;
     Ok(PassingKey::of(profile, working, None))
 }
 

@@ -5,11 +5,16 @@
 //! module is never finalised: the process ends.
 
 pub(crate) mod attributes;
+mod change;
 mod hardening;
 pub(crate) mod keys;
+mod known_answers;
 pub(crate) mod passing;
 mod perform;
+#[cfg(test)]
+mod perform_tests;
 pub(crate) mod raw;
+mod rewrite;
 pub(crate) mod self_test;
 mod serve;
 pub(crate) mod token;
@@ -27,7 +32,7 @@ use zeroize::Zeroizing;
 pub use self::keys::KeyTrouble;
 pub use self::self_test::SelfTestError;
 pub use self::token::OpenError;
-use crate::error::{CkrClass, TokenError};
+use crate::error::{CkrClass, Failure, TokenError, VendorCode, set_vendor_codes};
 use crate::protocol::{self, Hello, Recipe};
 use crate::register::{KeyRegister, RegisterError};
 
@@ -50,6 +55,9 @@ pub struct Options {
     /// Token sessions, one thread each.
     #[arg(long, default_value_t = 1)]
     pub sessions: u16,
+    /// What a return code of the token's vendor means, as 0x80000001=transient; again for each code.
+    #[arg(long = "vendor-code")]
+    pub vendor_codes: Vec<VendorCode>,
     /// Prove operations and keys, print what was proved, and exit.
     #[arg(long)]
     pub check: bool,
@@ -98,11 +106,12 @@ pub fn run(options: &Options) -> Result<(), WorkerError> {
 
 fn start(options: &Options) -> Result<(token::Token, keys::KeyTable, Hello), WorkerError> {
     hardening::harden()?;
+    set_vendor_codes(&options.vendor_codes);
     let register = KeyRegister::read(&options.keys)?;
     let pin = read_pin(&options.pin_file)?;
     let token = token::Token::open(&options.module, &options.token_label, pin)?;
     let session = token.session().map_err(OpenError::Token)?;
-    let keys = keys::KeyTable::load(register, &session)?;
+    let keys = keys::KeyTable::load(&options.keys, register, &session)?;
     let recipes = self_test::run(&session)?;
     let hello = Hello {
         version: protocol::VERSION,
@@ -183,12 +192,15 @@ impl WorkerError {
             Self::Open(OpenError::Token(error)) | Self::Keys(KeyTrouble::Token(error)) => {
                 token(error)
             }
+            Self::SelfTest(SelfTestError::Failed { why, .. }) => {
+                matches!(why, Failure::Token { class: CkrClass::Permanent, .. })
+            }
             Self::Open(OpenError::Load { .. } | OpenError::NoToken { .. })
             | Self::Hardening(_)
             | Self::Register(_)
             | Self::PinFile { .. }
             | Self::Keys(_)
-            | Self::SelfTest(_)
+            | Self::SelfTest(SelfTestError::WrongBytes { .. })
             | Self::Socket(_) => false,
         }
     }

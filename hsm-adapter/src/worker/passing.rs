@@ -1,10 +1,10 @@
 //! Session objects that live for one operation: destroyed on every way out.
 
 use cryptoki::mechanism::Mechanism;
+use cryptoki::mechanism::misc::KeyDerivationStringData;
 use cryptoki::mechanism::vendor_defined::VendorDefinedMechanism;
 use cryptoki::object::{Attribute, KeyType, ObjectClass, ObjectHandle};
-use cryptoki_sys::{CK_KEY_DERIVATION_STRING_DATA, CK_ULONG, CKM_AES_ECB_ENCRYPT_DATA};
-use zeroize::Zeroize;
+use cryptoki_sys::{CK_ULONG, CKM_AES_ECB_ENCRYPT_DATA};
 
 use super::attributes::{Part, creation_template, template};
 use super::keys::LoadedKey;
@@ -65,14 +65,8 @@ pub(crate) fn create<'s>(
     part: Part,
     value: &[u8],
 ) -> Result<Passing<'s>, TokenError> {
-    let mut template = creation_template(profile, part, value, false);
-    let created = session.session.create_object(&template);
-    for attribute in &mut template {
-        if let Attribute::Value(value) = attribute {
-            value.zeroize();
-        }
-    }
-    Ok(Passing { session, object: created? })
+    let object = session.create_secret(creation_template(profile, part, value, false))?;
+    Ok(Passing { session, object })
 }
 
 /// An AES key of `bytes` bytes, derived in the token: the encipherment of `data` under `base`
@@ -82,7 +76,7 @@ pub(crate) fn derive<'s>(
     base: ObjectHandle,
     profile: &KeyProfile,
     bytes: usize,
-    data: &mut [u8],
+    data: &[u8],
 ) -> Result<Passing<'s>, TokenError> {
     let mut wanted = template(profile, Part::Whole);
     wanted[0] = Attribute::Token(false);
@@ -91,11 +85,19 @@ pub(crate) fn derive<'s>(
         Attribute::KeyType(KeyType::AES),
         Attribute::ValueLen((bytes as CK_ULONG).into()),
     ]);
-    // Lives until the call has returned; the token only reads it.
-    let parameter =
-        CK_KEY_DERIVATION_STRING_DATA { pData: data.as_mut_ptr(), ulLen: data.len() as CK_ULONG };
+    derive_as(session, base, &wanted, data)
+}
+
+/// Whatever the template says, derived in the token: the encipherment of `data` under `base`.
+pub(crate) fn derive_as<'s>(
+    session: &'s TokenSession,
+    base: ObjectHandle,
+    template: &[Attribute],
+    data: &[u8],
+) -> Result<Passing<'s>, TokenError> {
+    let parameter = KeyDerivationStringData::new(data);
     let number = mechanism_type(CKM_AES_ECB_ENCRYPT_DATA);
     let mechanism = Mechanism::VendorDefined(VendorDefinedMechanism::new(number, Some(&parameter)));
-    let object = session.session.derive_key(&mechanism, base, &wanted)?;
+    let object = session.session.derive_key(&mechanism, base, template)?;
     Ok(Passing { session, object })
 }

@@ -1,6 +1,7 @@
 //! One order, one operation: the table of what a worker can be asked.
 
 use super::chain;
+use super::change;
 use super::keys::KeyTable;
 use super::self_test;
 use super::token::TokenSession;
@@ -50,7 +51,7 @@ pub(super) fn perform(
             let mac = mac::generate(session, ready.key(), &message.0, *length)?;
             let Some(profile) = named.profile().mac else { return Err(Failure::UnknownKey) };
             let (algorithm, key_version) = (profile.algorithm, named.profile().version);
-            Ok(Answer::Mac { mac, algorithm, key_version })
+            Ok(Answer::Mac { mac: Message(mac), algorithm, key_version })
         }
         Order::VerifyMac { key, ksn, message, mac } => {
             let named = NamedKey::find(keys, key, ksn.as_ref(), Purpose::MacVerify)?;
@@ -59,7 +60,7 @@ pub(super) fn perform(
                 return Ok(Answer::Verified(false));
             }
             let ready = named.ready(session)?;
-            Ok(Answer::Verified(mac::verify(session, ready.key(), &message.0, mac)?))
+            Ok(Answer::Verified(mac::verify(session, ready.key(), &message.0, &mac.0)?))
         }
         Order::MakeDataKey { kek } => {
             let kek = keys.active_of_role(kek, KeyRole::QueueKek)?;
@@ -84,9 +85,16 @@ pub(super) fn perform(
             })
         }
         Order::Lint => Err(Failure::UnknownKey),
-        Order::ImportKey { .. } | Order::SetKeyState { .. } | Order::ReloadKeys => {
-            Err(Failure::UnknownKey)
+        Order::ImportKey { change, kbpk, block, profile } => {
+            let facts = change::import(session, keys, *change, kbpk, block, profile)?;
+            Ok(Answer::Key(Box::new(facts)))
         }
+        Order::SetKeyState { change, key, state, usable_until_s } => {
+            let until = *usable_until_s;
+            let facts = change::set_state(session, keys, *change, key, *state, until)?;
+            Ok(Answer::Key(Box::new(facts)))
+        }
+        Order::ReloadKeys => Ok(Answer::Reloaded(change::reload(session, keys)?)),
     }
 }
 

@@ -10,7 +10,7 @@ use cryptoki::object::{Attribute, ObjectHandle};
 use cryptoki::session::{Session, UserType};
 use cryptoki::slot::Slot;
 use cryptoki::types::AuthPin;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::error::{CkrClass, TokenError};
 use crate::register::KeyProfile;
@@ -81,9 +81,15 @@ pub(crate) fn initialise(module: &Path) -> Result<Pkcs11, OpenError> {
         module: module.display().to_string(),
         why: source.to_string(),
     })?;
-    context
-        .initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK))
-        .map_err(TokenError::from)?;
+    match context.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)) {
+        Ok(()) => {}
+        Err(CryptokiError::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => {
+            tracing::warn!(
+                "the module is initialised already: somebody else in this process uses it"
+            );
+        }
+        Err(error) => return Err(TokenError::from(error).into()),
+    }
     Ok(context)
 }
 
@@ -119,6 +125,20 @@ impl TokenSession {
         data: &[u8],
     ) -> Result<Vec<u8>, TokenError> {
         Ok(self.session.sign(mechanism, key, data)?)
+    }
+
+    /// An object of known value; the value in the template is wiped after the call.
+    pub(crate) fn create_secret(
+        &self,
+        mut template: Vec<Attribute>,
+    ) -> Result<ObjectHandle, TokenError> {
+        let made = self.session.create_object(&template);
+        for attribute in &mut template {
+            if let Attribute::Value(value) = attribute {
+                value.zeroize();
+            }
+        }
+        Ok(made?)
     }
 
     /// The one object with this label and the profile's class. More than one is refused: which of

@@ -4,13 +4,17 @@
 mod audit;
 mod backend_faults;
 mod bad_requests;
+mod behind_shim;
 mod canary; // finds a secret in any form
 mod dukpt;
 mod gateway_kill;
+mod key_blocks; // what comes in a key block, and what does not
+mod key_life; // staged, active, retired, compromised; several workers; a kill
 mod openapi_admin;
 mod payments;
 mod pin_blocks;
 mod pin_verify;
+mod return_codes;
 mod second_gateway;
 mod smoke;
 mod start_without;
@@ -20,7 +24,9 @@ mod terminal; // what a DUKPT terminal sends
 mod tls;
 mod vector_keys; // the keys of the known-answer vectors, as a token has them
 mod vectors_api;
+mod vectors_dukpt;
 mod vectors_token;
+mod vectors_verify;
 mod wanted; // what a world has beside the demo's
 mod worker_faults;
 mod worker_orders;

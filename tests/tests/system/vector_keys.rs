@@ -7,7 +7,7 @@ use hsm_adapter::register::{KeyAlgorithm, KeyProfile, MacProfile};
 use hsm_adapter::vocabulary::{KeyLabel, KeyRole, MacAlgorithm, MacPadding, PinBlockFormat};
 use softhsm::{PlannedKey, PlannedValue};
 
-/// One translation of `pin_translation.json` between zone keys, and the keys' labels.
+/// One translation of `pin_translation.json`, and the keys' labels.
 pub(crate) struct Translation {
     pub(crate) vector: Vector,
     pub(crate) from: String,
@@ -24,22 +24,27 @@ pub(crate) struct MacCase {
 #[derive(Default)]
 pub(crate) struct VectorKeys(pub(crate) Vec<PlannedKey>);
 
-/// All translations between zone keys; those from DUKPT keys are not of this story.
+/// All translations.
 pub(crate) fn translations(keys: &mut VectorKeys) -> Vec<Translation> {
-    let zones = vectors::load("pin_translation").into_iter().filter(|v| !v.part("in").has("dukpt"));
-    zones
+    vectors::load("pin_translation")
+        .into_iter()
         .map(|vector| {
             let (from, to) = (vector.part("in"), vector.part("out"));
-            let from = keys.zone(KeyRole::ZonePinIn, &from);
+            let from = if from.has("dukpt") {
+                keys.base_derivation(from.part("dukpt").hex("bdk"), |_| {})
+            } else {
+                keys.zone(KeyRole::ZonePinIn, &from)
+            };
             let to = keys.zone(KeyRole::ZonePinOut, &to);
             Translation { vector, from, to }
         })
         .collect()
 }
 
-/// All MACs of the four files.
+/// All MACs of the five files.
 pub(crate) fn macs(keys: &mut VectorKeys) -> Vec<MacCase> {
     let files = [
+        ("mac_iso9797_alg1", MacAlgorithm::CbcMac, KeyAlgorithm::Tdes),
         ("mac_iso9797_alg3", MacAlgorithm::Retail, KeyAlgorithm::Tdes),
         ("mac_cmac_tdes", MacAlgorithm::Cmac, KeyAlgorithm::Tdes),
         ("mac_cmac_aes", MacAlgorithm::Cmac, KeyAlgorithm::Aes),
@@ -56,9 +61,15 @@ pub(crate) fn macs(keys: &mut VectorKeys) -> Vec<MacCase> {
                 length_min: None,
                 empty_message: true,
             };
+            let cipher =
+                if vector.find("cipher") == Some("AES") { KeyAlgorithm::Aes } else { cipher };
             let mut value = vector.hex("key");
             if cipher == KeyAlgorithm::Hmac {
                 pad_hmac_key(&vector, &mut value);
+            }
+            // Single DES is TDES with three equal keys.
+            if value.len() == 8 {
+                value = value.repeat(3);
             }
             let key = keys.add(KeyRole::Mac, cipher, Vec::new(), Some(mac), value);
             cases.push(MacCase { vector, key });
@@ -78,14 +89,48 @@ fn pad_hmac_key(vector: &Vector, value: &mut Vec<u8>) {
 }
 
 impl VectorKeys {
-    fn zone(&mut self, role: KeyRole, side: &Vector) -> String {
-        use PinBlockFormat::{Iso0, Iso1, Iso3, Iso4};
-        let (algorithm, formats) = match (side.text("key_algorithm"), role) {
-            ("AES", _) => (KeyAlgorithm::Aes, vec![Iso4]),
-            (_, KeyRole::ZonePinIn) => (KeyAlgorithm::Tdes, vec![Iso0, Iso1, Iso3]),
-            _ => (KeyAlgorithm::Tdes, vec![Iso0, Iso3]),
+    /// A zone key for these formats of its cipher: iso4 under AES, the others under TDES.
+    pub(crate) fn zone(&mut self, role: KeyRole, side: &Vector) -> String {
+        let algorithm = match side.text("key_algorithm") {
+            "AES" => KeyAlgorithm::Aes,
+            _ => KeyAlgorithm::Tdes,
         };
-        self.add(role, algorithm, formats, None, side.hex("key"))
+        self.zone_key(role, algorithm, side.hex("key"))
+    }
+
+    pub(crate) fn zone_key(
+        &mut self,
+        role: KeyRole,
+        algorithm: KeyAlgorithm,
+        value: Vec<u8>,
+    ) -> String {
+        use PinBlockFormat::{Iso0, Iso1, Iso3, Iso4};
+        let formats = match (algorithm, role) {
+            (KeyAlgorithm::Aes, _) => vec![Iso4],
+            (_, KeyRole::ZonePinIn) => vec![Iso0, Iso1, Iso3],
+            _ => vec![Iso0, Iso3],
+        };
+        self.add(role, algorithm, formats, None, value)
+    }
+
+    /// A base derivation key of the family that its length says; `with` adds what it has beside.
+    pub(crate) fn base_derivation(
+        &mut self,
+        value: Vec<u8>,
+        with: impl FnOnce(&mut KeyProfile),
+    ) -> String {
+        use PinBlockFormat::{Iso0, Iso3, Iso4};
+        // The only values that both families could have are told apart by the published ones.
+        let tdes = vectors::load("dukpt_tdes").iter().any(|vector| vector.hex("bdk") == value);
+        let (algorithm, formats) = if tdes {
+            (KeyAlgorithm::Tdes, vec![Iso0, Iso3])
+        } else {
+            (KeyAlgorithm::Aes, vec![Iso4])
+        };
+        self.plan(KeyRole::BaseDerivation, algorithm, value, |profile| {
+            profile.formats = formats;
+            with(profile);
+        })
     }
 
     /// The label of such a key: that of an equal one, or a new one's.
@@ -97,9 +142,23 @@ impl VectorKeys {
         mac: Option<MacProfile>,
         value: Vec<u8>,
     ) -> String {
+        self.plan(role, algorithm, value, |profile| {
+            profile.formats = formats;
+            profile.mac = mac;
+        })
+    }
+
+    /// The label of such a key: that of an equal one, or a new one's.
+    pub(crate) fn plan(
+        &mut self,
+        role: KeyRole,
+        algorithm: KeyAlgorithm,
+        value: Vec<u8>,
+        with: impl FnOnce(&mut KeyProfile),
+    ) -> String {
         let label = KeyLabel::parse(&format!("vector.{}.{}", role.name(), self.0.len())).unwrap();
-        let base = KeyProfile::new(label.clone(), role, algorithm);
-        let profile = KeyProfile { formats, mac, ..base };
+        let mut profile = KeyProfile::new(label.clone(), role, algorithm);
+        with(&mut profile);
         let value = PlannedValue(value.into());
         let is_equal = |other: &&PlannedKey| {
             let renamed = KeyProfile { label: label.clone(), ..other.profile.clone() };

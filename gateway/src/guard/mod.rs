@@ -28,7 +28,7 @@ use crate::relay::keys::{Keys, SealingUnavailable};
 use crate::store::{
     Advanced, Counted, DukptPurpose, DukptUse, GuardScope, Store, StoreError, Try, TryEnd,
 };
-use crate::telemetry::metrics::BLOCKED;
+use crate::telemetry::metrics::{BLOCKED, RATE_LIMITED};
 
 /// The guarded token.
 #[derive(Debug)]
@@ -220,7 +220,10 @@ impl Guard {
                 metrics::counter!(BLOCKED, "scope" => "pan").increment(1);
                 Err(GuardError::Blocked)
             }
-            Try::Throttled { retry_after } => Err(GuardError::Throttled { retry_after }),
+            Try::Throttled { retry_after } => {
+                metrics::counter!(RATE_LIMITED, "limit" => client_verifies.rule).increment(1);
+                Err(GuardError::Throttled { retry_after })
+            }
             Try::NoRoom => Err(GuardError::NoRoom("pin_counters_max")),
         }
     }

@@ -29,6 +29,7 @@ async fn the_printed_document_is_the_served_one_and_names_every_path() {
         "/v1/payments",
         "/v1/payments/{id}",
         "/v1/pin/translate",
+        "/v1/pin/verify",
     ];
     assert_eq!(paths, data);
 }

@@ -1,11 +1,14 @@
 //! PINs are verified by three methods, and guessing one is stopped before the token is asked.
 
+use std::collections::BTreeSet;
+
 use harness::acquirer::{Answer, Client};
 use harness::demo_keys::DemoKeys;
 use harness::soft::ibm3624::Rule;
 use harness::soft::mac::cmac_aes;
-use harness::soft::pin::{PinFormat, seal_pin};
+use harness::soft::pin::{PinFormat, encipher, seal_pin};
 use harness::soft::pvv::pvv;
+use harness::vectors;
 use harness::world::{Wanted, World};
 use hsm_adapter::register::{KeyAlgorithm, KeyProfile, MacProfile};
 use hsm_adapter::vocabulary::{KeyLabel, KeyRole, MacAlgorithm, PinBlockFormat};
@@ -145,6 +148,37 @@ async fn fields_of_another_method_keys_and_zones_that_are_not_granted_are_refuse
     let other = world.client("acquirer-b").unwrap();
     let answer = verify(&other, &body("pvv", PAN, PIN, PIN)).await;
     assert_eq!(refusal(&answer), (403, "not-allowed".into()));
+}
+
+#[tokio::test]
+async fn every_invalid_block_of_the_vectors_is_refused_in_one_form() {
+    let world = world(&[], Vec::new()).await;
+    let client = world.client("acquirer-a").unwrap();
+    let key = DemoKeys::load().value("zpk.acquirer-a");
+    let mut forms = BTreeSet::new();
+    for v in vectors::load("pinblock_invalid") {
+        let format: PinFormat = format!("iso{}", v.number("format")).parse().unwrap();
+        if format == PinFormat::Iso4 {
+            continue;
+        }
+        let (pan, clear) = (v.find("pan").unwrap_or(PAN), v.hex("clear_block"));
+        // A block of no size that a cipher takes goes as it is.
+        let block = encipher(format, &key, pan, &clear).unwrap_or(clear);
+        let mut body = body("pvv", PAN, PIN, PIN);
+        body["pan"] = json!(pan);
+        body["pin_block"] = json!(hex::encode(block));
+        body["from"]["format"] = json!(format.to_string());
+
+        let answer = verify(&client, &body).await;
+
+        assert_eq!(refusal(&answer), (422, "pin-block-refused".into()), "{v}");
+        let mut form = answer.json();
+        form["request_id"].take();
+        forms.insert(form.to_string());
+    }
+
+    assert_eq!(forms.len(), 1, "{forms:#?}");
+    assert_eq!(verdict(&client, PAN, PIN).await, Some(true));
 }
 
 #[tokio::test]

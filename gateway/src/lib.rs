@@ -17,6 +17,7 @@ pub mod audit; // the outermost layer: one event for each answer
 pub mod admin; // the other listener: health, readiness, figures
 pub mod telemetry; // every metric name in one table; logs
 pub mod check; // preflight: everything that `serve` needs
+pub mod operator; // the command line as a client of the admin API
 pub mod probe; // a container's health check
 pub mod hardening; // no cores, no ptrace
 

@@ -55,6 +55,13 @@ closed! {
         AdminRead = "admin.read",
         ConfigChange = "config.change",
         HsmMode = "hsm.mode",
+        // DSS 10.2.1.7, PCI PIN 6 and 32: the life of a key; `key.change` is a step of its approval
+        KeyImport = "key.import",
+        KeyActivate = "key.activate",
+        KeyRetire = "key.retire",
+        KeyCompromise = "key.compromise",
+        KeyChange = "key.change",
+        KeySubstitution = "key.substitution",
         // DSS 10.2.1.4: invalid access
         TlsReject = "tls.reject",
         AuthzDeny = "authz.deny",
@@ -117,6 +124,10 @@ closed! {
         OutcomeUnknown = "outcome-unknown",
         AttemptsSpent = "attempts-spent",
         Expired = "expired",
+        // the steps of a key's change; the others are `refused` and `expired`
+        Proposed = "proposed",
+        Approved = "approved",
+        Withdrawn = "withdrawn",
     }
 }
 
@@ -173,6 +184,7 @@ closed! {
         Queue = "queue",
         Admin = "admin",
         Audit = "audit",
+        Keys = "keys",
     }
 }
 
@@ -203,6 +215,7 @@ mod tests {
 
         let expected = "pin.translate mac.generate mac.verify payment.accept payment.read \
             queue.enqueue queue.deliver queue.hold queue.expire admin.read config.change hsm.mode \
+            key.import key.activate key.retire key.compromise key.change key.substitution \
             tls.reject authz.deny limit.exceeded http.reject request.malformed audit.start \
             audit.stop audit.failure";
         assert_eq!(names.join(" "), expected);

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand, ValueEnum};
 use gateway::app::App;
 use gateway::config::Config;
+use gateway::key_desk::{self, KeyCommand};
 use gateway::operator::Access;
 use gateway::{check, probe, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
@@ -43,6 +44,9 @@ enum Order {
         #[command(flatten)]
         access: Access,
     },
+    /// The token's keys, and their changes under dual control.
+    #[command(subcommand)]
+    Keys(KeyCommand),
     /// Prints the OpenAPI document.
     Openapi,
 }
@@ -82,6 +86,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             };
             probe::ask(&access, path).await.map(|()| ExitCode::SUCCESS)
         }
+        Order::Keys(command) => key_desk::run(&command).await.map(|()| ExitCode::SUCCESS),
         Order::Openapi => {
             println!("{}", gateway::openapi().to_pretty_json()?);
             Ok(ExitCode::SUCCESS)

@@ -26,6 +26,7 @@ pub(super) fn problem_of(error: &HsmError) -> Problem {
             return Problem::malformed("message: is too long");
         }
         HsmError::Resting
+        | HsmError::Distrusted
         | HsmError::Link(
             LinkError::NoWorker
             | LinkError::TimedOut

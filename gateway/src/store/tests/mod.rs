@@ -5,6 +5,7 @@ mod idempotency;
 mod durability;
 mod pins;
 mod looking;
+mod key_changes;
 
 use std::collections::HashSet;
 use std::os::unix::fs::PermissionsExt;

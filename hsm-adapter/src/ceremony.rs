@@ -12,7 +12,7 @@ use cryptoki::types::AuthPin;
 use secrecy::SecretString;
 
 use crate::error::TokenError;
-use crate::operation::check_value::{self, subkey_one};
+use crate::operation::check_value::{self, CheckValues};
 use crate::register::{KeyAlgorithm, KeyProfile};
 use crate::vocabulary::{Kcv, KcvMethod};
 use crate::worker::OpenError;
@@ -187,34 +187,8 @@ impl Ceremony {
         method: KcvMethod,
         value: &[u8],
     ) -> Result<Kcv, CeremonyError> {
-        let (key_type, mechanism, block) = match algorithm {
-            KeyAlgorithm::Tdes => (KeyType::DES3, Mechanism::Des3Ecb, 8),
-            KeyAlgorithm::Aes => (KeyType::AES, Mechanism::AesEcb, 16),
-            KeyAlgorithm::Hmac | KeyAlgorithm::Ec => return Err(CeremonyError::NoCheckValue),
-        };
-        let value = match (algorithm, value) {
-            (KeyAlgorithm::Tdes, double) if double.len() == 16 => [double, &double[..8]].concat(),
-            (_, whole) => whole.to_vec(),
-        };
-        let session = &self.session;
-        let copy = session
-            .session
-            .create_object(&[
-                Attribute::Class(ObjectClass::SECRET_KEY),
-                Attribute::KeyType(key_type),
-                Attribute::Token(false),
-                Attribute::Private(true),
-                Attribute::Encrypt(true),
-                Attribute::Value(value),
-            ])
-            .map_err(TokenError::from)?;
-        let zeros = session.encrypt(&mechanism, copy, &vec![0; block])?;
-        let bytes = match method {
-            KcvMethod::Zeros => zeros,
-            KcvMethod::Cmac => session.encrypt(&mechanism, copy, &subkey_one(&zeros))?,
-        };
-        session.session.destroy_object(copy).map_err(TokenError::from)?;
-        Kcv::from_left(&bytes).map_err(|_| CeremonyError::NoCheckValue)
+        let values = CheckValues::of(&self.session, algorithm, value)?;
+        values.kcv(method).ok_or(CeremonyError::NoCheckValue)
     }
 }
 

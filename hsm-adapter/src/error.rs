@@ -20,6 +20,12 @@ pub enum Failure {
     MacLength { shortest: u8, longest: u8 },
     #[error("the deadline had passed before the order was opened")]
     Expired,
+    #[error("the key block is refused: {0}")]
+    KeyBlockRefused(String),
+    #[error("the change of keys is refused: {0}")]
+    KeyChangeRefused(String),
+    #[error("a key was substituted: {0}")]
+    KeySubstitution(String),
     #[error("{function} answered {code}")]
     Token { function: String, code: String, class: CkrClass },
 }
@@ -59,7 +65,10 @@ impl Failure {
             | Self::KeyNotForThis(_)
             | Self::MessageLength
             | Self::MacLength { .. }
-            | Self::Expired => false,
+            | Self::Expired
+            | Self::KeyBlockRefused(_)
+            | Self::KeyChangeRefused(_)
+            | Self::KeySubstitution(_) => false,
         }
     }
 }

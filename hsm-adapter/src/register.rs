@@ -5,6 +5,7 @@
 //! reads this file. A key that the register does not name cannot be used.
 
 use std::collections::{BTreeMap, HashSet};
+use std::fmt;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -55,6 +56,16 @@ pub struct KeyProfile {
     /// For role `pin-verification-3624`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ibm3624: Option<Ibm3624Profile>,
+    /// For role `mac`: the one half of it that the key may do; both when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac_use: Option<MacUse>,
+    /// For role `key-block-protection` under TDES: opens blocks of versions A and C, whose binding
+    /// is weak, and no others. Off.
+    #[serde(default, skip_serializing_if = "is_off")]
+    pub variant_blocks: bool,
+    /// What the key block said of passing the key on. No key leaves through Tollgate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exportability: Option<Exportability>,
     /// The check value taken when the key was made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kcv: Option<Kcv>,
@@ -97,6 +108,28 @@ pub struct Ibm3624Profile {
     pub pad: char,
 }
 
+/// Half of a MAC key's role.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MacUse {
+    /// Makes MACs, and verifies none.
+    Generate,
+    /// Verifies MACs, and makes none.
+    Verify,
+}
+
+/// X9.143 exportability.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Exportability {
+    /// E: under a trusted key.
+    Trusted,
+    /// S: under a key of the owner's choice.
+    Sensitive,
+    /// N: never.
+    Never,
+}
+
 /// Whether a key version still protects.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -110,6 +143,17 @@ pub enum KeyState {
     Retired,
     /// Somebody else may know it: used for nothing any more.
     Compromised,
+}
+
+impl fmt::Display for KeyState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Staged => "staged",
+            Self::Active => "active",
+            Self::Retired => "retired",
+            Self::Compromised => "compromised",
+        })
+    }
 }
 
 /// The cipher family of a key.
@@ -144,6 +188,9 @@ impl KeyProfile {
             working_key_bits: None,
             pvki: Vec::new(),
             ibm3624: None,
+            mac_use: None,
+            variant_blocks: false,
+            exportability: None,
             kcv: None,
             kcv_method: None,
         }
@@ -186,6 +233,14 @@ impl KeyProfile {
         self.check_formats()?;
         self.check_mac()?;
         self.check_verification()?;
+        if self.mac_use.is_some() && self.role != KeyRole::Mac {
+            return Err("only a key of role mac has `mac_use`".into());
+        }
+        if self.variant_blocks
+            && (self.role != KeyRole::KeyBlockProtection || self.algorithm != Tdes)
+        {
+            return Err("`variant_blocks` belongs to a TDES key block protection key".into());
+        }
         if self.kcv.is_some() != self.kcv_method.is_some() {
             return Err("`kcv` and `kcv_method` come together".into());
         }
@@ -298,9 +353,14 @@ fn is_in_worker(mode: &Mode) -> bool {
     *mode == Mode::InWorker
 }
 
-/// Every key, checked.
+fn is_off(switch: &bool) -> bool {
+    !switch
+}
+
+/// Every key, checked, and the number of the last change that is in it.
 #[derive(Debug, Clone)]
 pub struct KeyRegister {
+    change: u64,
     keys: BTreeMap<KeyLabel, Vec<KeyProfile>>,
 }
 
@@ -320,7 +380,7 @@ impl KeyRegister {
     /// Says which key breaks which rule.
     pub fn parse(text: &str) -> Result<Self, String> {
         let file: RegisterFile = toml::from_str(text).map_err(|error| error.to_string())?;
-        Self::new(file.key)
+        Ok(Self { change: file.change, ..Self::new(file.key)? })
     }
 
     /// # Errors
@@ -346,7 +406,27 @@ impl KeyRegister {
                 return Err(format!("key {label} has {active} active versions, one may be"));
             }
         }
-        Ok(Self { keys })
+        Ok(Self { change: 0, keys })
+    }
+
+    /// This register with other keys in it, after the change of that number.
+    ///
+    /// # Errors
+    /// Says which key breaks which rule.
+    pub fn changed(&self, change: u64, profiles: Vec<KeyProfile>) -> Result<Self, String> {
+        Ok(Self { change, ..Self::new(profiles)? })
+    }
+
+    /// The number of the last change that is in it; 0 before the first.
+    #[must_use]
+    pub fn change(&self) -> u64 {
+        self.change
+    }
+
+    /// One version of one key.
+    #[must_use]
+    pub fn version(&self, label: &KeyLabel, version: u32) -> Option<&KeyProfile> {
+        self.keys.get(label)?.iter().find(|key| key.version == version)
     }
 
     /// The register as a file.
@@ -354,7 +434,8 @@ impl KeyRegister {
     /// # Errors
     /// When a value has no TOML form, which no checked profile has.
     pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
-        toml::to_string(&RegisterFile { key: self.iter().cloned().collect() })
+        let key = self.iter().cloned().collect();
+        toml::to_string(&RegisterFile { change: self.change, key })
     }
 
     /// All keys in the order of their labels.
@@ -366,6 +447,8 @@ impl KeyRegister {
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RegisterFile {
+    #[serde(default)]
+    change: u64,
     #[serde(default)]
     key: Vec<KeyProfile>,
 }

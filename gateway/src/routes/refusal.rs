@@ -13,6 +13,10 @@ pub(super) fn problem_of(error: &HsmError) -> Problem {
             Failure::PinBlockRefused => Slug::PinBlockRefused,
             // Not on the token, of another role, retired: all look like "not granted".
             Failure::UnknownKey | Failure::KeyNotForThis(_) => Slug::NotAllowed,
+            // Answers to key officers' orders, which no client gives.
+            Failure::KeyBlockRefused(_)
+            | Failure::KeyChangeRefused(_)
+            | Failure::KeySubstitution(_) => Slug::NotAllowed,
             Failure::MessageLength => {
                 return Problem::malformed("message: is empty or longer than the key allows");
             }

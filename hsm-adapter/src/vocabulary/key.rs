@@ -79,7 +79,7 @@ pub enum KeyRole {
     ZonePinIn,
     /// P0, enciphers outbound PIN blocks.
     ZonePinOut,
-    /// M3, M6, M7: generates and verifies MACs.
+    /// M0, M1, M3, M6, M7: generates and verifies MACs.
     Mac,
     /// B0: DUKPT base derivation key.
     BaseDerivation,
@@ -125,12 +125,15 @@ impl fmt::Display for KeyRole {
 
 /// How a check value is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum KcvMethod {
     /// Encipher a block of zeros, left 3 bytes (X9.24-1).
     Zeros,
     /// CMAC over a block of zeros, left 3 bytes (X9.143).
     Cmac,
+    /// HMAC-SHA-256 over nothing, left 3 bytes: a convention of this project, for HMAC keys.
+    #[serde(rename = "hmac-sha256")]
+    HmacSha256,
 }
 
 /// A key check value: tells keys apart, authenticates nothing.
@@ -152,6 +155,12 @@ impl Kcv {
         let mut bytes = [0; 3];
         hex::decode_to_slice(text, &mut bytes).map_err(|_| Malformed::Kcv)?;
         Ok(Self(bytes))
+    }
+
+    /// The three bytes.
+    #[must_use]
+    pub fn bytes(self) -> [u8; 3] {
+        self.0
     }
 }
 

@@ -63,6 +63,13 @@ fn uses(profile: &KeyProfile, part: Part) -> (Uses, MechanismType) {
         },
         // TDES DUKPT is built from single encipherments; AES DUKPT is a derivation of the token.
         KeyRole::BaseDerivation if profile.algorithm == Tdes => (encrypt, ecb),
+        // One key, one binding: variants (A, C) and derived keys (B) never share a TDES key.
+        KeyRole::KeyBlockProtection if profile.variant_blocks => {
+            (derive, MechanismType::XOR_BASE_AND_DATA)
+        }
+        KeyRole::KeyBlockProtection if profile.algorithm == Tdes => {
+            (sign, mechanism_type(CKM_DES3_CMAC))
+        }
         KeyRole::BaseDerivation | KeyRole::KeyBlockProtection => {
             (derive, mechanism_type(CKM_AES_ECB_ENCRYPT_DATA))
         }

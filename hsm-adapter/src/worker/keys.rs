@@ -1,17 +1,23 @@
 //! The handle cache: every key of the register, found on the token and linted.
+//!
+//! A start refuses a register that does not agree with the token. Later on, while the register
+//! changes, only the key that deviates is taken out of use.
 
-use std::collections::HashMap;
-use std::sync::{Arc, RwLock};
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use cryptoki::object::ObjectHandle;
 
 use super::attributes::{Part, deviations};
+use super::chain;
 use super::token::{NotOne, TokenSession};
 use crate::error::{Failure, TokenError};
 use crate::operation::check_value;
 use crate::protocol::KeyFacts;
-use crate::register::{KeyProfile, KeyRegister, KeyState};
-use crate::vocabulary::{KeyLabel, KeyName, KeyRole};
+use crate::register::{KeyProfile, KeyRegister, KeyState, MacUse};
+use crate::vocabulary::{Kcv, KeyLabel, KeyName, KeyRole};
 
 /// A key ready for use.
 #[derive(Debug, Clone)]
@@ -24,47 +30,75 @@ pub(crate) struct LoadedKey {
 
 /// Every key by name. Handles are replaced as a whole when one of them has gone stale.
 pub(crate) struct KeyTable {
+    path: PathBuf,
+    table: RwLock<Table>,
+    /// By `label@version`: why the key is out of use until this worker starts anew.
+    quarantined: RwLock<BTreeMap<String, String>>,
+}
+
+struct Table {
     register: KeyRegister,
-    loaded: RwLock<Loaded>,
+    loaded: Loaded,
 }
 
 type Loaded = HashMap<KeyLabel, Vec<Arc<LoadedKey>>>;
 
+/// A register that was looked up on the token: what was found, and what does not agree.
+pub(super) struct Found {
+    pub(super) register: KeyRegister,
+    loaded: Loaded,
+    pub(super) troubles: Vec<(String, KeyTrouble)>,
+}
+
 impl KeyTable {
-    /// Finds all keys, reads their attributes back and compares their check values.
-    pub(crate) fn load(register: KeyRegister, session: &TokenSession) -> Result<Self, KeyTrouble> {
-        let loaded = find_all(&register, session)?;
-        Ok(Self { register, loaded: RwLock::new(loaded) })
-    }
-
-    /// The named version, or the active one.
-    pub(crate) fn get(&self, name: &KeyName) -> Result<Arc<LoadedKey>, Failure> {
-        let loaded = self.loaded.read().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let versions = loaded.get(&name.label).ok_or(Failure::UnknownKey)?;
-        let meant = |key: &&Arc<LoadedKey>| match name.version {
-            Some(version) => key.profile.version == version,
-            None => key.profile.state == KeyState::Active,
-        };
-        versions.iter().find(meant).cloned().ok_or(Failure::UnknownKey)
-    }
-
-    /// Like [`get`](Self::get), and refuses a key of another role.
-    pub(crate) fn of_role(&self, name: &KeyName, role: KeyRole) -> Result<Arc<LoadedKey>, Failure> {
-        let key = self.get(name)?;
-        if key.profile.role == role {
-            Ok(key)
-        } else {
-            Err(Failure::KeyNotForThis(format!("{name} is a {} key", key.profile.role)))
+    /// Finds all keys, reads their attributes back and compares their check values. `path` is the
+    /// file that the register came from, and that changes go to.
+    pub(crate) fn load(
+        path: &Path,
+        register: KeyRegister,
+        session: &TokenSession,
+    ) -> Result<Self, KeyTrouble> {
+        let mut found = find_all(register, session)?;
+        if let Some((_, trouble)) = found.troubles.pop() {
+            return Err(trouble);
         }
+        let table = Table { register: found.register, loaded: found.loaded };
+        Ok(Self {
+            path: path.to_owned(),
+            table: RwLock::new(table),
+            quarantined: RwLock::default(),
+        })
     }
 
-    /// Like [`of_role`](Self::of_role), and refuses a version that no longer protects.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The named version, or the active one, for an operation that protects nothing new: a retired
+    /// version does it until its time is over, a staged or compromised one does nothing.
+    pub(crate) fn get(&self, name: &KeyName) -> Result<Arc<LoadedKey>, Failure> {
+        let profile = self.profile(name)?;
+        let name = profile.name();
+        if let Some(why) = self.why_quarantined(&name) {
+            return Err(Failure::KeyNotForThis(format!("{name} is quarantined: {why}")));
+        }
+        usable(&profile, now_s()).map_err(Failure::KeyNotForThis)?;
+        self.handle(&profile).ok_or(Failure::UnknownKey)
+    }
+
+    /// Like [`get`](Self::get), and refuses a key of another role, or a MAC key that verifies none.
+    pub(crate) fn of_role(&self, name: &KeyName, role: KeyRole) -> Result<Arc<LoadedKey>, Failure> {
+        self.of_half(name, role, MacUse::Verify)
+    }
+
+    /// Like [`get`](Self::get), and refuses a key of another role, a version that no longer
+    /// protects, and a MAC key that makes none.
     pub(crate) fn active_of_role(
         &self,
         name: &KeyName,
         role: KeyRole,
     ) -> Result<Arc<LoadedKey>, Failure> {
-        let key = self.of_role(name, role)?;
+        let key = self.of_half(name, role, MacUse::Generate)?;
         match key.profile.state {
             KeyState::Active => Ok(key),
             KeyState::Staged | KeyState::Retired | KeyState::Compromised => {
@@ -73,62 +107,167 @@ impl KeyTable {
         }
     }
 
+    fn of_half(
+        &self,
+        name: &KeyName,
+        role: KeyRole,
+        half: MacUse,
+    ) -> Result<Arc<LoadedKey>, Failure> {
+        let key = self.get(name)?;
+        if key.profile.role != role {
+            return Err(Failure::KeyNotForThis(format!("{name} is a {} key", key.profile.role)));
+        }
+        if key.profile.mac_use.is_some_and(|mac_use| mac_use != half) {
+            let what = match half {
+                MacUse::Generate => "makes no MACs, it verifies them",
+                MacUse::Verify => "verifies no MACs, it makes them",
+            };
+            return Err(Failure::KeyNotForThis(format!("{name} {what}")));
+        }
+        Ok(key)
+    }
+
+    /// Takes a key, by `label@version`, out of use until this worker starts anew. The first reason
+    /// stays.
+    pub(crate) fn quarantine(&self, name: &str, why: &str) {
+        let mut quarantined = self.quarantined.write().unwrap_or_else(PoisonError::into_inner);
+        if !quarantined.contains_key(name) {
+            tracing::error!(key = name, why, "a key is quarantined");
+            quarantined.insert(name.into(), why.into());
+        }
+    }
+
+    pub(super) fn why_quarantined(&self, name: &str) -> Option<String> {
+        let quarantined = self.quarantined.read().unwrap_or_else(PoisonError::into_inner);
+        quarantined.get(name).cloned()
+    }
+
     /// Looks every handle up again, with the checks of the first time: an object that took the place
     /// of another is not to be used.
     pub(crate) fn find_again(&self, session: &TokenSession) -> Result<(), KeyTrouble> {
-        let loaded = find_all(&self.register, session)?;
-        *self.loaded.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = loaded;
+        self.take(find_all(self.register(), session)?);
         Ok(())
+    }
+
+    /// The register that the table is of.
+    pub(crate) fn register(&self) -> KeyRegister {
+        self.table().register.clone()
+    }
+
+    /// From now on this is the table, unless it has a later change already. What does not agree with
+    /// its register is quarantined.
+    pub(super) fn take(&self, found: Found) {
+        for (name, trouble) in &found.troubles {
+            self.quarantine(name, &chain(trouble));
+        }
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        if found.register.change() >= table.register.change() {
+            *table = Table { register: found.register, loaded: found.loaded };
+        }
     }
 
     /// What anyone may know of every key.
     pub(crate) fn facts(&self, session: &TokenSession) -> Result<Vec<KeyFacts>, Failure> {
-        let mut facts = Vec::new();
-        for profile in self.register.iter() {
-            let version = Some(profile.version);
-            let key = self.get(&KeyName { label: profile.label.clone(), version })?;
-            let (kcv, kcv_from_token) = check_value::of(session, &key)?;
-            facts.push(KeyFacts {
-                label: profile.label.clone(),
-                version: profile.version,
-                state: profile.state,
-                usable_until_s: profile.usable_until_s,
-                role: profile.role,
-                algorithm: profile.algorithm,
-                mode: profile.mode,
-                quarantined: None,
-                formats: profile.formats.clone(),
-                mac: profile.mac.map(|mac| mac.algorithm),
-                kcv,
-                kcv_from_token,
-            });
-        }
-        Ok(facts)
+        self.register().iter().map(|profile| self.facts_of(session, profile)).collect()
+    }
+
+    /// What anyone may know of one key of the register.
+    pub(super) fn facts_of(
+        &self,
+        session: &TokenSession,
+        profile: &KeyProfile,
+    ) -> Result<KeyFacts, Failure> {
+        let (kcv, kcv_from_token) = match self.handle(profile) {
+            Some(key) => check_value::of(session, &key)?,
+            None => (profile.kcv, false),
+        };
+        Ok(KeyFacts {
+            label: profile.label.clone(),
+            version: profile.version,
+            state: profile.state,
+            usable_until_s: profile.usable_until_s,
+            role: profile.role,
+            algorithm: profile.algorithm,
+            mode: profile.mode,
+            quarantined: self.why_quarantined(&profile.name()),
+            formats: profile.formats.clone(),
+            mac: profile.mac.map(|mac| mac.algorithm),
+            kcv,
+            kcv_from_token,
+        })
+    }
+
+    /// The handles of a key, whatever its state. `None` for one that is not on the token.
+    pub(crate) fn handle(&self, profile: &KeyProfile) -> Option<Arc<LoadedKey>> {
+        let table = self.table();
+        let versions = table.loaded.get(&profile.label)?;
+        versions.iter().find(|key| key.profile.version == profile.version).cloned()
+    }
+
+    fn profile(&self, name: &KeyName) -> Result<KeyProfile, Failure> {
+        let table = self.table();
+        let mut meant = table.register.iter().filter(|profile| {
+            profile.label == name.label
+                && match name.version {
+                    Some(version) => profile.version == version,
+                    None => profile.state == KeyState::Active,
+                }
+        });
+        meant.next().cloned().ok_or(Failure::UnknownKey)
+    }
+
+    fn table(&self) -> std::sync::RwLockReadGuard<'_, Table> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Every key of the register, found, linted, and its check value compared.
-fn find_all(register: &KeyRegister, session: &TokenSession) -> Result<Loaded, KeyTrouble> {
-    let find = |profile: &KeyProfile, label: &str| match session.find(profile, label)? {
-        Ok(object) => Ok(object),
-        Err(NotOne::None) => Err(KeyTrouble::Missing { key: profile.name(), object: label.into() }),
-        Err(NotOne::Several) => {
-            Err(KeyTrouble::Ambiguous { key: profile.name(), object: label.into() })
-        }
-    };
-    let mut loaded = Loaded::new();
-    for profile in register.iter() {
-        let object = find(profile, &profile.object_label())?;
-        let left = match profile.left_object_label() {
-            Some(label) => Some(find(profile, &label)?),
-            None => None,
-        };
-        let key = LoadedKey { profile: profile.clone(), object, left };
-        lint(&key, session)?;
-        compare(&key, session)?;
-        loaded.entry(profile.label.clone()).or_default().push(Arc::new(key));
+/// Why a key of this state verifies and deciphers nothing at this time.
+fn usable(profile: &KeyProfile, now_s: i64) -> Result<(), String> {
+    let name = profile.name();
+    match (profile.state, profile.usable_until_s) {
+        (KeyState::Active, _) | (KeyState::Retired, None) => Ok(()),
+        (KeyState::Retired, Some(until)) if now_s < until => Ok(()),
+        (KeyState::Retired, Some(_)) => Err(format!("{name} is retired, and its time is over")),
+        (KeyState::Staged, _) => Err(format!("{name} is staged: it is not in use yet")),
+        (KeyState::Compromised, _) => Err(format!("{name} is compromised")),
     }
-    Ok(loaded)
+}
+
+fn now_s() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
+/// Every key of the register, found, linted, and its check value compared. A compromised key is not
+/// looked for: it does nothing any more, and its objects may be destroyed.
+pub(super) fn find_all(
+    register: KeyRegister,
+    session: &TokenSession,
+) -> Result<Found, TokenError> {
+    let mut loaded = Loaded::new();
+    let mut troubles = Vec::new();
+    for profile in register.iter().filter(|key| key.state != KeyState::Compromised) {
+        match find(profile, session) {
+            Ok(key) => loaded.entry(profile.label.clone()).or_default().push(Arc::new(key)),
+            Err(KeyTrouble::Token(error)) => return Err(error),
+            Err(trouble) => troubles.push((profile.name(), trouble)),
+        }
+    }
+    Ok(Found { register, loaded, troubles })
+}
+
+fn find(profile: &KeyProfile, session: &TokenSession) -> Result<LoadedKey, KeyTrouble> {
+    let find = |label: String| match session.find(profile, &label)? {
+        Ok(object) => Ok(object),
+        Err(NotOne::None) => Err(KeyTrouble::Missing { key: profile.name(), object: label }),
+        Err(NotOne::Several) => Err(KeyTrouble::Ambiguous { key: profile.name(), object: label }),
+    };
+    let object = find(profile.object_label())?;
+    let left = profile.left_object_label().map(find).transpose()?;
+    let key = LoadedKey { profile: profile.clone(), object, left };
+    lint(&key, session)?;
+    compare(&key, session)?;
+    Ok(key)
 }
 
 fn lint(key: &LoadedKey, session: &TokenSession) -> Result<(), KeyTrouble> {
@@ -151,11 +290,7 @@ fn compare(key: &LoadedKey, session: &TokenSession) -> Result<(), KeyTrouble> {
     if let (Some(found), Some(stated), true) = (kcv, key.profile.kcv, from_token)
         && found != stated
     {
-        return Err(KeyTrouble::Substituted {
-            key: key.profile.name(),
-            found: found.to_string(),
-            stated: stated.to_string(),
-        });
+        return Err(KeyTrouble::Substituted { key: key.profile.name(), found, stated });
     }
     Ok(())
 }
@@ -171,7 +306,30 @@ pub enum KeyTrouble {
     #[error("key {key}: not locked down; other than its role wants: {deviations}")]
     Attributes { key: String, deviations: String },
     #[error("key {key}: check value {found} on the token, {stated} in the register: substituted?")]
-    Substituted { key: String, found: String, stated: String },
+    Substituted { key: String, found: Kcv, stated: Kcv },
     #[error(transparent)]
     Token(#[from] TokenError),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::register::KeyAlgorithm;
+
+    #[test]
+    fn a_version_is_used_as_its_state_and_its_time_allow() {
+        let label = KeyLabel::parse("zak.a").unwrap();
+        let mut key = KeyProfile::new(label, KeyRole::Mac, KeyAlgorithm::Aes);
+        let mut at = |state, until, now| {
+            (key.state, key.usable_until_s) = (state, until);
+            usable(&key, now)
+        };
+
+        assert_eq!(at(KeyState::Active, None, 100), Ok(()));
+        assert_eq!(at(KeyState::Retired, None, 100), Ok(()));
+        assert_eq!(at(KeyState::Retired, Some(101), 100), Ok(()));
+        assert!(at(KeyState::Retired, Some(100), 100).unwrap_err().contains("time is over"));
+        assert!(at(KeyState::Staged, Some(101), 100).unwrap_err().contains("staged"));
+        assert!(at(KeyState::Compromised, Some(101), 100).unwrap_err().contains("compromised"));
+    }
 }

@@ -5,11 +5,13 @@
 //! module is never finalised: the process ends.
 
 pub(crate) mod attributes;
+mod change;
 mod hardening;
 pub(crate) mod keys;
 pub(crate) mod passing;
 mod perform;
 pub(crate) mod raw;
+mod rewrite;
 pub(crate) mod self_test;
 mod serve;
 pub(crate) mod token;
@@ -102,7 +104,7 @@ fn start(options: &Options) -> Result<(token::Token, keys::KeyTable, Hello), Wor
     let pin = read_pin(&options.pin_file)?;
     let token = token::Token::open(&options.module, &options.token_label, pin)?;
     let session = token.session().map_err(OpenError::Token)?;
-    let keys = keys::KeyTable::load(register, &session)?;
+    let keys = keys::KeyTable::load(&options.keys, register, &session)?;
     let recipes = self_test::run(&session)?;
     let hello = Hello {
         version: protocol::VERSION,

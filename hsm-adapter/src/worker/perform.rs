@@ -1,6 +1,7 @@
 //! One order, one operation: the table of what a worker can be asked.
 
 use super::chain;
+use super::change;
 use super::keys::KeyTable;
 use super::self_test;
 use super::token::TokenSession;
@@ -60,9 +61,16 @@ pub(super) fn perform(
             })
         }
         Order::Lint => Err(Failure::UnknownKey),
-        Order::ImportKey { .. } | Order::SetKeyState { .. } | Order::ReloadKeys => {
-            Err(Failure::UnknownKey)
+        Order::ImportKey { change, kbpk, block, profile } => {
+            let facts = change::import(session, keys, *change, kbpk, block, profile)?;
+            Ok(Answer::Key(Box::new(facts)))
         }
+        Order::SetKeyState { change, key, state, usable_until_s } => {
+            let until = *usable_until_s;
+            let facts = change::set_state(session, keys, *change, key, *state, until)?;
+            Ok(Answer::Key(Box::new(facts)))
+        }
+        Order::ReloadKeys => Ok(Answer::Reloaded(change::reload(session, keys)?)),
     }
 }
 

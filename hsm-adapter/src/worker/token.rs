@@ -10,7 +10,7 @@ use cryptoki::object::{Attribute, ObjectHandle};
 use cryptoki::session::{Session, UserType};
 use cryptoki::slot::Slot;
 use cryptoki::types::AuthPin;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::error::{CkrClass, TokenError};
 use crate::register::KeyProfile;
@@ -126,6 +126,20 @@ impl TokenSession {
         data: &[u8],
     ) -> Result<Vec<u8>, TokenError> {
         Ok(self.session.sign(mechanism, key, data)?)
+    }
+
+    /// An object of known value; the value in the template is wiped after the call.
+    pub(crate) fn create_secret(
+        &self,
+        mut template: Vec<Attribute>,
+    ) -> Result<ObjectHandle, TokenError> {
+        let made = self.session.create_object(&template);
+        for attribute in &mut template {
+            if let Attribute::Value(value) = attribute {
+                value.zeroize();
+            }
+        }
+        Ok(made?)
     }
 
     /// The one object with this label and the profile's class. More than one is refused: which of

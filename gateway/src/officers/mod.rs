@@ -253,7 +253,7 @@ impl Officers {
         let made = match self.hsm.change_key(order, patience()).await {
             Ok(key) if is_made(change, &key) => Made::Applied(key),
             Ok(key) => {
-                let why = format!("the worker left the key as it was: {}", state_name(key.state));
+                let why = format!("the worker left the key {}", key.state);
                 Made::Refused { why, substitution: false }
             }
             Err(error) => self.not_made(change, error),
@@ -280,7 +280,8 @@ impl Officers {
                 Made::Refused { why, substitution: false }
             }
             HsmError::Link(LinkError::Answered(failure)) if is_final(failure) => {
-                Made::Refused { why: failure.to_string(), substitution: is_substitution(failure) }
+                let substitution = matches!(failure, Failure::KeySubstitution(_));
+                Made::Refused { why: failure.to_string(), substitution }
             }
             HsmError::Link(LinkError::OrderTooLong) => {
                 Made::Refused { why: error.to_string(), substitution: false }
@@ -432,23 +433,8 @@ fn is_final(failure: &Failure) -> bool {
     !failure.is_transient() && !needs_a_person && *failure != Failure::Expired
 }
 
-fn is_substitution(_failure: &Failure) -> bool {
-    false
-}
-
 fn key_name(change: &KeyChange) -> String {
     format!("{}@{}", change.label, change.version)
-}
-
-/// `staged`, `active`, `retired`, `compromised`.
-#[must_use]
-pub fn state_name(state: KeyState) -> &'static str {
-    match state {
-        KeyState::Staged => "staged",
-        KeyState::Active => "active",
-        KeyState::Retired => "retired",
-        KeyState::Compromised => "compromised",
-    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -540,7 +526,8 @@ mod tests {
 
         for (failure, expected) in [
             (Failure::UnknownKey, true),
-            (Failure::KeyNotForThis("staged".into()), true),
+            (Failure::KeyBlockRefused("version A".into()), true),
+            (Failure::KeySubstitution("zpk.a@2".into()), true),
             (token(CkrClass::Caller), true),
             (token(CkrClass::Configuration), true),
             (token(CkrClass::Transient), false),

@@ -55,10 +55,8 @@ pub(crate) fn holds(
 ) -> Result<Option<bool>, TokenError> {
     let object_of_key = session.create_secret(creation_template(profile, part, key, false))?;
     let copy = Passing { session, object: object_of_key };
-    let answers = (
-        witness(session, profile, part, object)?,
-        witness(session, profile, part, copy.object)?,
-    );
+    let answers =
+        (witness(session, profile, part, object)?, witness(session, profile, part, copy.object)?);
     Ok(match answers {
         (Some(there), Some(here)) => Some(there.ct_eq(&here).into()),
         _ => None,

@@ -171,6 +171,8 @@ fn same_left(found: Option<&[u8]>, stated: &[u8], id: &str) -> Result<(), Failur
     match found {
         Some(found) if bool::from(found.ct_eq(stated)) => Ok(()),
         Some(_) => Err(refused(format!("its {id} block states the check value of another key"))),
-        None => Err(refused(format!("its {id} block states a check value that cannot be compared"))),
+        None => {
+            Err(refused(format!("its {id} block states a check value that cannot be compared")))
+        }
     }
 }

@@ -103,10 +103,7 @@ pub(super) fn set_state(
     }
     match (now.state, state) {
         (KeyState::Staged, KeyState::Active) | (KeyState::Active, KeyState::Retired) => {}
-        (
-            KeyState::Staged | KeyState::Active | KeyState::Retired,
-            KeyState::Compromised,
-        ) => {}
+        (KeyState::Staged | KeyState::Active | KeyState::Retired, KeyState::Compromised) => {}
         (from, to) => {
             return Err(refused(format!(
                 "{name} is {from}, and does not become {to}: staged becomes active, active becomes \
@@ -192,11 +189,7 @@ fn staged(
 }
 
 /// A version that the register has already stays, when it is the same key for the same thing.
-fn kept(
-    there: &KeyProfile,
-    profile: &KeyProfile,
-    values: &CheckValues,
-) -> Result<(), Failure> {
+fn kept(there: &KeyProfile, profile: &KeyProfile, values: &CheckValues) -> Result<(), Failure> {
     let found = there.kcv_method.and_then(|method| values.kcv(method));
     if let (Some(stated), Some(found)) = (there.kcv, found)
         && stated != found

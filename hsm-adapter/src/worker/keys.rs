@@ -240,10 +240,7 @@ fn now_s() -> i64 {
 
 /// Every key of the register, found, linted, and its check value compared. A compromised key is not
 /// looked for: it does nothing any more, and its objects may be destroyed.
-pub(super) fn find_all(
-    register: KeyRegister,
-    session: &TokenSession,
-) -> Result<Found, TokenError> {
+pub(super) fn find_all(register: KeyRegister, session: &TokenSession) -> Result<Found, TokenError> {
     let mut loaded = Loaded::new();
     let mut troubles = Vec::new();
     for profile in register.iter().filter(|key| key.state != KeyState::Compromised) {

@@ -6,6 +6,7 @@ mod backend_faults;
 mod bad_requests;
 mod canary; // finds a secret in any form
 mod gateway_kill;
+mod key_officers;
 mod openapi_admin;
 mod payments;
 mod pin_blocks;

@@ -182,7 +182,10 @@ fn wants(
         Version::B => "a TDES key without `variant_blocks`",
         Version::D => "an AES key",
     };
-    Err(refused(format!("version {version:?} needs {needs} to open it; {} is none", profile.name())))
+    Err(refused(format!(
+        "version {version:?} needs {needs} to open it; {} is none",
+        profile.name()
+    )))
 }
 
 fn not_for(kbpk: &LoadedKey, why: &str) -> Failure {

@@ -181,10 +181,17 @@ impl Officers {
     /// workers, until `stop`.
     pub async fn keep(self: Arc<Self>, stop: CancellationToken) {
         let mut compared: Option<(Instant, u64)> = None;
+        let mut expired: Option<Instant> = None;
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = sleep(TICK) => {}
+            }
+            if expired.is_none_or(|at| at.elapsed() >= MINUTE) {
+                expired = Some(Instant::now());
+                if let Err(error) = self.expire().await {
+                    tracing::error!(%error, "ending old key proposals");
+                }
             }
             if !self.hsm.is_up() {
                 continue;
@@ -197,9 +204,6 @@ impl Officers {
             let due = compared.is_none_or(|(at, seen)| at.elapsed() >= MINUTE || seen != starts);
             if due && self.compare().await {
                 compared = Some((Instant::now(), starts));
-                if let Err(error) = self.expire().await {
-                    tracing::error!(%error, "ending old key proposals");
-                }
             }
         }
     }

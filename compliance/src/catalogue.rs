@@ -57,6 +57,12 @@ closed! {
         ConfigChange = "config.change",
         HsmMode = "hsm.mode",
         HsmProbe = "hsm.probe",
+        // DSS 10.2.1.7, PCI PIN 6 and 32: the life of a key; `key.change` is a step of its approval
+        KeyImport = "key.import",
+        KeyActivate = "key.activate",
+        KeyRetire = "key.retire",
+        KeyCompromise = "key.compromise",
+        KeyChange = "key.change",
         KeyQuarantine = "key.quarantine",
         KeySubstitution = "key.substitution",
         // DSS 10.2.1.4: invalid access
@@ -130,6 +136,10 @@ closed! {
         OutcomeUnknown = "outcome-unknown",
         AttemptsSpent = "attempts-spent",
         Expired = "expired",
+        // the steps of a key's change; the others are `refused` and `expired`
+        Proposed = "proposed",
+        Approved = "approved",
+        Withdrawn = "withdrawn",
     }
 }
 
@@ -186,6 +196,7 @@ closed! {
         Queue = "queue",
         Admin = "admin",
         Audit = "audit",
+        Keys = "keys",
     }
 }
 
@@ -216,9 +227,10 @@ mod tests {
 
         let expected = "pin.translate pin.verify mac.generate mac.verify payment.accept \
             payment.read queue.enqueue queue.deliver queue.hold queue.expire admin.read \
-            config.change hsm.mode hsm.probe key.quarantine key.substitution tls.reject \
-            authz.deny limit.exceeded http.reject request.malformed pin.codebook_suspect \
-            pin.sanity_burst mac.guess_suspect dukpt.replay audit.start audit.stop audit.failure";
+            config.change hsm.mode hsm.probe key.import key.activate key.retire key.compromise \
+            key.change key.quarantine key.substitution tls.reject authz.deny limit.exceeded \
+            http.reject request.malformed pin.codebook_suspect pin.sanity_burst mac.guess_suspect \
+            dukpt.replay audit.start audit.stop audit.failure";
         assert_eq!(names.join(" "), expected);
     }
 

@@ -42,6 +42,12 @@ pub struct Event {
     link: Option<Label>,
     #[serde(skip_serializing_if = "Option::is_none")]
     status: Option<HttpStatus>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    proposer: Option<Label>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    approver: Option<Label>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    note: Option<Label>,
 }
 
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -78,6 +84,9 @@ impl Event {
             mode: None,
             link: None,
             status: None,
+            proposer: None,
+            approver: None,
+            note: None,
         }
     }
 
@@ -127,6 +136,24 @@ impl Event {
     #[must_use]
     pub fn status(self, status: HttpStatus) -> Self {
         Self { status: Some(status), ..self }
+    }
+
+    /// Who asked for a change that needs a second person.
+    #[must_use]
+    pub fn proposer(self, proposer: Label) -> Self {
+        Self { proposer: Some(proposer), ..self }
+    }
+
+    /// The second person.
+    #[must_use]
+    pub fn approver(self, approver: Label) -> Self {
+        Self { approver: Some(approver), ..self }
+    }
+
+    /// Why, in the words of the person who acted.
+    #[must_use]
+    pub fn note(self, note: Label) -> Self {
+        Self { note: Some(note), ..self }
     }
 
     /// The place in the stream, from 1 without gaps. Given by the writer when it appends.
@@ -211,7 +238,10 @@ mod tests {
         .pan_last4(PanLastFour::parse("1111").unwrap())
         .mode(Mode::InWorker)
         .link(Label::new(text))
-        .status(HttpStatus::new(503).unwrap());
+        .status(HttpStatus::new(503).unwrap())
+        .proposer(Label::new(text))
+        .approver(Label::new(text))
+        .note(Label::new(text));
         event.set_seq(NonZeroU64::MAX);
         event
     }
@@ -235,7 +265,7 @@ mod tests {
                 r#""boot":"00000000-0000-0000-0000-000000000000","request_id":"x","#,
                 r#""resource":{{"type":"configuration","id":"x"}},"service":"payment","#,
                 r#""protocol":"iso8583","pan_last4":"1111","mode":"in_worker","link":"x","#,
-                r#""status":503}}"#,
+                r#""status":503,"proposer":"x","approver":"x","note":"x"}}"#,
                 "\n"
             ),
             id = event.id(),
@@ -282,7 +312,7 @@ mod tests {
         let line = String::from_utf8(full("4111111111111111").to_json_line()).unwrap();
 
         assert!(!line.contains("4111"), "{line}");
-        assert_eq!(line.matches("[pan removed]").count(), 6);
+        assert_eq!(line.matches("[pan removed]").count(), 9);
     }
 
     #[test]

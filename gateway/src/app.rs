@@ -25,6 +25,7 @@ use crate::key_watch::KeyWatch;
 use crate::links::backend::{BackendLink, BackendOptions};
 use crate::links::breaker::Breaker;
 use crate::links::token::HsmLink;
+use crate::officers::Officers;
 use crate::relay::biller::Biller;
 use crate::relay::keys::{KeyLives, Keys};
 use crate::relay::{Relay, TokenKeys};
@@ -117,7 +118,13 @@ impl App {
             Duration::from_secs(config.hsm.lint_s),
             config.hsm.accepted_probes.clone(),
         );
-        let admin_state = Admin { hsm, relay, audit: audit.clone(), metrics };
+        let officers = Arc::new(Officers::new(
+            Arc::clone(&hsm),
+            store.clone(),
+            audit.clone(),
+            config.officers,
+        ));
+        let admin_state = Admin { hsm, relay, officers, audit: audit.clone(), metrics };
         Ok(Self {
             config_path: config_path.to_owned(),
             data,
@@ -151,6 +158,8 @@ impl App {
         tasks.spawn(named("expiries", tell_expiries(self.expiries, background.clone())));
         tasks.spawn(named("key watch", self.key_watch.watch(background.clone())));
         tasks.spawn(named("queue", Arc::clone(&relay).keep(background.clone())));
+        let officers = Arc::clone(&self.admin_state.officers);
+        tasks.spawn(named("officers", officers.keep(background.clone())));
         for biller in &self.billers {
             let forwarder = Arc::clone(&relay).forward(Arc::clone(biller), background.clone());
             tasks.spawn(named("forwarder", forwarder));

@@ -13,12 +13,15 @@ pub mod routes; // one handler a file
 pub mod relay; // now, later, or never
 pub mod guard; // counts what could be guessing, before the token is asked
 pub mod key_watch; // the lint of the token, and who is told of it
+pub mod officers; // changes of keys: two persons, once
 pub mod links; // when to ask again and when to stop
 pub mod store; // rows of sealed bytes, leases
 pub mod audit; // the outermost layer: one event for each answer
 pub mod admin; // the other listener: health, readiness, figures
 pub mod telemetry; // every metric name in one table; logs
 pub mod check; // preflight: everything that `serve` needs
+pub mod operator; // the command line as a client of the admin API
+pub mod key_desk; // `tollgate keys`
 pub mod probe; // a container's health check
 pub mod hardening; // no cores, no ptrace
 

@@ -7,6 +7,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand, ValueEnum};
 use gateway::app::App;
 use gateway::config::Config;
+use gateway::key_desk::{self, KeyCommand};
+use gateway::operator::Access;
 use gateway::{check, probe, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -39,10 +41,12 @@ enum Order {
     Probe {
         /// What to ask.
         what: Question,
-        /// The configuration file.
-        #[arg(long)]
-        config: PathBuf,
+        #[command(flatten)]
+        access: Access,
     },
+    /// The token's keys, and their changes under dual control.
+    #[command(subcommand)]
+    Keys(KeyCommand),
     /// Prints the OpenAPI document.
     Openapi,
 }
@@ -75,13 +79,14 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     match arguments.order {
         Order::Serve { config } => serve(config).await.map(|()| ExitCode::SUCCESS),
         Order::Check { config, json } => Ok(check::run(&config, json).await),
-        Order::Probe { what, config } => {
+        Order::Probe { what, access } => {
             let path = match what {
                 Question::Live => "/healthz",
                 Question::Ready => "/readyz",
             };
-            probe::ask(&Config::load(&config)?, path).await.map(|()| ExitCode::SUCCESS)
+            probe::ask(&access, path).await.map(|()| ExitCode::SUCCESS)
         }
+        Order::Keys(command) => key_desk::run(&command).await.map(|()| ExitCode::SUCCESS),
         Order::Openapi => {
             println!("{}", gateway::openapi().to_pretty_json()?);
             Ok(ExitCode::SUCCESS)

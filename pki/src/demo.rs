@@ -7,7 +7,8 @@ use crate::{Authority, Issued, Leaf, PkiError};
 
 /// Issues the servers `gateway` and `billing` (localhost, 127.0.0.1) and the clients `tollgate` (the
 /// gateway towards its backends), `acquirer-a`, `acquirer-b`, `terminal-1`, `operator`, `auditor`,
-/// `monitor` and `key-officer`, each known as `spiffe://tollgate.test/<name>`; in this order.
+/// `monitor` and the two key officers, `key-officer` and `key-officer-2`, each known as
+/// `spiffe://tollgate.test/<name>`; in this order.
 ///
 /// # Errors
 /// As [`Authority::issue`].
@@ -20,7 +21,7 @@ pub fn issue_demo(authority: &mut Authority) -> Result<Vec<Issued>, PkiError> {
 
 const SERVERS: [&str; 2] = ["gateway", "billing"];
 
-const CLIENTS: [&str; 8] = [
+const CLIENTS: [&str; 9] = [
     "tollgate",
     "acquirer-a",
     "acquirer-b",
@@ -29,6 +30,7 @@ const CLIENTS: [&str; 8] = [
     "auditor",
     "monitor",
     "key-officer",
+    "key-officer-2",
 ];
 
 const TRUST_DOMAIN: &str = "spiffe://tollgate.test";

@@ -1,5 +1,7 @@
 //! The admin listener: health, readiness, figures, the API document. Every path needs a role.
 
+mod keys;
+
 use std::sync::Arc;
 
 use axum::Router;
@@ -16,6 +18,7 @@ use crate::audit::{AuditEntry, AuditLog};
 use crate::config::Role;
 use crate::edge::{Operation, Peer, Permit};
 use crate::links::token::HsmLink;
+use crate::officers::Officers;
 use crate::relay::Relay;
 use crate::telemetry::metrics::Metrics;
 use crate::wire::problem::{OwnBody, Problem, Slug};
@@ -30,6 +33,8 @@ pub struct Admin {
     pub hsm: Arc<HsmLink>,
     /// Payments.
     pub relay: Arc<Relay>,
+    /// Changes of keys.
+    pub officers: Arc<Officers>,
     /// The audit log.
     pub audit: AuditLog,
     /// The figures.
@@ -43,6 +48,7 @@ pub fn router(admin: Admin) -> Router {
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .route("/openapi.json", get(openapi))
+        .merge(keys::router())
         .with_state(admin)
 }
 

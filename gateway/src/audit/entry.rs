@@ -29,6 +29,8 @@ pub(super) struct Draft {
     pub(super) pan_last4: Option<PanLastFour>,
     pub(super) mode: Option<Mode>,
     pub(super) link: Option<Label>,
+    pub(super) proposer: Option<Label>,
+    pub(super) note: Option<Label>,
 }
 
 impl AuditEntry {
@@ -71,6 +73,18 @@ impl AuditEntry {
     /// The link that did the work.
     pub fn link(&self, link: &str) -> &Self {
         self.lock().link = Some(Label::new(link));
+        self
+    }
+
+    /// Who proposed what is decided on.
+    pub fn proposer(&self, proposer: &str) -> &Self {
+        self.lock().proposer = Some(Label::new(proposer));
+        self
+    }
+
+    /// Why, in the words of the person who asks.
+    pub fn note(&self, note: &str) -> &Self {
+        self.lock().note = Some(Label::new(note));
         self
     }
 

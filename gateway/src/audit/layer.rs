@@ -220,6 +220,12 @@ impl Record {
         if let Some(link) = draft.link {
             event = event.link(link);
         }
+        if let Some(proposer) = draft.proposer {
+            event = event.proposer(proposer);
+        }
+        if let Some(note) = draft.note {
+            event = event.note(note);
+        }
         event
     }
 
@@ -379,6 +385,7 @@ fn service_of(kind: EventType) -> Option<AskedService> {
         "queue" => AskedService::Queue,
         "admin" | "config" => AskedService::Admin,
         "audit" => AskedService::Audit,
+        "key" => AskedService::Keys,
         _ => return None,
     };
     Some(service)

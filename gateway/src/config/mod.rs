@@ -13,6 +13,7 @@ mod grants;
 mod hsm;
 mod limits;
 mod listener;
+mod officers;
 mod queue;
 mod store;
 mod tls;
@@ -30,6 +31,7 @@ pub use grants::Grants;
 pub use hsm::{HsmConfig, WaiverConfig};
 pub use limits::LimitsConfig;
 pub use listener::ListenerConfig;
+pub use officers::OfficersConfig;
 pub use queue::QueueConfig;
 pub use store::StoreConfig;
 pub use tls::TlsConfig;
@@ -59,6 +61,9 @@ pub struct Config {
     pub limits: LimitsConfig,
     /// `[hsm]`.
     pub hsm: HsmConfig,
+    /// `[officers]`: changes of keys under dual control.
+    #[serde(default)]
+    pub officers: OfficersConfig,
     /// `[store]`.
     pub store: StoreConfig,
     /// `[queue]`.
@@ -154,6 +159,7 @@ impl Config {
         self.tls.admin.check().map_err(|why| format!("tls.admin: {why}"))?;
         self.limits.check()?;
         self.hsm.check(production)?;
+        self.officers.check()?;
         self.store.check()?;
         self.queue.check()?;
         self.audit.check()?;

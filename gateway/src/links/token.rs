@@ -3,6 +3,7 @@
 //! Every order is a pure function, so that asking again is always safe; the second attempt goes to
 //! another worker when the first is stuck in a hung one.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hsm_adapter::client::{LinkError, TokenLink, WorkerStatus};
@@ -25,6 +26,7 @@ pub struct HsmLink {
     retry: RetryConfig,
     attempt_max: Duration,
     kek: KeyLabel,
+    distrusted: AtomicBool,
 }
 
 /// A translated block.
@@ -77,7 +79,8 @@ impl HsmLink {
         attempt_max: Duration,
         kek: KeyLabel,
     ) -> Self {
-        Self { name: "primary", link, breaker, retry, attempt_max, kek }
+        let distrusted = AtomicBool::new(false);
+        Self { name: "primary", link, breaker, retry, attempt_max, kek, distrusted }
     }
 
     /// Re-enciphers a PIN block. Beside the outcome: where the clear PIN was.
@@ -203,6 +206,50 @@ impl HsmLink {
         Ok(keys)
     }
 
+    /// The keys as each ready worker knows them, with its name; past breaker and retry.
+    ///
+    /// # Errors
+    /// See [`HsmError`].
+    pub async fn list_keys_each(
+        &self,
+        deadline: Instant,
+    ) -> Result<Vec<(String, Vec<KeyFacts>)>, HsmError> {
+        let mut views = Vec::new();
+        for answer in self.link.call_each(&Order::ListKeys, deadline).await? {
+            let Answer::Keys(keys) = answer else { return Err(wrong()) };
+            views.push((format!("{} worker {}", self.name, views.len() + 1), keys));
+        }
+        Ok(views)
+    }
+
+    /// Gives one change of a key to one worker: the key as it is then.
+    ///
+    /// # Errors
+    /// See [`HsmError`].
+    pub async fn change_key(&self, order: Order, deadline: Instant) -> Result<KeyFacts, HsmError> {
+        let Answer::Key(key) = self.ask(order, deadline).await? else { return Err(wrong()) };
+        Ok(*key)
+    }
+
+    /// Has every ready worker read the key register again, past breaker and retry. Gives the number
+    /// of the last change that it holds.
+    ///
+    /// # Errors
+    /// See [`HsmError`].
+    pub async fn reload_keys(&self, deadline: Instant) -> Result<u64, HsmError> {
+        let mut last = 0;
+        for answer in self.link.call_each(&Order::ReloadKeys, deadline).await? {
+            let Answer::Reloaded(change) = answer else { return Err(wrong()) };
+            last = last.max(change);
+        }
+        Ok(last)
+    }
+
+    /// Closes the link while its keys cannot be trusted, or opens it again. Whether that is new.
+    pub fn set_distrusted(&self, distrusted: bool) -> bool {
+        self.distrusted.swap(distrusted, Ordering::AcqRel) != distrusted
+    }
+
     /// Runs the known-answer test on every ready worker, past breaker and retry.
     ///
     /// # Errors
@@ -241,10 +288,17 @@ impl HsmLink {
         self.link.status()
     }
 
-    /// Whether a worker is ready and the breaker lets calls pass.
+    /// Whether a worker is ready.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        self.link.is_up()
+    }
+
+    /// Whether a worker is ready, its keys are trusted and the breaker lets calls pass.
     #[must_use]
     pub fn is_usable(&self) -> bool {
-        self.link.is_up() && self.breaker.rests_for().is_zero()
+        let trusted = !self.distrusted.load(Ordering::Acquire);
+        self.link.is_up() && trusted && self.breaker.rests_for().is_zero()
     }
 
     /// The link's name in metrics and audit.
@@ -312,6 +366,9 @@ impl HsmLink {
         order: &Order,
         limit: Instant,
     ) -> (Option<Mode>, Result<Answer, HsmError>) {
+        if self.distrusted.load(Ordering::Acquire) {
+            return (None, Err(HsmError::Distrusted));
+        }
         let Ok(permit) = self.breaker.admit() else { return (None, Err(HsmError::Resting)) };
         let limit = limit.min(Instant::now() + self.attempt_max);
         let (mode, outcome) = self.link.call(order, limit).await;
@@ -360,6 +417,8 @@ fn wrong() -> HsmError {
 pub enum HsmError {
     #[error("the HSM link's breaker is open")]
     Resting,
+    #[error("the HSM link is not used: a key label stands for two keys (see key.substitution)")]
+    Distrusted,
     #[error(transparent)]
     Link(#[from] LinkError),
 }
@@ -370,7 +429,7 @@ impl HsmError {
     pub fn failure(&self) -> Option<&Failure> {
         match self {
             Self::Link(LinkError::Answered(failure)) => Some(failure),
-            Self::Resting | Self::Link(_) => None,
+            Self::Resting | Self::Distrusted | Self::Link(_) => None,
         }
     }
 }
@@ -378,7 +437,7 @@ impl HsmError {
 impl Retryable for HsmError {
     fn is_transient(&self) -> bool {
         match self {
-            Self::Resting => false,
+            Self::Resting | Self::Distrusted => false,
             Self::Link(error) => error.is_transient(),
         }
     }

@@ -4,9 +4,8 @@
 use std::sync::Arc;
 
 use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
-use axum::extract::{FromRequest, FromRequestParts, Request};
-use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use axum::extract::FromRequestParts;
+use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue};
 use axum::response::{IntoResponse, IntoResponseParts, Response, ResponseParts};
@@ -14,7 +13,8 @@ use compliance::Reason;
 use hsm_adapter::vocabulary::Mode;
 
 use crate::audit::AuditEntry;
-use crate::edge::{BodyRefused, Client, Operation, Peer, Permit, RateLimit};
+use crate::edge::{Client, Operation, Peer, Permit, RateLimit};
+pub(super) use crate::wire::body::JsonBody;
 use crate::wire::problem::{Problem, Slug, rate_limit_headers};
 
 /// The registered client that asks, proved by the TLS handshake.
@@ -73,38 +73,6 @@ impl<const OPERATION: u8> IntoResponseParts for Permitted<OPERATION> {
         parts.headers_mut().extend(rate_limit_headers(&self.rate_limit));
         Ok(parts)
     }
-}
-
-/// A whole JSON body of bounded size, not yet parsed: its exact bytes count.
-pub(super) struct JsonBody(pub(super) Bytes);
-
-impl<S: Sync + Send> FromRequest<S> for JsonBody {
-    type Rejection = Problem;
-
-    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
-        let headers = request.headers();
-        let is_json = headers.get(CONTENT_TYPE).is_some_and(|value| {
-            let text = value.to_str().unwrap_or_default();
-            let essence = text.split(';').next().unwrap_or_default().trim();
-            essence.eq_ignore_ascii_case("application/json")
-        });
-        let is_plain = headers.get(CONTENT_ENCODING).is_none_or(|value| value == "identity");
-        if !is_json || !is_plain {
-            return Err(Problem::new(Slug::UnsupportedMediaType));
-        }
-        Bytes::from_request(request, state).await.map(Self).map_err(|error| refused(&error))
-    }
-}
-
-fn refused(error: &BytesRejection) -> Problem {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = cause {
-        if let Some(refused) = error.downcast_ref::<BodyRefused>() {
-            return refused.into();
-        }
-        cause = error.source();
-    }
-    Problem::malformed("the body is too long or not complete")
 }
 
 fn peer(parts: &Parts) -> Result<&Arc<Peer>, Problem> {

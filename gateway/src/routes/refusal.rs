@@ -81,6 +81,7 @@ pub(super) fn problem_of_hsm(entry: &AuditEntry, error: &HsmError) -> Problem {
             return Problem::malformed("message: is too long");
         }
         HsmError::Resting
+        | HsmError::Distrusted
         | HsmError::Link(
             LinkError::NoWorker
             | LinkError::TimedOut

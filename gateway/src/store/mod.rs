@@ -13,6 +13,7 @@ mod clock;
 mod dek;
 mod dukpt;
 mod error;
+mod key_change;
 mod lane;
 mod look;
 mod open;
@@ -43,6 +44,9 @@ pub(crate) use clock::Clock;
 pub use dek::{DekClass, DekRow, NewDek};
 pub use dukpt::{Advanced, DukptPurpose, DukptUse};
 pub use error::StoreError;
+pub use key_change::{
+    Decided, Decision, KeyChange, KeyChangeKind, KeyChangeState, KeyImport, NewKeyChange, Proposed,
+};
 pub use look::Seen;
 pub use outcome::{Ending, Outcome, Parked, Parking, Settled};
 pub use pin_counters::{Counted, GuardScope, Try, TryEnd, Window};
@@ -359,5 +363,81 @@ impl Store {
     /// [`StoreError::Busy`], [`StoreError::Unavailable`].
     pub async fn destroy_deks(&self, class: DekClass, before: i64) -> Result<Vec<i64>, StoreError> {
         self.writer.ask(dek::Destroy { class, before }).await
+    }
+
+    /// Records a change of a key: proposed, or approved already when it must not wait.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`], [`StoreError::Unavailable`].
+    pub async fn propose_key_change(&self, change: NewKeyChange) -> Result<Proposed, StoreError> {
+        self.writer.ask(change).await
+    }
+
+    /// Records an officer's decision on a proposal, if it is his to make.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`], [`StoreError::Unavailable`].
+    pub async fn decide_key_change(
+        &self,
+        number: i64,
+        decision: Decision,
+        officer: &str,
+        reason: &str,
+    ) -> Result<Decided, StoreError> {
+        let (officer, reason) = (officer.to_owned(), reason.to_owned());
+        self.writer.ask(key_change::Decide { number, decision, officer, reason }).await
+    }
+
+    /// Gives an approved change its number in the worker's register: one that is above `above` and
+    /// above all numbers given before.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`], [`StoreError::Unavailable`].
+    pub async fn number_key_change(&self, number: i64, above: u64) -> Result<u64, StoreError> {
+        self.writer.ask(key_change::NumberKeyChange { number, above }).await
+    }
+
+    /// Ends an approved change: applied, or refused in the worker's words. Wipes its key block.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`], [`StoreError::Unavailable`].
+    pub async fn end_key_change(
+        &self,
+        number: i64,
+        refused: Option<String>,
+    ) -> Result<KeyChange, StoreError> {
+        self.writer.ask(key_change::EndKeyChange { number, refused }).await
+    }
+
+    /// Ends the proposals that nobody decided on in time, and gives them.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`], [`StoreError::Unavailable`].
+    pub async fn expire_key_changes(&self) -> Result<Vec<KeyChange>, StoreError> {
+        self.writer.ask(key_change::ExpireKeyChanges).await
+    }
+
+    /// The approved change that is to be applied next.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn next_key_change(&self) -> Result<Option<KeyChange>, StoreError> {
+        error::within(key_change::next_approved(&self.readers)).await
+    }
+
+    /// One change.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn key_change(&self, number: i64) -> Result<Option<KeyChange>, StoreError> {
+        error::within(key_change::one(&self.readers, number)).await
+    }
+
+    /// The latest changes, the last first.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn key_changes(&self, rows: u32) -> Result<Vec<KeyChange>, StoreError> {
+        error::within(key_change::latest(&self.readers, rows)).await
     }
 }

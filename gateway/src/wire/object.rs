@@ -5,7 +5,11 @@
 
 use std::fmt;
 
-use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
+use serde::de::value::StrDeserializer;
+use serde::de::{
+    self, Deserialize, DeserializeOwned, Deserializer, IntoDeserializer, MapAccess, SeqAccess,
+    Visitor,
+};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use super::problem::Problem;
@@ -17,10 +21,12 @@ pub(crate) struct Object {
     fields: Vec<(String, Value)>,
 }
 
-/// What a field may hold here: no request of ours has arrays, fractions or nulls.
+/// What a field may hold here: no request of ours has fractions or nulls.
 enum Value {
     Text(Secret),
     Number(u64),
+    Flag(bool),
+    List(Vec<Value>),
     Object(Vec<(String, Value)>),
 }
 
@@ -34,9 +40,9 @@ impl fmt::Debug for Value {
     }
 }
 
-/// Objects within objects.
+/// Objects and lists within objects.
 const DEPTH_MAX: u8 = 4;
-/// Fields of one object.
+/// Fields of one object, and values of one list.
 const FIELDS_MAX: usize = 32;
 
 impl Object {
@@ -66,7 +72,9 @@ impl Object {
         match self.take(name) {
             None => Ok(None),
             Some(Value::Text(mut text)) => Ok(Some(std::mem::take(&mut text.0))),
-            Some(Value::Number(_) | Value::Object(_)) => Err(self.wrong(name, "must be a string")),
+            Some(Value::Number(_) | Value::Flag(_) | Value::List(_) | Value::Object(_)) => {
+                Err(self.wrong(name, "must be a string"))
+            }
         }
     }
 
@@ -103,7 +111,7 @@ impl Object {
         match self.take(name) {
             None => Ok(None),
             Some(Value::Number(number)) => Ok(Some(number)),
-            Some(Value::Text(_) | Value::Object(_)) => {
+            Some(Value::Text(_) | Value::Flag(_) | Value::List(_) | Value::Object(_)) => {
                 Err(self.wrong(name, "must be a whole number"))
             }
         }
@@ -115,6 +123,88 @@ impl Object {
     /// `malformed-request`, naming the field.
     pub(crate) fn number(&mut self, name: &'static str) -> Result<u64, Problem> {
         self.optional_number(name)?.ok_or_else(|| self.missing(name))
+    }
+
+    /// A whole number of a bounded type that may be absent.
+    ///
+    /// # Errors
+    /// `malformed-request` when it is something else, or out of bounds.
+    pub(crate) fn optional_bounded<T: TryFrom<u64>>(
+        &mut self,
+        name: &'static str,
+    ) -> Result<Option<T>, Problem> {
+        let number = self.optional_number(name)?;
+        number.map(|number| self.bounded(name, number)).transpose()
+    }
+
+    /// A word of a closed list, as serde writes it, that may be absent.
+    ///
+    /// # Errors
+    /// `malformed-request`, naming the field.
+    pub(crate) fn optional_word<T: DeserializeOwned>(
+        &mut self,
+        name: &'static str,
+    ) -> Result<Option<T>, Problem> {
+        let text = self.optional_text(name)?;
+        text.map(|text| self.known(name, &text)).transpose()
+    }
+
+    /// A word of a closed list that must be there.
+    ///
+    /// # Errors
+    /// `malformed-request`, naming the field.
+    pub(crate) fn word<T: DeserializeOwned>(&mut self, name: &'static str) -> Result<T, Problem> {
+        self.optional_word(name)?.ok_or_else(|| self.missing(name))
+    }
+
+    /// Words of a closed list; none when absent.
+    ///
+    /// # Errors
+    /// `malformed-request`, naming the field.
+    pub(crate) fn words<T: DeserializeOwned>(
+        &mut self,
+        name: &'static str,
+    ) -> Result<Vec<T>, Problem> {
+        let values = self.list(name)?;
+        let word = |value: &Value| match value {
+            Value::Text(text) => self.known(name, &text.0),
+            Value::Number(_) | Value::Flag(_) | Value::List(_) | Value::Object(_) => {
+                Err(self.wrong(name, "must be a list of strings"))
+            }
+        };
+        values.iter().map(word).collect()
+    }
+
+    /// Whole numbers of a bounded type; none when absent.
+    ///
+    /// # Errors
+    /// `malformed-request`, naming the field.
+    pub(crate) fn numbers<T: TryFrom<u64>>(
+        &mut self,
+        name: &'static str,
+    ) -> Result<Vec<T>, Problem> {
+        let values = self.list(name)?;
+        let number = |value: &Value| match value {
+            Value::Number(number) => self.bounded(name, *number),
+            Value::Text(_) | Value::Flag(_) | Value::List(_) | Value::Object(_) => {
+                Err(self.wrong(name, "must be a list of whole numbers"))
+            }
+        };
+        values.iter().map(number).collect()
+    }
+
+    /// Whether the field is there and true.
+    ///
+    /// # Errors
+    /// `malformed-request` when it is something else.
+    pub(crate) fn flag(&mut self, name: &'static str) -> Result<bool, Problem> {
+        match self.take(name) {
+            None => Ok(false),
+            Some(Value::Flag(flag)) => Ok(flag),
+            Some(Value::Text(_) | Value::Number(_) | Value::List(_) | Value::Object(_)) => {
+                Err(self.wrong(name, "must be true or false"))
+            }
+        }
     }
 
     /// An object within that must be there.
@@ -135,7 +225,9 @@ impl Object {
             Some(Value::Object(fields)) => {
                 Ok(Some(Self { path: format!("{}{name}.", self.path), fields }))
             }
-            Some(Value::Text(_) | Value::Number(_)) => Err(self.wrong(name, "must be an object")),
+            Some(Value::Text(_) | Value::Number(_) | Value::Flag(_) | Value::List(_)) => {
+                Err(self.wrong(name, "must be an object"))
+            }
         }
     }
 
@@ -158,6 +250,25 @@ impl Object {
     #[must_use]
     pub(crate) fn wrong(&self, name: &str, rule: &str) -> Problem {
         Problem::malformed(format!("{}{name}: {rule}", self.path))
+    }
+
+    fn list(&mut self, name: &'static str) -> Result<Vec<Value>, Problem> {
+        match self.take(name) {
+            None => Ok(Vec::new()),
+            Some(Value::List(values)) => Ok(values),
+            Some(Value::Text(_) | Value::Number(_) | Value::Flag(_) | Value::Object(_)) => {
+                Err(self.wrong(name, "must be a list"))
+            }
+        }
+    }
+
+    fn known<T: DeserializeOwned>(&self, name: &str, text: &str) -> Result<T, Problem> {
+        let word: StrDeserializer<'_, de::value::Error> = text.into_deserializer();
+        T::deserialize(word).map_err(|_| self.wrong(name, "is no word that is known here"))
+    }
+
+    fn bounded<T: TryFrom<u64>>(&self, name: &str, number: u64) -> Result<T, Problem> {
+        T::try_from(number).map_err(|_| self.wrong(name, "is too large"))
     }
 
     fn missing(&self, name: &str) -> Problem {
@@ -218,7 +329,7 @@ impl<'de> Visitor<'de> for Content {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a string, a whole number or an object")
+        f.write_str("a string, a whole number, true or false, a list or an object")
     }
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<Value, E> {
@@ -227,6 +338,22 @@ impl<'de> Visitor<'de> for Content {
 
     fn visit_u64<E: de::Error>(self, number: u64) -> Result<Value, E> {
         Ok(Value::Number(number))
+    }
+
+    fn visit_bool<E: de::Error>(self, flag: bool) -> Result<Value, E> {
+        Ok(Value::Flag(flag))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Value, A::Error> {
+        let depth = self.depth.checked_sub(1).ok_or_else(|| de::Error::custom("too deep"))?;
+        let mut values = Vec::new();
+        while let Some(value) = list.next_element_seed(Content { depth })? {
+            if values.len() == FIELDS_MAX {
+                return Err(de::Error::custom("too many"));
+            }
+            values.push(value);
+        }
+        Ok(Value::List(values))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Value, A::Error> {
@@ -278,6 +405,30 @@ mod tests {
     }
 
     #[test]
+    fn lists_flags_and_words_are_read_as_strictly() {
+        let body = br#"{"w":["4111","b"],"n":[1,300],"t":true,"f":[true],"l":"4111"}"#;
+        let mut object = Object::parse(body).unwrap();
+
+        let refusals = [
+            detail(&object.words::<crate::store::Priority>("w").unwrap_err()),
+            detail(&object.numbers::<u8>("n").unwrap_err()),
+            detail(&object.words::<crate::store::Priority>("f").unwrap_err()),
+            detail(&object.numbers::<u8>("l").unwrap_err()),
+        ];
+
+        let named = [
+            "w: is no word that is known here",
+            "n: is too large",
+            "f: must be a list of strings",
+            "l: must be a list",
+        ];
+        assert_eq!(refusals, named);
+        assert!(object.flag("t").unwrap() && !object.flag("absent").unwrap());
+        let long = format!(r#"{{"a":[{}1]}}"#, "1,".repeat(FIELDS_MAX));
+        assert!(Object::parse(long.as_bytes()).is_err());
+    }
+
+    #[test]
     fn what_no_request_has_is_refused() {
         for body in [
             "",
@@ -285,10 +436,10 @@ mod tests {
             "7",
             "null",
             r#"{"a":null}"#,
-            r#"{"a":[1]}"#,
+            r#"{"a":[null]}"#,
+            r#"{"a":[[[[[1]]]]]}"#,
             r#"{"a":1.5}"#,
             r#"{"a":-1}"#,
-            r#"{"a":true}"#,
             r#"{"a":"1","a":"2"}"#,
             r#"{"a":"1"} "#.trim_end_matches(' ').trim_end_matches('}'),
             r#"{"a":"1"}{}"#,

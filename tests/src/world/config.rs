@@ -249,4 +249,9 @@ burst = 1000000
 id = "key-officer"
 uri = "spiffe://tollgate.test/key-officer"
 roles = ["key-officer"]
+
+[[client]]
+id = "key-officer-2"
+uri = "spiffe://tollgate.test/key-officer-2"
+roles = ["key-officer"]
 "#;

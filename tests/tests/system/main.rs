@@ -11,6 +11,7 @@ mod gateway_kill;
 mod key_blocks; // what comes in a key block, and what does not
 mod key_life; // staged, active, retired, compromised; several workers; a kill
 mod lock_down;
+mod key_officers;
 mod openapi_admin;
 mod payments;
 mod pin_blocks;

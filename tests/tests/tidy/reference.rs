@@ -21,6 +21,7 @@ const SECTIONS: &[(&str, &str)] = &[
     ("LimitsConfig", "limits"),
     ("HsmConfig", "hsm"),
     ("WaiverConfig", "hsm.in_worker_waiver"),
+    ("OfficersConfig", "officers"),
     ("RetryConfig", "hsm.retry"),
     ("BreakerConfig", "hsm.breaker"),
     ("StoreConfig", "store"),

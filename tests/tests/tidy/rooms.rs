@@ -76,6 +76,12 @@ const ROOMS: &[Room] = &[
         opens: &["audit::AuditLog", "config", "links", "relay::keys", "store", "telemetry"],
         never: &["axum", "sqlx", "rustls", "tokio_rustls", "reqwest", SOCKETS],
     },
+    Room {
+        name: "officers",
+        // It decides what becomes of a key, and asks the worker, which alone can open a key block.
+        opens: &["audit::AuditLog", "config", "links", "store"],
+        never: &["axum", "sqlx", "rustls", "tokio_rustls", "reqwest", SOCKETS],
+    },
     Room { name: "links", opens: &["telemetry"], never: &["axum", "sqlx"] },
     Room {
         name: "store",
@@ -102,9 +108,20 @@ const ROOMS: &[Room] = &[
             "config",
             "edge",
             "links",
+            "officers",
             "relay",
             "routes::openapi",
+            // The words of a key's change; its rows come from `officers`.
+            "store::Decided",
+            "store::Decision",
+            "store::KeyChange",
+            "store::KeyChangeKind",
+            "store::KeyChangeState",
+            "store::Proposed",
+            "store::StoreError",
             "telemetry",
+            "wire::body",
+            "wire::key_orders",
             "wire::problem",
         ],
         never: &["sqlx", "rustls", "tokio_rustls", "reqwest", "hyper", "hyper_util", SOCKETS],

@@ -285,7 +285,7 @@ async fn looking_changes_nothing_whether_the_store_is_open_closed_empty_or_absen
 #[tokio::test]
 async fn a_schema_of_another_release_is_seen_before_the_start() {
     let world = World::new().await;
-    let later = "UPDATE _sqlx_migrations SET version = 99";
+    let later = "UPDATE _sqlx_migrations SET version = version + 98";
     sqlx::query(later).execute(&mut world.intruder().await).await.unwrap();
 
     let refused = Store::look(world.store.path()).await.unwrap_err();

@@ -6,6 +6,7 @@ mod durability;
 mod pins;
 mod guards;
 mod looking;
+mod key_changes;
 
 use std::collections::HashSet;
 use std::os::unix::fs::PermissionsExt;

@@ -1,0 +1,129 @@
+//! The command line as a client of a running gateway: one call of its admin API, over mutual TLS
+//! like everything else.
+//!
+//! Whom a call is from is the certificate: a monitor's of `[probe]`, or the person's own, named on
+//! the command line. A change needs a person's.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use reqwest::Method;
+use serde_json::Value;
+
+use crate::config::Config;
+
+/// Where the gateway is and who asks.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Access {
+    /// The configuration file: the admin listener's address, and the files below from `[probe]`.
+    #[arg(long)]
+    pub config: PathBuf,
+    /// Your client certificate, PEM; that of `[probe]` when absent.
+    #[arg(long, requires = "key")]
+    pub certificate: Option<PathBuf>,
+    /// Its key, PEM.
+    #[arg(long, requires = "certificate")]
+    pub key: Option<PathBuf>,
+    /// PEM of the CA of the admin listener's certificate; that of `[probe]` when absent.
+    #[arg(long)]
+    pub ca: Option<PathBuf>,
+}
+
+/// A running gateway's admin API.
+#[derive(Debug)]
+pub struct AdminClient {
+    client: reqwest::Client,
+    base: String,
+}
+
+impl AdminClient {
+    /// # Errors
+    /// A configuration or file that cannot be read; no certificate named anywhere.
+    pub fn open(access: &Access) -> anyhow::Result<Self> {
+        let config = Config::load(&access.config)?;
+        let probe = config.probe.as_ref();
+        let file = |own: &Option<PathBuf>, probed: Option<&PathBuf>, flag: &str| {
+            let path = own.as_ref().or(probed);
+            path.cloned().with_context(|| format!("[probe] is not configured: name {flag}"))
+        };
+        let ca = file(&access.ca, probe.map(|probe| &probe.ca), "--ca")?;
+        let certificate =
+            file(&access.certificate, probe.map(|probe| &probe.certificate), "--certificate")?;
+        let key = file(&access.key, probe.map(|probe| &probe.key), "--key")?;
+        let server_name = probe.map_or("localhost", |probe| probe.server_name.as_str());
+        Self::new(config.admin.listen, server_name, &ca, &certificate, &key)
+    }
+
+    fn new(
+        mut address: SocketAddr,
+        server_name: &str,
+        ca: &Path,
+        certificate: &Path,
+        key: &Path,
+    ) -> anyhow::Result<Self> {
+        let read = |path: &Path| std::fs::read(path).with_context(|| path.display().to_string());
+        let mut identity = zeroize::Zeroizing::new(read(certificate)?);
+        identity.push(b'\n');
+        identity.extend(zeroize::Zeroizing::new(read(key)?).iter());
+        if address.ip().is_unspecified() {
+            address.set_ip([127, 0, 0, 1].into());
+        }
+        let client = reqwest::Client::builder()
+            .tls_certs_only(reqwest::Certificate::from_pem_bundle(&read(ca)?)?)
+            .identity(reqwest::Identity::from_pem(&identity)?)
+            .resolve(server_name, address)
+            .timeout(Duration::from_secs(10))
+            .no_proxy()
+            .build()?;
+        Ok(Self { client, base: format!("https://{server_name}:{}", address.port()) })
+    }
+
+    /// The body of a 200 as JSON.
+    ///
+    /// # Errors
+    /// See [`text`](Self::text).
+    pub async fn get(&self, path: &str) -> anyhow::Result<Value> {
+        parse(path, &self.text(Method::GET, path, None).await?)
+    }
+
+    /// Asks for a change; the body of its 2xx as JSON, `null` when there is none.
+    ///
+    /// # Errors
+    /// See [`text`](Self::text).
+    pub async fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
+        parse(path, &self.text(Method::POST, path, Some(body)).await?)
+    }
+
+    /// The body of a 2xx.
+    ///
+    /// # Errors
+    /// Not reachable, or any other status: then the error says what came.
+    pub async fn text(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> anyhow::Result<String> {
+        let url = format!("{}{path}", self.base);
+        let mut request = self.client.request(method, &url);
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let answer = request.send().await.with_context(|| format!("asking {url}"))?;
+        let status = answer.status();
+        let text = answer.text().await.with_context(|| format!("reading {url}"))?;
+        if !status.is_success() {
+            bail!("{url} answered {status}: {}", text.trim());
+        }
+        Ok(text)
+    }
+}
+
+fn parse(path: &str, text: &str) -> anyhow::Result<Value> {
+    if text.is_empty() {
+        return Ok(Value::Null);
+    }
+    serde_json::from_str(text).with_context(|| format!("{path} answered what is no JSON"))
+}

@@ -23,8 +23,8 @@ pub struct KeyWatch {
     audit: AuditLog,
     every: Duration,
     accepted: Vec<String>,
-    /// What stands in the audit log and lasts. Bounded by the keys and the probes that there are.
-    told: BTreeSet<Finding>,
+    /// The subjects of what stands in the audit log and lasts. Bounded by the keys and the probes that there are.
+    told: BTreeSet<String>,
 }
 
 /// Something that is not as it must be.
@@ -36,6 +36,17 @@ enum Finding {
     Quarantined(String),
     /// A probe that did not fail, and is no accepted risk.
     Probe(String),
+}
+
+impl Finding {
+    /// The key, told once whatever is wrong with it later, or the probe.
+    fn subject(&self) -> &str {
+        match self {
+            Self::Substituted(subject) | Self::Quarantined(subject) | Self::Probe(subject) => {
+                subject
+            }
+        }
+    }
 }
 
 /// One round over all workers. A worker that does not answer within it is lost to its supervisor.
@@ -82,14 +93,14 @@ impl KeyWatch {
         gauge!(KEYS_QUARANTINED, "link" => link).set((found.len() - probes) as f64);
         gauge!(PROBES_FAILED, "link" => link).set(probes as f64);
         // What has gone with a new worker is told again when it comes back.
-        self.told.retain(|finding| found.contains(finding));
+        self.told.retain(|told| found.iter().any(|finding| finding.subject() == told));
         for finding in &found {
-            if self.told.contains(finding) {
+            if self.told.contains(finding.subject()) {
                 continue;
             }
             tracing::error!(?finding, "the token is not locked down");
             match self.audit.append(self.event(finding)).await {
-                Ok(_) => drop(self.told.insert(finding.clone())),
+                Ok(_) => drop(self.told.insert(finding.subject().to_owned())),
                 Err(AuditUnavailable) => tracing::error!("the finding is not in the audit log"),
             }
         }

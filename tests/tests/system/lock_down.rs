@@ -64,6 +64,12 @@ fn worker(world: &World, arguments: &[&str]) -> Result<String, String> {
     if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
 }
 
+/// A token's objects, as they are on disk.
+fn copy(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap();
+    assert!(copied.success());
+}
+
 fn prepared() -> World {
     World::prepare(Wanted::default()).unwrap()
 }
@@ -94,7 +100,11 @@ fn rows<'r>(rows: &'r [Value], check: &str) -> Vec<&'r Value> {
 fn every_attribute_set_but_the_right_one_is_refused_at_start() {
     let world = prepared();
     let key = value(INBOUND);
-    assert!(worker(&world, &[]).is_ok());
+    let (tokens, kept) = (world.dir().join("token/tokens"), world.dir().join("token/kept"));
+    copy(&tokens, &kept);
+    replace(&world, INBOUND, &key, &[]);
+    let as_it_was = worker(&world, &[]);
+    assert!(as_it_was.is_ok(), "{as_it_was:?}");
 
     for change in [
         "WRAP=true",
@@ -112,27 +122,16 @@ fn every_attribute_set_but_the_right_one_is_refused_at_start() {
         "ALLOWED_MECHANISMS=DES3_CBC",
         "ALLOWED_MECHANISMS=both",
     ] {
+        std::fs::remove_dir_all(&tokens).unwrap();
+        copy(&kept, &tokens);
         replace(&world, INBOUND, &key, &[change]);
 
         let refused = worker(&world, &[]).unwrap_err();
 
-        assert!(refused.contains("key zpk.acquirer-a@1: not locked down"), "{change}: {refused}");
+        let name = change.split('=').next().unwrap();
+        let told = format!("not locked down; other than its role wants: CKA_{name}\"");
+        assert!(refused.contains(&told), "{change}: {refused}");
     }
-    replace(
-        &world,
-        INBOUND,
-        &key,
-        &[
-            "DERIVE=false",
-            "SENSITIVE=true",
-            "MODIFIABLE=false",
-            "COPYABLE=false",
-            "PRIVATE=true",
-            "ALLOWED_MECHANISMS=DES3_ECB",
-        ],
-    );
-    let again = worker(&world, &[]);
-    assert!(again.is_ok(), "{again:?}");
 }
 
 #[test]
@@ -185,7 +184,7 @@ fn an_object_that_nobody_registered_is_told_and_one_that_reads_keys_out_is_refus
     let told = told.iter().find(|row| row["report"]["key"] == "stranger").unwrap();
     assert!(told["ok"] == true && told["report"]["role"].is_null(), "{told}");
     assert!(told["detail"].as_str().unwrap().contains("unregistered"), "{told}");
-    assert!(refused.contains("\"reader\" may WRAP and DECRYPT"), "{refused}");
+    assert!(refused.contains("reader") && refused.contains("may WRAP and DECRYPT"), "{refused}");
 }
 
 #[test]
@@ -216,8 +215,11 @@ fn what_softhsm_does_although_it_must_not_is_refused_unless_it_is_accepted_by_na
         let outcome = if accepted.contains(&probe) { "done" } else { "refused" };
         assert!(told.contains(&format!("probe  {probe}  {outcome}  ")), "{probe} in {told}");
     }
-    assert!(refused.contains("\"check-value\" as a risk in hsm.accepted_probes"), "{refused}");
-    assert!(half.contains("\"digest-key\" as a risk"), "{half}");
+    assert!(
+        refused.contains("check-value") && refused.contains("hsm.accepted_probes"),
+        "{refused}"
+    );
+    assert!(half.contains("digest-key") && !half.contains("check-value"), "{half}");
     assert!(started.is_ok(), "{started:?}");
     assert!(unknown.contains("everything"), "{unknown}");
 }

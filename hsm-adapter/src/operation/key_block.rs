@@ -262,12 +262,12 @@ mod tests {
                     }
                     let mut wanted = profile(role, KeyAlgorithm::Tdes, mac);
                     wanted.mac_use = half;
-                    let is_allowed = |row: &&(&str, KeyRole, _, _, &str)| {
+                    let is_allowed = |row: &(&str, KeyRole, _, _, &str)| {
                         (row.0, row.1, row.2, row.3) == (usage, role, mac, half)
                             && row.4.contains(mode)
                     };
                     // The halves of M0, M1 and M6 are as those of M3.
-                    let listed = allowed.iter().find(is_allowed).is_some()
+                    let listed = allowed.iter().any(is_allowed)
                         || half.is_some()
                             && matches!(
                                 (usage, mac),

@@ -133,8 +133,7 @@ pub(super) fn open_variant(
     wants(kbpk, KeyAlgorithm::Tdes, true, block.version)?;
     check_kp(kbpk, block, |_| Ok(None))?;
     let variant = |letter: u8, uses| {
-        let mut template = passing(KeyType::DES3, uses, MechanismType::DES3_CBC);
-        template.push(Attribute::ValueLen(24.into()));
+        let template = passing(KeyType::DES3, uses, MechanismType::DES3_CBC);
         derive::xor(session, kbpk.object, &[letter; 24], &template).map_err(|error| {
             match error.class() {
                 CkrClass::Configuration => refused(

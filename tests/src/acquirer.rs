@@ -4,8 +4,10 @@
 //! the product is used, so that what the gateway accepts is what a stranger would have sent.
 
 mod client; // the same acquirer on the wire
+mod terminal; // a PIN pad with a key a transaction
 
 pub use client::{Answer, Client, Failure, Mac, PinSide, Translated};
+pub use terminal::{SealedPin, Terminal};
 
 use serde_json::{Map, Value, json};
 

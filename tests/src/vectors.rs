@@ -88,6 +88,26 @@ impl Vector {
         Vector { name: format!("{self} {field}"), fields }
     }
 
+    /// The objects of a list inside this one, each under the same name and its place.
+    ///
+    /// # Panics
+    /// When the vector has no such list of objects.
+    pub fn list(&self, field: &str) -> Vec<Vector> {
+        let list = self.fields.get(field).and_then(Value::as_array);
+        let list = list.unwrap_or_else(|| panic!("{self}: no list {field:?}"));
+        let part = |(place, value): (usize, &Value)| {
+            let fields = value.as_object().cloned();
+            let fields = fields.unwrap_or_else(|| panic!("{self}: {field} {place} is no object"));
+            Vector { name: format!("{self} {field} {place}"), fields }
+        };
+        list.iter().enumerate().map(part).collect()
+    }
+
+    /// The names of all fields.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.fields.keys().map(String::as_str)
+    }
+
     /// Whether the field is there at all.
     pub fn has(&self, field: &str) -> bool {
         self.fields.contains_key(field)

@@ -86,6 +86,10 @@ pub(super) fn tdes(key: &[u8]) -> Result<TdesEde3, SoftError> {
     TdesEde3::new_from_slice(&whole).map_err(|_| SoftError::KeySize { bytes: key.len() })
 }
 
+pub(super) fn xor<const N: usize>(left: [u8; N], right: [u8; N]) -> [u8; N] {
+    std::array::from_fn(|place| left[place] ^ right[place])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -24,6 +24,18 @@ pub enum SoftError {
     Pan,
     /// No such PIN block format.
     Format,
+    /// Data to chain is not whole blocks.
+    Blocks,
+    /// The key serial number has not the form of its scheme.
+    Ksn,
+    /// The transaction counter is zero or has more one-bits than its scheme uses.
+    Counter,
+    /// A working key would be longer than the key that it comes from.
+    KeyType,
+    /// No such PIN verification key index.
+    Pvki,
+    /// Decimalisation table, validation data or PIN do not fit each other.
+    Validation,
 }
 
 impl SoftError {
@@ -38,6 +50,12 @@ impl SoftError {
             Self::Filler => "filler",
             Self::Pan => "pan",
             Self::Format => "format",
+            Self::Blocks => "blocks",
+            Self::Ksn => "ksn",
+            Self::Counter => "counter",
+            Self::KeyType => "key_type",
+            Self::Pvki => "pvki",
+            Self::Validation => "validation",
         }
     }
 }
@@ -53,6 +71,16 @@ impl fmt::Display for SoftError {
             Self::Filler => f.write_str("the PIN block's filler is not its format's"),
             Self::Pan => f.write_str("a PAN has 8 to 19 decimal digits"),
             Self::Format => f.write_str("PIN block formats are iso0, iso1, iso3 and iso4"),
+            Self::Blocks => f.write_str("the data is not whole blocks"),
+            Self::Ksn => f.write_str("a KSN has 16 to 20 hex digits under TDES, 24 under AES"),
+            Self::Counter => {
+                f.write_str("a DUKPT counter has 1 to 10 one-bits under TDES, 1 to 16 under AES")
+            }
+            Self::KeyType => f.write_str("a working key is never longer than its BDK"),
+            Self::Pvki => f.write_str("a PIN verification key index is 0 to 6"),
+            Self::Validation => {
+                f.write_str("table, validation data and PIN of IBM 3624 do not fit each other")
+            }
         }
     }
 }

@@ -51,7 +51,7 @@ pub fn luhn_valid(pan: &str) -> bool {
     check_digit(&pan[..pan.len() - last.len_utf8()]).is_ok_and(|digit| digit == last)
 }
 
-fn checked(pan: &str) -> Result<&str, SoftError> {
+pub(super) fn checked(pan: &str) -> Result<&str, SoftError> {
     let decimal = pan.bytes().all(|byte| byte.is_ascii_digit());
     if decimal && (8..=19).contains(&pan.len()) { Ok(pan) } else { Err(SoftError::Pan) }
 }

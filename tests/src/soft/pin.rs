@@ -8,7 +8,9 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::SoftError;
-use super::cipher::{aes_decrypt_block, aes_encrypt_block, tdes_decrypt_block, tdes_encrypt_block};
+use super::cipher::{
+    aes_decrypt_block, aes_encrypt_block, tdes_decrypt_block, tdes_encrypt_block, xor,
+};
 use super::pan::{account_field, iso4_pan_field};
 
 /// A PIN block format, written `iso0`, `iso1`, `iso3` or `iso4`.
@@ -39,6 +41,11 @@ impl PinFormat {
     pub fn random_fill(self, pin_digits: usize) -> String {
         let mut bytes = [0; 8];
         getrandom::fill(&mut bytes).unwrap_or_else(|error| panic!("no randomness: {error}"));
+        self.fill_from(bytes, pin_digits)
+    }
+
+    /// The filler that these eight bytes make for a PIN of this many digits.
+    pub(super) fn fill_from(self, bytes: [u8; 8], pin_digits: usize) -> String {
         let nibbles = hex::encode_upper(bytes);
         let wanted = 14_usize.saturating_sub(pin_digits);
         match self {
@@ -208,10 +215,6 @@ fn with_account(format: PinFormat, pan: &str, block: Vec<u8>) -> Result<Vec<u8>,
 
 fn sized<const N: usize>(bytes: &[u8]) -> Result<[u8; N], SoftError> {
     bytes.try_into().map_err(|_| SoftError::BlockSize)
-}
-
-fn xor<const N: usize>(left: [u8; N], right: [u8; N]) -> [u8; N] {
-    std::array::from_fn(|place| left[place] ^ right[place])
 }
 
 #[cfg(test)]

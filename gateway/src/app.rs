@@ -22,7 +22,7 @@ use crate::config::{BillerConfig, Config, HsmConfig, ListenerConfig};
 use crate::edge::{Listener, Registry, TlsError, TlsSource};
 use crate::links::backend::{BackendLink, BackendOptions};
 use crate::links::breaker::Breaker;
-use crate::links::token::HsmLink;
+use crate::links::token::{HsmLink, audited};
 use crate::relay::biller::Biller;
 use crate::relay::keys::{KeyLives, Keys};
 use crate::relay::{Relay, TokenKeys};
@@ -54,10 +54,13 @@ impl App {
     /// The first thing that cannot be had, with its place and remedy.
     pub async fn build(config: &Config, config_path: &Path) -> anyhow::Result<Self> {
         let metrics = Metrics::install().context("installing the metrics recorder")?;
+        let hsm = Arc::new(hsm_link(&config.hsm)?);
+        if let Some(why) = hsm.refused_at_start().await {
+            bail!("the HSM link: {why}");
+        }
         let audit = AuditLog::open(&config.audit, &config.replica, Uuid::now_v7())
             .context("opening the audit log")?;
         let store = Store::open(&config.store, &config.queue).await.context("opening the store")?;
-        let hsm = Arc::new(hsm_link(&config.hsm)?);
         let lives = KeyLives { pin: config.queue.pin_life() };
         let keys = Keys::start(store.clone(), TokenKeys(Arc::clone(&hsm)), lives);
         let (mut billers, mut expiries) = (HashMap::new(), Vec::new());
@@ -129,6 +132,9 @@ impl App {
         }
         tasks.spawn(named("figures", self.admin_state.metrics.clone().upkeep(background.clone())));
         tasks.spawn(named("expiries", tell_expiries(self.expiries, background.clone())));
+        let modes =
+            tell_modes(Arc::clone(&self.gateway.hsm), self.audit.clone(), background.clone());
+        tasks.spawn(named("modes", modes));
         tasks.spawn(named("queue", Arc::clone(&relay).keep(background.clone())));
         for biller in &self.billers {
             let forwarder = Arc::clone(&relay).forward(Arc::clone(biller), background.clone());
@@ -168,6 +174,32 @@ impl App {
         store.close().await;
         tracing::info!("stopped");
         broken.map_or(Ok(()), |task| bail!("the background task {task} ended before its time"))
+    }
+}
+
+/// Records where clear PINs may be, when the link has proved its recipes and whenever these change.
+async fn tell_modes(hsm: Arc<HsmLink>, audit: AuditLog, stop: CancellationToken) {
+    let mut ticks = tokio::time::interval(Duration::from_secs(1));
+    let mut told = Vec::new();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        let recipes = hsm.recipes();
+        if recipes.is_empty() || recipes == told {
+            continue;
+        }
+        let Some(mode) = hsm.weakest_mode() else { continue };
+        let on = Resource::new(ResourceType::HsmLink, Label::new(hsm.name()));
+        let (now, origin) = (jiff::Timestamp::now(), Origin::inside(audit.host()));
+        let (actor, kind) = (Actor::system(), EventType::HsmMode);
+        let event = Event::new(actor, kind, now, Outcome::Success, origin, on);
+        let event = event.link(Label::new(hsm.name())).mode(audited(mode));
+        match audit.append(event).await {
+            Ok(_) => told = recipes,
+            Err(AuditUnavailable) => tracing::error!("the HSM's mode is not in the audit log"),
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use serde::Deserialize;
 
-use super::within;
+use super::{Environment, within};
 use crate::links::breaker::BreakerConfig;
 use crate::links::retry::RetryConfig;
 
@@ -66,9 +66,13 @@ pub struct HsmConfig {
     /// `[hsm.breaker]`.
     #[serde(default)]
     pub breaker: BreakerConfig,
-    /// Why clear PINs may be in worker memory although this is production. Default none.
+    /// Why clear PINs may be in worker memory although this is production. Default none: then a key
+    /// register with a PIN key of mode `in_worker` is refused there.
     #[serde(default)]
     pub in_worker_waiver: Option<WaiverConfig>,
+    /// Whether this is production: of the whole configuration, not of this section.
+    #[serde(skip)]
+    production: bool,
 }
 
 /// Who answers for it that a rule does not hold, and how long. After it the gateway does not start.
@@ -102,9 +106,14 @@ impl WaiverConfig {
 }
 
 impl HsmConfig {
+    /// Which rules hold for the workers.
+    pub(super) fn is_for(&mut self, environment: Environment) {
+        self.production = environment == Environment::Production;
+    }
+
     /// # Errors
     /// Names the key.
-    pub fn check(&self, production: bool) -> Result<(), String> {
+    pub fn check(&self) -> Result<(), String> {
         if !self.module.is_absolute() {
             return Err("hsm.module: must be an absolute path".into());
         }
@@ -119,12 +128,6 @@ impl HsmConfig {
         self.breaker.check().map_err(|why| format!("hsm.breaker.{why}"))?;
         if let Some(waiver) = &self.in_worker_waiver {
             waiver.check().map_err(|why| format!("hsm.in_worker_waiver.{why}"))?;
-        }
-        if production && self.in_worker_waiver.is_none() {
-            return Err("environment is \"production\" and the worker's mode is in_worker: clear \
-                        PINs would be in worker memory. Name in hsm.in_worker_waiver who allows it, \
-                        why, and until when"
-                .into());
         }
         Ok(())
     }
@@ -146,6 +149,7 @@ impl HsmConfig {
             token_label: self.token_label.clone(),
             pin_file: self.pin_file.clone(),
             keys: self.keys.clone(),
+            in_worker: !self.production || self.in_worker_waiver.is_some(),
             environment: self.environment.clone(),
             workers: self.workers,
             sessions: self.sessions,
@@ -191,25 +195,36 @@ mod tests {
         toml::from_str(&format!("{text}{waiver}")).unwrap()
     }
 
-    #[test]
-    fn production_needs_somebody_who_allows_clear_pins_until_a_day_that_is_to_come() {
-        let waiver = |name, reason, until| {
-            let table = format!("{{ name = {name:?}, reason = {reason:?}, until = {until:?} }}");
-            config(&format!("in_worker_waiver = {table}")).check(true)
-        };
+    fn waiver(name: &str, reason: &str, until: &str) -> HsmConfig {
+        let table = format!("{{ name = {name:?}, reason = {reason:?}, until = {until:?} }}");
+        config(&format!("in_worker_waiver = {table}"))
+    }
 
-        assert_eq!(waiver("Head of payments", "pilot", "2999-01-31"), Ok(()));
-        assert_eq!(config("").check(false), Ok(()));
+    #[test]
+    fn a_waiver_names_who_and_why_until_a_day_that_is_to_come() {
+        assert_eq!(waiver("Head of payments", "pilot", "2999-01-31").check(), Ok(()));
         let refused = [
-            (config("").check(true), "hsm.in_worker_waiver"),
             (waiver(" ", "pilot", "2999-01-31"), "hsm.in_worker_waiver.name is empty"),
             (waiver("Head", "", "2999-01-31"), "hsm.in_worker_waiver.reason is empty"),
             (waiver("Head", "pilot", "soon"), "write a day"),
             (waiver("Head", "pilot", "2026-01-31"), "is in the past"),
         ];
-        for (refusal, told) in refused {
-            let refusal = refusal.unwrap_err();
+        for (config, told) in refused {
+            let refusal = config.check().unwrap_err();
             assert!(refusal.contains(told), "{refusal}");
         }
+    }
+
+    #[test]
+    fn production_lets_clear_pins_into_the_worker_only_by_a_waiver() {
+        let allowed = |mut config: HsmConfig, environment| {
+            config.is_for(environment);
+            config.link_options().unwrap().in_worker
+        };
+        let waived = || waiver("Head of payments", "pilot", "2999-01-31");
+
+        assert!(allowed(config(""), Environment::Demo));
+        assert!(!allowed(config(""), Environment::Production));
+        assert!(allowed(waived(), Environment::Production));
     }
 }

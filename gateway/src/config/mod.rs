@@ -130,7 +130,7 @@ impl Config {
             .try_parsing(true);
         let overridden =
             std::env::vars_os().any(|(name, _)| name.to_string_lossy().starts_with("TOLLGATE__"));
-        let parsed: Self = if overridden {
+        let mut parsed: Self = if overridden {
             config::Config::builder()
                 .add_source(config::File::from_str(&text, config::FileFormat::Toml))
                 .add_source(environment)
@@ -141,18 +141,18 @@ impl Config {
             // Straight from the text: the error shows line and column.
             toml::from_str(&text).map_err(|error| refused(error.to_string()))?
         };
+        parsed.hsm.is_for(parsed.environment);
         parsed.check().map_err(refused)?;
         Ok(parsed)
     }
 
     fn check(&self) -> Result<(), String> {
-        let production = self.environment == Environment::Production;
         self.data.check().map_err(|why| format!("data: {why}"))?;
         self.admin.check().map_err(|why| format!("admin: {why}"))?;
         self.tls.data.check().map_err(|why| format!("tls.data: {why}"))?;
         self.tls.admin.check().map_err(|why| format!("tls.admin: {why}"))?;
         self.limits.check()?;
-        self.hsm.check(production)?;
+        self.hsm.check()?;
         self.store.check()?;
         self.queue.check()?;
         self.audit.check()?;

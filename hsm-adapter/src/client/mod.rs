@@ -33,6 +33,8 @@ pub struct LinkOptions {
     pub pin_file: PathBuf,
     /// The key register.
     pub keys: PathBuf,
+    /// Whether PIN keys may have mode `in_worker`.
+    pub in_worker: bool,
     /// All of the worker's environment.
     pub environment: BTreeMap<String, String>,
     /// Worker processes.
@@ -155,6 +157,9 @@ pub struct WorkerStatus {
     pub trouble: Option<String>,
     /// Whether a person must act: no further start is tried.
     pub latched: bool,
+    /// Whether what it must act on is the configuration: the token is well, and cannot or may not do
+    /// what the key register asks for.
+    pub refused: bool,
 }
 
 /// Why an order has no answer.

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::connection::{self, Connection};
 use super::{LinkOptions, WorkerStatus};
 use crate::protocol::{FrameBuffer, VERSION};
-use crate::worker::{Greeting, StartFailure};
+use crate::worker::{Greeting, StartFailure, StartFailureKind};
 
 /// One worker's place, filled by one process after another.
 #[derive(Debug)]
@@ -33,6 +33,7 @@ struct State {
     starts: u64,
     trouble: Option<String>,
     latched: bool,
+    refused: bool,
 }
 
 impl Slot {
@@ -59,12 +60,14 @@ impl Slot {
             token: connection.map(|connection| connection.hello.token.clone()),
             trouble: state.trouble.clone(),
             latched: state.latched,
+            refused: state.refused,
         }
     }
 }
 
 /// Held while a worker starts; keeps the failure after which no worker of the link may start, because
-/// each further login with a wrong PIN brings the token nearer to its lock.
+/// each further login with a wrong PIN brings the token nearer to its lock, or because the
+/// configuration is refused.
 type Starting = tokio::sync::Mutex<Option<StartFailure>>;
 
 /// Runs every slot until `stop`.
@@ -108,14 +111,12 @@ async fn keep_running(
             state.connection = None;
             state.pid = None;
             let Some(trouble) = trouble else { return };
-            tracing::error!(
-                trouble = trouble.why,
-                permanent = trouble.permanent,
-                "HSM worker lost"
-            );
-            state.trouble = Some(trouble.why);
-            state.latched = trouble.permanent;
-            if trouble.permanent {
+            let StartFailure { why, kind } = trouble;
+            tracing::error!(trouble = why, ?kind, "HSM worker lost");
+            state.trouble = Some(why);
+            state.latched = kind != StartFailureKind::Passing;
+            state.refused = kind == StartFailureKind::Refused;
+            if state.latched {
                 return;
             }
         }
@@ -151,7 +152,7 @@ async fn one_life(options: &LinkOptions, slot: &Slot, starting: &Starting) -> St
     let mut frames = FrameBuffer::default();
     let greeting = timeout(options.start_limit, greeting(&mut stream, &mut frames)).await;
     if let Ok(Ok(Err(failure))) = &greeting
-        && failure.permanent
+        && failure.kind != StartFailureKind::Passing
     {
         *turn = Some(failure.clone());
     }
@@ -167,7 +168,7 @@ async fn one_life(options: &LinkOptions, slot: &Slot, starting: &Starting) -> St
     if hello.version != VERSION {
         return StartFailure {
             why: format!("the worker speaks protocol {}, not {VERSION}", hello.version),
-            permanent: true,
+            kind: StartFailureKind::Refused,
         };
     }
     let connection = Arc::new(Connection::new(hello, options.in_flight_max));
@@ -210,6 +211,8 @@ fn spawn(options: &LinkOptions) -> std::io::Result<(Child, UnixStream)> {
         .arg(&options.keys)
         .arg("--sessions")
         .arg(options.sessions.to_string())
+        .arg("--in-worker")
+        .arg(if options.in_worker { "allowed" } else { "refused" })
         .env_clear()
         .envs(&options.environment)
         .stdin(Stdio::from(OwnedFd::from(theirs)))
@@ -259,5 +262,5 @@ async fn end(child: &mut Child) -> String {
 }
 
 fn passing(why: String) -> StartFailure {
-    StartFailure { why, permanent: false }
+    StartFailure { why, kind: StartFailureKind::Passing }
 }

@@ -7,7 +7,7 @@ use cryptoki::mechanism::Mechanism;
 
 use crate::error::TokenError;
 use crate::register::KeyAlgorithm;
-use crate::vocabulary::{Kcv, KcvMethod, KeyRole, MacAlgorithm};
+use crate::vocabulary::{Kcv, KcvMethod, KeyRole, MacAlgorithm, Mode};
 use crate::worker::keys::LoadedKey;
 use crate::worker::token::TokenSession;
 
@@ -20,10 +20,8 @@ pub(crate) fn of(
     let stated = (profile.kcv, false);
     let Some(method) = profile.kcv_method else { return Ok(stated) };
     let enciphers = match profile.role {
-        KeyRole::ZonePinOut
-        | KeyRole::PinVerificationPvv
-        | KeyRole::PinVerification3624
-        | KeyRole::PinReference => true,
+        KeyRole::ZonePinOut => profile.mode == Mode::InWorker,
+        KeyRole::PinVerificationPvv | KeyRole::PinVerification3624 | KeyRole::PinReference => true,
         KeyRole::BaseDerivation => profile.algorithm == KeyAlgorithm::Tdes,
         KeyRole::Mac => key.left.is_some(),
         KeyRole::ZonePinIn

@@ -4,3 +4,5 @@ pub(crate) mod check_value;
 pub(crate) mod mac;
 pub(crate) mod seal;
 pub(crate) mod translate;
+pub(crate) mod translate_in_token;
+pub(crate) mod vendor;

@@ -1,4 +1,5 @@
-//! PIN translation, mode `in_worker`: decipher, check, encode, encipher.
+//! PIN translation. Mode `in_worker`: decipher, check, encode, encipher; the other modes have files
+//! of their own.
 //!
 //! Formats and keys are checked before any C_ call. After it, success and every failure make the
 //! same calls: when a check has failed, a random block is enciphered and thrown away.
@@ -9,7 +10,9 @@ use zeroize::Zeroizing;
 
 use crate::clear::{ClearPinField, Fill};
 use crate::error::{CkrClass, Failure};
-use crate::vocabulary::{Pan, PinBlock, PinBlockFormat};
+use crate::operation::{translate_in_token, vendor};
+use crate::register::KeyProfile;
+use crate::vocabulary::{Mode, Pan, PinBlock, PinBlockFormat};
 use crate::worker::keys::LoadedKey;
 use crate::worker::token::TokenSession;
 
@@ -37,6 +40,31 @@ pub(crate) fn translate(
             return Err(Failure::KeyNotForThis(format!("{label} carries no {}", side.format)));
         }
     }
+    let [inbound, outbound] = [from, to].map(|side| (side.key.object, side.format));
+    match (&from.key.profile, &to.key.profile) {
+        (KeyProfile { mode: Mode::InWorker, .. }, KeyProfile { mode: Mode::InWorker, .. }) => {
+            in_worker(session, pan, block, from, to)
+        }
+        (KeyProfile { mode: Mode::InToken, .. }, KeyProfile { mode: Mode::InToken, .. }) => {
+            translate_in_token::translate(session, pan, block, inbound, outbound)
+        }
+        (KeyProfile { vendor: Some(vendor), .. }, KeyProfile { vendor: Some(_), .. }) => {
+            vendor::translate(session, vendor, pan, block, inbound, outbound)
+        }
+        (from, to) => Err(Failure::KeyNotForThis(format!(
+            "{} works in mode {}, {} in mode {}",
+            from.label, from.mode, to.label, to.mode
+        ))),
+    }
+}
+
+fn in_worker(
+    session: &TokenSession,
+    pan: &Pan,
+    block: &PinBlock,
+    from: &Side<'_>,
+    to: &Side<'_>,
+) -> Result<PinBlock, Failure> {
     // The size is the caller's own input: refusing it early tells him nothing.
     if block.expose().len() != from.format.block_bytes() {
         return Err(Failure::PinBlockRefused);

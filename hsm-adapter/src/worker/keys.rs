@@ -6,6 +6,7 @@ use std::sync::{Arc, RwLock};
 use cryptoki::object::ObjectHandle;
 
 use super::attributes::{Part, deviations};
+use super::recipes::Needs;
 use super::token::{NotOne, TokenSession};
 use crate::error::{Failure, TokenError};
 use crate::operation::check_value;
@@ -35,6 +36,11 @@ impl KeyTable {
     pub(crate) fn load(register: KeyRegister, session: &TokenSession) -> Result<Self, KeyTrouble> {
         let loaded = find_all(&register, session)?;
         Ok(Self { register, loaded: RwLock::new(loaded) })
+    }
+
+    /// What its keys can be asked for.
+    pub(crate) fn needs(&self) -> Needs {
+        Needs::of(&self.register)
     }
 
     /// The named version, or the active one.

@@ -10,6 +10,7 @@ pub(crate) mod keys;
 pub(crate) mod passing;
 mod perform;
 pub(crate) mod raw;
+pub(crate) mod recipes;
 pub(crate) mod self_test;
 mod serve;
 pub(crate) mod token;
@@ -50,9 +51,21 @@ pub struct Options {
     /// Token sessions, one thread each.
     #[arg(long, default_value_t = 1)]
     pub sessions: u16,
+    /// Whether clear PINs may be in this process.
+    #[arg(long, value_enum, default_value = "allowed")]
+    pub in_worker: InWorker,
     /// Prove operations and keys, print what was proved, and exit.
     #[arg(long)]
     pub check: bool,
+}
+
+/// Whether keys may have mode `in_worker`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum InWorker {
+    /// They may.
+    Allowed,
+    /// A register with such a PIN key is refused.
+    Refused,
 }
 
 /// The first frame: ready, or why not.
@@ -63,8 +76,19 @@ pub type Greeting = Result<Hello, StartFailure>;
 pub struct StartFailure {
     /// What to tell a person.
     pub why: String,
-    /// Whether trying again cannot help: a wrong HSM PIN would lock the token.
-    pub permanent: bool,
+    /// Whether another start can help.
+    pub kind: StartFailureKind,
+}
+
+/// What must happen before a worker can start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum StartFailureKind {
+    /// Time: the next start may succeed.
+    Passing,
+    /// A person at the token: a wrong HSM PIN, tried again, would lock it.
+    Latched,
+    /// A person at the configuration: the token is well, and cannot or may not do what it asks.
+    Refused,
 }
 
 /// Runs until the gateway hangs up. Standard input is the socket.
@@ -88,7 +112,7 @@ pub fn run(options: &Options) -> Result<(), WorkerError> {
             serve::serve(token, keys, socket, options.sessions)
         }
         Err(error) => {
-            let failure = StartFailure { why: chain(&error), permanent: error.is_permanent() };
+            let failure = StartFailure { why: chain(&error), kind: error.kind() };
             // A gateway that has gone away needs no explanation.
             let _ = greet(&mut socket, &Err(failure));
             Err(error)
@@ -99,11 +123,14 @@ pub fn run(options: &Options) -> Result<(), WorkerError> {
 fn start(options: &Options) -> Result<(token::Token, keys::KeyTable, Hello), WorkerError> {
     hardening::harden()?;
     let register = KeyRegister::read(&options.keys)?;
+    if let (InWorker::Refused, Some(key)) = (options.in_worker, register.first_in_worker()) {
+        return Err(WorkerError::InWorkerRefused { key: key.name() });
+    }
     let pin = read_pin(&options.pin_file)?;
     let token = token::Token::open(&options.module, &options.token_label, pin)?;
     let session = token.session().map_err(OpenError::Token)?;
     let keys = keys::KeyTable::load(register, &session)?;
-    let recipes = self_test::run(&session)?;
+    let recipes = self_test::run(&session, &keys.needs())?;
     let hello = Hello {
         version: protocol::VERSION,
         sessions: options.sessions,
@@ -167,6 +194,12 @@ pub enum WorkerError {
     PinFile { path: String, why: String },
     #[error("opening the token")]
     Open(#[from] OpenError),
+    #[error(
+        "key {key} has mode in_worker: clear PINs would be in worker memory, which is refused in \
+         production; give it mode in_token or vendor in the key register, or name in \
+         hsm.in_worker_waiver who allows it, why, and until when"
+    )]
+    InWorkerRefused { key: String },
     #[error(transparent)]
     Keys(#[from] KeyTrouble),
     #[error(transparent)]
@@ -176,20 +209,33 @@ pub enum WorkerError {
 }
 
 impl WorkerError {
-    /// Whether a person must act before another start can succeed.
-    fn is_permanent(&self) -> bool {
-        let token = |error: &TokenError| error.class() == CkrClass::Permanent;
+    /// Whether a person must act before another start can succeed, and where.
+    fn kind(&self) -> StartFailureKind {
+        let token = |error: &TokenError| match error.class() {
+            CkrClass::Permanent => StartFailureKind::Latched,
+            CkrClass::Transient
+            | CkrClass::Refind
+            | CkrClass::Relogin
+            | CkrClass::Restart
+            | CkrClass::Configuration
+            | CkrClass::Caller
+            | CkrClass::Answer
+            | CkrClass::Benign => StartFailureKind::Passing,
+        };
         match self {
             Self::Open(OpenError::Token(error)) | Self::Keys(KeyTrouble::Token(error)) => {
                 token(error)
             }
+            Self::InWorkerRefused { .. } => StartFailureKind::Refused,
+            Self::SelfTest(error) if error.is_final() => StartFailureKind::Refused,
+            // A file or a key that a person puts right is taken at the next start.
             Self::Open(OpenError::Load { .. } | OpenError::NoToken { .. })
             | Self::Hardening(_)
             | Self::Register(_)
             | Self::PinFile { .. }
             | Self::Keys(_)
             | Self::SelfTest(_)
-            | Self::Socket(_) => false,
+            | Self::Socket(_) => StartFailureKind::Passing,
         }
     }
 }

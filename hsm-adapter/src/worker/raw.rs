@@ -15,8 +15,9 @@ use cryptoki::object::ObjectHandle;
 use cryptoki::session::Session;
 use cryptoki::slot::Slot;
 use cryptoki_sys::{
-    CK_ATTRIBUTE, CK_FUNCTION_LIST, CK_MECHANISM_TYPE, CK_OBJECT_HANDLE, CK_RV, CK_SESSION_HANDLE,
-    CK_SLOT_ID, CK_TOKEN_INFO, CK_ULONG, CKA_ALLOWED_MECHANISMS, CKR_OK,
+    CK_ATTRIBUTE, CK_ATTRIBUTE_TYPE, CK_FUNCTION_LIST, CK_MECHANISM_TYPE, CK_OBJECT_HANDLE, CK_RV,
+    CK_SESSION_HANDLE, CK_SLOT_ID, CK_TOKEN_INFO, CK_ULONG, CKA_ALLOWED_MECHANISMS,
+    CKA_UNWRAP_TEMPLATE, CKR_OK,
 };
 
 use crate::error::TokenError;
@@ -119,5 +120,42 @@ impl RawModule {
             return Vec::new();
         }
         mechanisms[..bytes / size_of::<CK_MECHANISM_TYPE>()].to_vec()
+    }
+
+    /// The flags of a key's CKA_UNWRAP_TEMPLATE. Empty: it has none, or the token does not say. What
+    /// is no flag reads as an attribute of number 0, which no template of ours has.
+    pub(crate) fn unwrap_template(
+        &self,
+        session: &Session,
+        object: ObjectHandle,
+    ) -> Vec<(CK_ATTRIBUTE_TYPE, bool)> {
+        let mut values = [[0u8; 64]; 32];
+        let mut inner = values.each_mut().map(|value| CK_ATTRIBUTE {
+            type_: 0,
+            pValue: value.as_mut_ptr().cast(),
+            ulValueLen: size_of_val(value) as CK_ULONG,
+        });
+        let mut attribute = CK_ATTRIBUTE {
+            type_: CKA_UNWRAP_TEMPLATE,
+            pValue: inner.as_mut_ptr().cast(),
+            ulValueLen: size_of_val(&inner) as CK_ULONG,
+        };
+        // SAFETY: the handles come from cryptoki and are alive; `attribute` names a buffer of
+        // `ulValueLen` bytes, which are attributes that name buffers of their own; all of them
+        // outlive the call, and a module may not write beyond them.
+        let rv = unsafe {
+            (self.get_attribute_value)(session.handle(), object.handle(), &mut attribute, 1)
+        };
+        let bytes = usize::try_from(attribute.ulValueLen).unwrap_or(usize::MAX);
+        if rv != CKR_OK || bytes > size_of_val(&inner) {
+            return Vec::new();
+        }
+        let found = inner.iter().zip(&values).take(bytes / size_of::<CK_ATTRIBUTE>());
+        found
+            .map(|(attribute, value)| match attribute.ulValueLen {
+                1 => (attribute.type_, value[0] != 0),
+                _ => (0, false),
+            })
+            .collect()
     }
 }

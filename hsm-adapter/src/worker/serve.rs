@@ -209,8 +209,9 @@ impl<'s> SessionThread<'s> {
             return failure;
         };
         self.session = None;
+        let needs = self.shared.keys.needs();
         let known = match self.session() {
-            Ok(session) => self_test::run(session).map(drop).map_err(|error| chain(&error)),
+            Ok(session) => self_test::run(session, &needs).map(drop).map_err(|error| chain(&error)),
             // A refused login is the reason to end by.
             Err(error) if error.class() == CkrClass::Permanent => return error.into(),
             Err(error) => Err(chain(&error)),

@@ -4,6 +4,7 @@
 mod audit;
 mod backend_faults;
 mod bad_requests;
+mod behind_shim;
 mod canary; // finds a secret in any form
 mod gateway_kill;
 mod openapi_admin;

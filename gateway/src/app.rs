@@ -11,7 +11,7 @@ use compliance::{
     ResourceType,
 };
 use hsm_adapter::client::TokenLink;
-use hsm_adapter::protocol::PinKey;
+use hsm_adapter::protocol::{PinKey, Recipe};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -132,9 +132,10 @@ impl App {
         }
         tasks.spawn(named("figures", self.admin_state.metrics.clone().upkeep(background.clone())));
         tasks.spawn(named("expiries", tell_expiries(self.expiries, background.clone())));
-        let modes =
-            tell_modes(Arc::clone(&self.gateway.hsm), self.audit.clone(), background.clone());
-        tasks.spawn(named("modes", modes));
+        // Before the first request, so that its record says where clear PINs were then.
+        let (hsm, audit) = (Arc::clone(&self.gateway.hsm), self.audit.clone());
+        let told = tell_mode(&hsm, &audit, Vec::new()).await;
+        tasks.spawn(named("modes", tell_modes(hsm, audit, told, background.clone())));
         tasks.spawn(named("queue", Arc::clone(&relay).keep(background.clone())));
         for biller in &self.billers {
             let forwarder = Arc::clone(&relay).forward(Arc::clone(biller), background.clone());
@@ -177,28 +178,35 @@ impl App {
     }
 }
 
-/// Records where clear PINs may be, when the link has proved its recipes and whenever these change.
-async fn tell_modes(hsm: Arc<HsmLink>, audit: AuditLog, stop: CancellationToken) {
+/// Records anew where clear PINs may be, whenever what the link has proved is no longer `told`.
+async fn tell_modes(
+    hsm: Arc<HsmLink>,
+    audit: AuditLog,
+    mut told: Vec<Recipe>,
+    stop: CancellationToken,
+) {
     let mut ticks = tokio::time::interval(Duration::from_secs(1));
-    let mut told = Vec::new();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            _ = ticks.tick() => {}
+            _ = ticks.tick() => told = tell_mode(&hsm, &audit, told).await,
         }
-        let recipes = hsm.recipes();
-        if recipes.is_empty() || recipes == told {
-            continue;
-        }
-        let Some(mode) = hsm.weakest_mode() else { continue };
-        let on = Resource::new(ResourceType::HsmLink, Label::new(hsm.name()));
-        let (now, origin) = (jiff::Timestamp::now(), Origin::inside(audit.host()));
-        let (actor, kind) = (Actor::system(), EventType::HsmMode);
-        let event = Event::new(actor, kind, now, Outcome::Success, origin, on);
-        let event = event.link(Label::new(hsm.name())).mode(audited(mode));
-        match audit.append(event).await {
-            Ok(_) => told = recipes,
-            Err(AuditUnavailable) => tracing::error!("the HSM's mode is not in the audit log"),
+    }
+}
+
+/// What is told then. Recipes that could not be recorded are told at the next try.
+async fn tell_mode(hsm: &HsmLink, audit: &AuditLog, told: Vec<Recipe>) -> Vec<Recipe> {
+    let recipes = hsm.recipes();
+    let Some(mode) = hsm.weakest_mode().filter(|_| recipes != told) else { return told };
+    let on = Resource::new(ResourceType::HsmLink, Label::new(hsm.name()));
+    let (now, origin) = (jiff::Timestamp::now(), Origin::inside(audit.host()));
+    let (actor, kind) = (Actor::system(), EventType::HsmMode);
+    let event = Event::new(actor, kind, now, Outcome::Success, origin, on);
+    match audit.append(event.link(Label::new(hsm.name())).mode(audited(mode))).await {
+        Ok(_) => recipes,
+        Err(AuditUnavailable) => {
+            tracing::error!("the mode of the HSM link is not in the audit log");
+            told
         }
     }
 }

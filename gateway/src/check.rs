@@ -139,6 +139,8 @@ async fn list_keys(config: &Config, link: &HsmLink, limit: Instant, rows: &mut V
         Ok(keys) => {
             let missing = keys::missing(config, &keys);
             rows.extend(missing.into_iter().map(|text| row("key", Err(text))));
+            let pairs = keys::pairs(config, &keys, &link.recipes());
+            rows.extend(pairs.into_iter().map(|outcome| row("hsm mode", outcome)));
             for key in keys {
                 let kcv = key.kcv.map_or_else(|| "-".into(), |kcv| kcv.to_string());
                 let source = if key.kcv_from_token { "token" } else { "register" };

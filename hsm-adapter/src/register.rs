@@ -537,6 +537,12 @@ impl KeyRegister {
         toml::to_string(&RegisterFile { vendor, key: self.iter().cloned().collect() })
     }
 
+    /// `[vendor]`.
+    #[must_use]
+    pub fn vendor(&self) -> &VendorTable {
+        &self.vendor
+    }
+
     /// The first key whose clear PINs are in the worker's memory, compromised ones aside.
     #[must_use]
     pub fn first_in_worker(&self) -> Option<&KeyProfile> {

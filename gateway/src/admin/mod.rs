@@ -1,4 +1,6 @@
-//! The admin listener: health, readiness, figures, the API document. Every path needs a role.
+//! The admin listener: health, readiness, figures, the API document, the HSM links. Every path needs a role.
+
+mod links;
 
 use std::sync::Arc;
 
@@ -43,6 +45,7 @@ pub fn router(admin: Admin) -> Router {
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .route("/openapi.json", get(openapi))
+        .route("/v1/links", get(links::list_links))
         .with_state(admin)
 }
 

@@ -1,8 +1,8 @@
 //! Whether every key that the configuration names is on the token and may do what is granted.
 
-use hsm_adapter::protocol::KeyFacts;
+use hsm_adapter::protocol::{KeyFacts, Recipe};
 use hsm_adapter::register::KeyState;
-use hsm_adapter::vocabulary::{KeyLabel, KeyRole, PinBlockFormat};
+use hsm_adapter::vocabulary::{KeyLabel, KeyRole, Mode, PinBlockFormat};
 
 use crate::config::Config;
 
@@ -76,10 +76,60 @@ fn lack(need: &Need<'_>, keys: &[KeyFacts]) -> Option<String> {
     told(format!("does not take {format}"))
 }
 
+/// For each pair of keys that a grant names: its mode, or why it cannot be served. A pair with a
+/// missing key is not of this list.
+pub(super) fn pairs(
+    config: &Config,
+    keys: &[KeyFacts],
+    recipes: &[Recipe],
+) -> Vec<Result<String, String>> {
+    let mut pairs = Vec::new();
+    for client in &config.client {
+        for grant in &client.grants.translate {
+            for to in &grant.to {
+                let place = format!("client {:?}: {} to {}", client.id, grant.from.key, to.key);
+                let from = grant.from.formats.iter();
+                let mut cells = from.flat_map(|from| to.formats.iter().map(move |to| (*from, *to)));
+                let labels = [&grant.from.key, &to.key];
+                let [inbound, outbound] = labels.map(|label| modes_of(keys, label));
+                let (Some(first), false) = (inbound.first().copied(), outbound.is_empty()) else {
+                    continue;
+                };
+                let mut modes = inbound.iter().chain(&outbound);
+                let told = if modes.any(|mode| *mode != first) {
+                    Err("the keys of one operation have one mode".into())
+                } else {
+                    match cells.find(|cell| !is_served(first, *cell, recipes)) {
+                        Some((from, to)) => Err(format!(
+                            "{from} to {to} is not served in mode {first}: grant other formats, \
+                             or give both keys another mode"
+                        )),
+                        None => Ok(first.to_string()),
+                    }
+                };
+                let told = told.map(|mode| format!("{place}: {mode}"));
+                pairs.push(told.map_err(|why: String| format!("{place}: {why}")));
+            }
+        }
+    }
+    pairs
+}
+
+/// The modes of every version.
+fn modes_of(keys: &[KeyFacts], label: &KeyLabel) -> Vec<Mode> {
+    keys.iter().filter(|key| key.label == *label).map(|key| key.mode).collect()
+}
+
+/// In the worker every cell of the standard is served; elsewhere what was proved.
+fn is_served(mode: Mode, (from, to): (PinBlockFormat, PinBlockFormat), recipes: &[Recipe]) -> bool {
+    let operation = format!("translate {from} to {to}");
+    mode == Mode::InWorker && from.may_become(to)
+        || recipes.iter().any(|recipe| recipe.mode == mode && recipe.operation == operation)
+}
+
 #[cfg(test)]
 mod tests {
     use hsm_adapter::register::KeyAlgorithm;
-    use hsm_adapter::vocabulary::Mode;
 
     use super::*;
 

@@ -7,6 +7,7 @@ mod bad_requests;
 mod behind_shim;
 mod canary; // finds a secret in any form
 mod gateway_kill;
+mod modes;
 mod openapi_admin;
 mod payments;
 mod pin_blocks;

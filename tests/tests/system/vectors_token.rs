@@ -102,23 +102,32 @@ async fn the_token_makes_and_verifies_every_mac_as_its_vector_says() {
 /// A token in a directory of its own and one worker on it.
 pub(crate) struct Token {
     pub(crate) link: TokenLink,
-    _directory: World,
+    pub(crate) world: World,
 }
 
 impl Token {
     pub(crate) async fn with(keys: VectorKeys) -> Self {
-        let directory = World::prepare(Wanted { more_keys: keys.0, ..Wanted::default() }).unwrap();
-        let config = Config::load(&directory.config()).unwrap();
+        Self::of(Wanted { more_keys: keys.0, ..Wanted::default() }).await
+    }
+
+    pub(crate) async fn of(wanted: Wanted) -> Self {
+        let token = Self::starting(wanted);
+        let limit = Instant::now() + Duration::from_secs(15);
+        while !token.link.is_up() {
+            assert!(Instant::now() < limit, "{:?}", token.link.status());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        token
+    }
+
+    /// Whose worker may come up or say why not.
+    pub(crate) fn starting(wanted: Wanted) -> Self {
+        let world = World::prepare(wanted).unwrap();
+        let config = Config::load(&world.config()).unwrap();
         let mut options = config.hsm.link_options().unwrap();
         options.program = program("tollgate-hsm").unwrap();
         options.workers = 1;
-        let link = TokenLink::start(options);
-        let limit = Instant::now() + Duration::from_secs(15);
-        while !link.is_up() {
-            assert!(Instant::now() < limit, "{:?}", link.status());
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        Self { link, _directory: directory }
+        Self { link: TokenLink::start(options), world }
     }
 
     pub(crate) async fn ask(&self, order: Order) -> Result<Answer, LinkError> {
@@ -130,7 +139,7 @@ impl Token {
     }
 }
 
-fn side(label: &str, side: &Vector) -> PinKey {
+pub(crate) fn side(label: &str, side: &Vector) -> PinKey {
     let format = format!("iso{}", side.number("format")).parse().unwrap();
     PinKey { key: KeyLabel::parse(label).unwrap().into(), format, ksn: None }
 }
@@ -155,7 +164,7 @@ pub(crate) fn flipped(bytes: &[u8], at: usize) -> Vec<u8> {
 }
 
 /// The kind of a refusal; its words are for people.
-fn without_text(answer: Result<Answer, LinkError>) -> Result<(), LinkError> {
+pub(crate) fn without_text(answer: Result<Answer, LinkError>) -> Result<(), LinkError> {
     match answer {
         Err(LinkError::Answered(Failure::KeyNotForThis(_))) => {
             Err(LinkError::Answered(Failure::KeyNotForThis(String::new())))

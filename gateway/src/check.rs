@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use hsm_adapter::client::WorkerStatus;
+use hsm_adapter::protocol::Recipe;
 use rustix::fs::Access;
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
@@ -128,6 +129,9 @@ async fn hsm(config: &Config, rows: &mut Vec<Row>) {
     }
     if link.is_usable() {
         rows.push(row("hsm mode", Ok(format!("{}: clear PINs are there only", link.mode()))));
+        for Recipe { operation, mode, calls } in link.recipes() {
+            rows.push(row("hsm recipe", Ok(format!("{operation}  {mode}  {calls}"))));
+        }
         list_keys(config, &link, limit, rows).await;
     }
     link.stop().await;

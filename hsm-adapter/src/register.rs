@@ -4,12 +4,17 @@
 //! ARCHITECTURE.md): an order names a label, and everything else comes from here. Only the worker
 //! reads this file. A key that the register does not name cannot be used.
 
+mod modes;
+mod vendor;
+
 use std::collections::{BTreeMap, HashSet};
-use std::ops::RangeInclusive;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::vendor::{
+    VendorMechanism, VendorParameter, VendorPinTranslate, VendorRetailMac, VendorTable,
+};
 use crate::vocabulary::{
     Kcv, KcvMethod, KeyLabel, KeyRole, MacAlgorithm, MacPadding, Mode, PinBlockFormat, Pvki,
 };
@@ -66,88 +71,6 @@ pub struct KeyProfile {
     #[serde(skip)]
     pub vendor: Option<VendorMechanism>,
 }
-
-/// A mechanism of the token's vendor, as far as a key needs to know.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct VendorMechanism {
-    /// The CKM number.
-    pub number: u64,
-    /// From and to: what it translates. Empty for a MAC.
-    pub cells: Vec<(PinBlockFormat, PinBlockFormat)>,
-}
-
-/// `[vendor]`: mechanisms that PKCS#11 has no name for, one use each.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct VendorTable {
-    /// `[vendor.pin_translate]`: for zone PIN keys of mode `vendor`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pin_translate: Option<VendorPinTranslate>,
-    /// `[vendor.retail_mac]`: for retail MAC keys of mode `vendor`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub retail_mac: Option<VendorRetailMac>,
-}
-
-/// One call that translates a PIN block inside the token.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct VendorPinTranslate {
-    /// The CKM number, 0x80000000 or above.
-    pub mechanism: u64,
-    /// How its parameter lies in memory.
-    pub parameter: VendorParameter,
-    /// From and to: `[["iso0", "iso0"], ["iso0", "iso4"]]`. Each is proved at start.
-    pub cells: Vec<(PinBlockFormat, PinBlockFormat)>,
-}
-
-/// The parameter layouts that are compiled in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum VendorParameter {
-    /// See `operation/vendor.rs`.
-    #[serde(rename = "pin-translate-1")]
-    PinTranslate1,
-}
-
-/// One C_Sign that makes a retail MAC; its parameter is one byte, the padding method.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct VendorRetailMac {
-    /// The CKM number, 0x80000000 or above.
-    pub mechanism: u64,
-}
-
-impl VendorTable {
-    fn check(&self) -> Result<(), String> {
-        let numbers = [
-            self.pin_translate.as_ref().map(|table| table.mechanism),
-            self.retail_mac.as_ref().map(|table| table.mechanism),
-        ];
-        if numbers.into_iter().flatten().any(|number| !VENDOR_NUMBERS.contains(&number)) {
-            return Err("[vendor]: `mechanism` is 0x80000000 to 0xFFFFFFFF".into());
-        }
-        let Some(VendorPinTranslate { cells, .. }) = &self.pin_translate else { return Ok(()) };
-        if cells.is_empty() {
-            return Err("[vendor.pin_translate]: `cells` is empty".into());
-        }
-        match cells.iter().find(|(from, to)| !from.may_become(*to)) {
-            Some((from, to)) => Err(format!("[vendor.pin_translate]: {from} never becomes {to}")),
-            None => Ok(()),
-        }
-    }
-
-    /// The mechanism that a key of mode `vendor` uses.
-    fn of(&self, profile: &KeyProfile) -> Option<VendorMechanism> {
-        if profile.role == KeyRole::Mac {
-            let number = self.retail_mac.as_ref()?.mechanism;
-            return Some(VendorMechanism { number, cells: Vec::new() });
-        }
-        let VendorPinTranslate { mechanism, cells, .. } = self.pin_translate.clone()?;
-        Some(VendorMechanism { number: mechanism, cells })
-    }
-}
-
-/// CKM_VENDOR_DEFINED and above, four bytes.
-const VENDOR_NUMBERS: RangeInclusive<u64> = 0x8000_0000..=0xFFFF_FFFF;
 
 /// What a MAC key computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -258,84 +181,6 @@ impl KeyProfile {
     fn is_retail(&self) -> bool {
         self.role == KeyRole::Mac
             && self.mac.is_some_and(|mac| mac.algorithm == MacAlgorithm::Retail)
-    }
-
-    /// Whether an operation with this key has a clear PIN somewhere.
-    #[must_use]
-    pub fn carries_pins(&self) -> bool {
-        match self.role {
-            KeyRole::ZonePinIn
-            | KeyRole::ZonePinOut
-            | KeyRole::PinVerificationPvv
-            | KeyRole::PinVerification3624
-            | KeyRole::PinReference => true,
-            KeyRole::BaseDerivation => !self.formats.is_empty(),
-            KeyRole::Mac
-            | KeyRole::KeyBlockProtection
-            | KeyRole::QueueKek
-            | KeyRole::AuditSigning => false,
-        }
-    }
-
-    /// Which modes a key can have. What a mode cannot do for a role is refused here; what a token
-    /// cannot do is found by its known answers.
-    fn check_mode(&self) -> Result<(), String> {
-        match (self.mode, self.role) {
-            (Mode::InWorker, _) => Ok(()),
-            (Mode::InToken, KeyRole::ZonePinIn | KeyRole::ZonePinOut) => {
-                if self.formats.contains(&PinBlockFormat::Iso1) {
-                    return Err("no iso1 in mode in_token: its fill is random and unknown to the \
-                                host"
-                        .into());
-                }
-                Ok(())
-            }
-            (Mode::InToken, KeyRole::BaseDerivation) if self.algorithm == KeyAlgorithm::Tdes => {
-                Err("TDES DUKPT goes through worker memory: mode in_worker only".into())
-            }
-            (Mode::InToken, KeyRole::BaseDerivation) if self.carries_pins() => Ok(()),
-            (Mode::InToken, KeyRole::PinVerification3624) => {
-                Err("IBM 3624 cannot be verified inside a token by PKCS#11: decimalisation comes \
-                     before the comparison value exists; mode in_worker only"
-                    .into())
-            }
-            (Mode::InToken, KeyRole::PinVerificationPvv | KeyRole::PinReference) => {
-                Err("PINs are verified in mode in_worker only: give it and the keys whose PINs it \
-                     verifies that mode"
-                    .into())
-            }
-            (Mode::Vendor, KeyRole::ZonePinIn | KeyRole::ZonePinOut) => {
-                let Some(vendor) = &self.vendor else {
-                    return Err("mode vendor needs [vendor.pin_translate]: mechanism, parameter \
-                                and cells as the vendor's manual names them"
-                        .into());
-                };
-                let inbound = self.role == KeyRole::ZonePinIn;
-                let side = |(from, to)| if inbound { from } else { to };
-                let covered = |format: &PinBlockFormat| {
-                    vendor.cells.iter().any(|cell| side(*cell) == *format)
-                };
-                match self.formats.iter().find(|format| !covered(format)) {
-                    Some(format) => Err(format!("no cell of [vendor.pin_translate] has {format}")),
-                    None => Ok(()),
-                }
-            }
-            (Mode::Vendor, KeyRole::Mac) if self.is_retail() => match &self.vendor {
-                Some(_) => Ok(()),
-                None => Err("mode vendor needs [vendor.retail_mac]: the mechanism's number".into()),
-            },
-            (
-                mode @ (Mode::InToken | Mode::Vendor),
-                role @ (KeyRole::Mac
-                | KeyRole::BaseDerivation
-                | KeyRole::PinVerificationPvv
-                | KeyRole::PinVerification3624
-                | KeyRole::PinReference
-                | KeyRole::KeyBlockProtection
-                | KeyRole::QueueKek
-                | KeyRole::AuditSigning),
-            ) => Err(format!("role {role} has no mode {mode}")),
-        }
     }
 
     fn check(&self) -> Result<(), String> {
@@ -647,77 +492,5 @@ mod tests {
         );
         refused(&format!("{mac} mac = {{ algorithm = \"cmac\", length = 3 }}"), "4 to 8");
         refused(&format!("{mac} mac = {{ algorithm = \"hmac-sha256\", length = 8 }}"), "not run");
-    }
-
-    fn key(role: &str, algorithm: &str, mode: &str, more: &str) -> String {
-        format!(
-            "[[key]]\nlabel = \"k.a\"\nrole = \"{role}\"\nalgorithm = \"{algorithm}\"\n\
-             mode = \"{mode}\"\n{more}\n"
-        )
-    }
-
-    #[test]
-    fn a_role_has_the_modes_that_can_be_served_and_no_other() {
-        let in_token = |role, algorithm, more| key(role, algorithm, "in_token", more);
-        let iso0 = "formats = [\"iso0\"]";
-        for good in [
-            in_token("zone-pin-in", "tdes", iso0),
-            in_token("zone-pin-out", "aes", "formats = [\"iso4\"]"),
-            in_token("base-derivation", "aes", "formats = [\"iso4\"]"),
-        ] {
-            KeyRegister::parse(&good).unwrap();
-        }
-        let cbc = "mac = { algorithm = \"cmac\", length = 8 }";
-        let table = "ibm3624 = { decimalisation_table = \"0123456789012345\", pan_offset = 0, \
-                     pan_digits = 16, pad = \"0\" }";
-        for (bad, why) in [
-            (in_token("zone-pin-in", "tdes", "formats = [\"iso0\", \"iso1\"]"), "no iso1"),
-            (in_token("base-derivation", "tdes", iso0), "TDES DUKPT goes through worker memory"),
-            (in_token("pin-verification-pvv", "tdes", "pvki = [1]"), "in mode in_worker only"),
-            (in_token("pin-reference", "tdes", iso0), "in mode in_worker only"),
-            (in_token("pin-verification-3624", "tdes", table), "decimalisation comes"),
-            (in_token("mac", "tdes", cbc), "role mac has no mode in_token"),
-            (in_token("queue-kek", "aes", ""), "role queue-kek has no mode in_token"),
-            (key("mac", "tdes", "vendor", cbc), "role mac has no mode vendor"),
-            (key("zone-pin-in", "tdes", "vendor", iso0), "needs [vendor.pin_translate]"),
-        ] {
-            refused(&bad, why);
-        }
-    }
-
-    #[test]
-    fn a_vendors_mechanism_is_the_keys_and_survives_writing() {
-        let table = "[vendor.pin_translate]\nmechanism = 0x80000201\n\
-                     parameter = \"pin-translate-1\"\ncells = [[\"iso0\", \"iso4\"]]\n";
-        let inbound = |format| key("zone-pin-in", "tdes", "vendor", format);
-        let text = format!("{table}{}", inbound("formats = [\"iso0\"]"));
-        let register = KeyRegister::parse(&text).unwrap();
-        let again = KeyRegister::parse(&register.to_toml().unwrap()).unwrap();
-
-        let found = again.iter().next().unwrap().vendor.as_ref().unwrap();
-        let cells = vec![(PinBlockFormat::Iso0, PinBlockFormat::Iso4)];
-        assert_eq!(*found, VendorMechanism { number: 0x8000_0201, cells });
-        refused(&format!("{table}{}", inbound("formats = [\"iso3\"]")), "has iso3");
-        refused(&table.replace("0x80000201", "0x121"), "0x80000000");
-        refused(&table.replace("iso4", "iso1"), "never becomes iso1");
-        refused(&table.replace("pin-translate-1", "pin-translate-9"), "pin-translate-9");
-    }
-
-    #[test]
-    fn the_first_key_with_clear_pins_in_the_worker_is_found() {
-        let iso0 = "formats = [\"iso0\"]";
-        let inside = key("zone-pin-in", "tdes", "in_token", iso0);
-        let mac = "mac = { algorithm = \"cmac\", length = 8 }";
-        let mac = key("mac", "tdes", "in_worker", mac).replace("k.a", "k.b");
-        let worker = key("zone-pin-out", "tdes", "in_worker", iso0).replace("k.a", "k.c");
-        let first = |text: &str| {
-            let register = KeyRegister::parse(text).unwrap();
-            register.first_in_worker().map(KeyProfile::name)
-        };
-
-        assert_eq!(first(&format!("{inside}{mac}")), None);
-        assert_eq!(first(&format!("{inside}{mac}{worker}")), Some("k.c@1".into()));
-        let gone = worker.replace("role", "state = \"compromised\"\nrole");
-        assert_eq!(first(&format!("{inside}{gone}")), None);
     }
 }

@@ -151,6 +151,25 @@ mod tests {
     }
 
     #[test]
+    fn a_cell_is_served_in_the_worker_and_elsewhere_when_it_was_proved() {
+        use PinBlockFormat::{Iso0, Iso1, Iso3, Iso4};
+        let proved = [Recipe {
+            operation: "translate iso0 to iso4".into(),
+            mode: Mode::InToken,
+            calls: String::new(),
+        }];
+        for (mode, cell, served) in [
+            (Mode::InToken, (Iso0, Iso4), true),
+            (Mode::InToken, (Iso0, Iso3), false),
+            (Mode::Vendor, (Iso0, Iso4), false),
+            (Mode::InWorker, (Iso1, Iso3), true),
+            (Mode::InWorker, (Iso0, Iso1), false),
+        ] {
+            assert_eq!(is_served(mode, cell, &proved), served, "{mode} {cell:?}");
+        }
+    }
+
+    #[test]
     fn a_key_is_missing_of_another_role_retired_or_of_another_format() {
         let label = KeyLabel::parse("zpk.b").unwrap();
         let (role, place) = (KeyRole::ZonePinOut, "client \"a\": translate.to".to_owned());

@@ -1,12 +1,12 @@
 //! PIN translation, mode `in_token`: the block becomes an object inside the token under one key and
 //! leaves it under the other. The clear PIN is never in host memory.
 //!
-//! | cell | how |
-//! |---|---|
-//! | iso0 to iso0, iso3 to iso3 | unwrap DES3_CBC, wrap DES3_CBC, both from a zero vector |
-//! | iso4 to iso4 | the outer layer off by C_Decrypt, unwrap AES_CBC, wrap AES_CBC, outer layer on by C_Encrypt; the fill stays |
-//! | iso0 to iso4 | the vector of the unwrap turns the clear block into the PIN field of format 4; the wrap pads it with zeros, which its vector turns into random fill |
-//! | iso4 to iso0 | the vector turns the PIN field into the clear block, VALUE_LEN cuts the fill off |
+//! - iso0 to iso0, iso3 to iso3: unwrap DES3_CBC, wrap DES3_CBC, both from a zero vector.
+//! - iso4 to iso4: the outer layer off by C_Decrypt, unwrap AES_CBC, wrap AES_CBC, the outer layer on
+//!   by C_Encrypt. The fill stays.
+//! - iso0 to iso4: the vector of the unwrap turns the clear block into the PIN field of format 4; the
+//!   wrap pads it with zeros, which its vector turns into random fill.
+//! - iso4 to iso0: the vector turns the PIN field into the clear block, VALUE_LEN cuts the fill off.
 //!
 //! The PIN fields of formats 0 and 4 differ by a constant that depends on the PIN's length alone.
 //! The length is found without a digit: the first byte of the block is unwrapped alone, wrapped

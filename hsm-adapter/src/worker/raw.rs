@@ -129,33 +129,40 @@ impl RawModule {
         session: &Session,
         object: ObjectHandle,
     ) -> Vec<(CK_ATTRIBUTE_TYPE, bool)> {
-        let mut values = [[0u8; 64]; 32];
-        let mut inner = values.each_mut().map(|value| CK_ATTRIBUTE {
-            type_: 0,
-            pValue: value.as_mut_ptr().cast(),
-            ulValueLen: size_of_val(value) as CK_ULONG,
-        });
-        let mut attribute = CK_ATTRIBUTE {
-            type_: CKA_UNWRAP_TEMPLATE,
-            pValue: inner.as_mut_ptr().cast(),
-            ulValueLen: size_of_val(&inner) as CK_ULONG,
+        let mut values = [[0u8; 8]; 32];
+        let nothing = CK_ATTRIBUTE { type_: 0, pValue: ptr::null_mut(), ulValueLen: 0 };
+        let mut inner = [nothing; 32];
+        let mut attribute = CK_ATTRIBUTE { type_: CKA_UNWRAP_TEMPLATE, ..nothing };
+        let ask = |attribute: &mut CK_ATTRIBUTE| {
+            // SAFETY: the handles come from cryptoki and are alive; `attribute` names no buffer, or
+            // `inner`, of which it gives no more bytes than it has, and those attributes name no
+            // buffers, or `values`, with their lengths. All outlive the call.
+            let rv = unsafe {
+                (self.get_attribute_value)(session.handle(), object.handle(), attribute, 1)
+            };
+            rv == CKR_OK
         };
-        // SAFETY: the handles come from cryptoki and are alive; `attribute` names a buffer of
-        // `ulValueLen` bytes, which are attributes that name buffers of their own; all of them
-        // outlive the call, and a module may not write beyond them.
-        let rv = unsafe {
-            (self.get_attribute_value)(session.handle(), object.handle(), &mut attribute, 1)
-        };
-        let bytes = usize::try_from(attribute.ulValueLen).unwrap_or(usize::MAX);
-        if rv != CKR_OK || bytes > size_of_val(&inner) {
+        // The number of attributes, then their lengths, then their values.
+        let good = ask(&mut attribute);
+        let count =
+            usize::try_from(attribute.ulValueLen).unwrap_or(usize::MAX) / size_of::<CK_ATTRIBUTE>();
+        if !good || count > inner.len() {
             return Vec::new();
         }
-        let found = inner.iter().zip(&values).take(bytes / size_of::<CK_ATTRIBUTE>());
-        found
-            .map(|(attribute, value)| match attribute.ulValueLen {
-                1 => (attribute.type_, value[0] != 0),
-                _ => (0, false),
-            })
-            .collect()
+        attribute.pValue = inner.as_mut_ptr().cast();
+        if !ask(&mut attribute) {
+            return Vec::new();
+        }
+        for (one, value) in inner.iter_mut().zip(&mut values).take(count) {
+            if one.ulValueLen != 1 {
+                return vec![(0, false)];
+            }
+            one.pValue = value.as_mut_ptr().cast();
+        }
+        if !ask(&mut attribute) {
+            return Vec::new();
+        }
+        let found = inner.iter().zip(&values).take(count);
+        found.map(|(one, value)| (one.type_, value[0] != 0)).collect()
     }
 }

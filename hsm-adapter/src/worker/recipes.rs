@@ -30,7 +30,7 @@ pub(crate) struct Needs {
 impl Needs {
     pub(crate) fn of(register: &KeyRegister) -> Self {
         let vendor = |role: &dyn Fn(KeyRole) -> bool| {
-            register.iter().find(|key| role(key.role)).and_then(|key| key.vendor.clone())
+            register.iter().filter(|key| role(key.role)).find_map(|key| key.vendor.clone())
         };
         let carries = |out: bool, format: PinBlockFormat| {
             register.iter().any(|key| {
@@ -229,8 +229,8 @@ mod tests {
         assert!(!found.in_worker && found.vendor.is_none());
         let mixed = in_token + &key("d", "zone-pin-in", "tdes", "in_worker", "iso3");
         assert_eq!((needs(&mixed).in_token.len(), needs(&mixed).in_worker), (2, true));
-        let found =
-            needs(&(vendor.to_owned() + &key("e", "zone-pin-in", "tdes", "vendor", "iso0")));
+        let own = key("e", "zone-pin-in", "tdes", "vendor", "iso0");
+        let found = needs(&format!("{vendor}{mixed}{own}"));
         assert_eq!(found.vendor.unwrap().cells, [(Iso0, Iso0)]);
     }
 

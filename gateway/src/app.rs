@@ -11,7 +11,7 @@ use compliance::{
     ResourceType,
 };
 use hsm_adapter::client::TokenLink;
-use hsm_adapter::protocol::PinKey;
+use hsm_adapter::protocol::{PinKey, Recipe};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -24,7 +24,7 @@ use crate::guard::Guard;
 use crate::key_watch::KeyWatch;
 use crate::links::backend::{BackendLink, BackendOptions};
 use crate::links::breaker::Breaker;
-use crate::links::token::HsmLink;
+use crate::links::token::{HsmLink, audited};
 use crate::officers::Officers;
 use crate::relay::biller::Biller;
 use crate::relay::keys::{KeyLives, Keys};
@@ -58,10 +58,13 @@ impl App {
     /// The first thing that cannot be had, with its place and remedy.
     pub async fn build(config: &Config, config_path: &Path) -> anyhow::Result<Self> {
         let metrics = Metrics::install().context("installing the metrics recorder")?;
+        let hsm = Arc::new(hsm_link(&config.hsm)?);
+        if let Some(why) = hsm.refused_at_start().await {
+            bail!("the HSM link: {why}");
+        }
         let audit = AuditLog::open(&config.audit, &config.replica, Uuid::now_v7())
             .context("opening the audit log")?;
         let store = Store::open(&config.store, &config.queue).await.context("opening the store")?;
-        let hsm = Arc::new(hsm_link(&config.hsm)?);
         let lives = KeyLives { pin: config.queue.pin_life() };
         let keys = Keys::start(store.clone(), TokenKeys(Arc::clone(&hsm)), lives);
         let (mut billers, mut expiries) = (HashMap::new(), Vec::new());
@@ -157,6 +160,10 @@ impl App {
         tasks.spawn(named("figures", self.admin_state.metrics.clone().upkeep(background.clone())));
         tasks.spawn(named("expiries", tell_expiries(self.expiries, background.clone())));
         tasks.spawn(named("key watch", self.key_watch.watch(background.clone())));
+        // Before the first request, so that its record says where clear PINs were then.
+        let (hsm, audit) = (Arc::clone(&self.gateway.hsm), self.audit.clone());
+        let told = tell_mode(&hsm, &audit, Vec::new()).await;
+        tasks.spawn(named("modes", tell_modes(hsm, audit, told, background.clone())));
         tasks.spawn(named("queue", Arc::clone(&relay).keep(background.clone())));
         let officers = Arc::clone(&self.admin_state.officers);
         tasks.spawn(named("officers", officers.keep(background.clone())));
@@ -198,6 +205,39 @@ impl App {
         store.close().await;
         tracing::info!("stopped");
         broken.map_or(Ok(()), |task| bail!("the background task {task} ended before its time"))
+    }
+}
+
+/// Records anew where clear PINs may be, whenever what the link has proved is no longer `told`.
+async fn tell_modes(
+    hsm: Arc<HsmLink>,
+    audit: AuditLog,
+    mut told: Vec<Recipe>,
+    stop: CancellationToken,
+) {
+    let mut ticks = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => told = tell_mode(&hsm, &audit, told).await,
+        }
+    }
+}
+
+/// What is told then. Recipes that could not be recorded are told at the next try.
+async fn tell_mode(hsm: &HsmLink, audit: &AuditLog, told: Vec<Recipe>) -> Vec<Recipe> {
+    let recipes = hsm.recipes();
+    let Some(mode) = hsm.weakest_mode().filter(|_| recipes != told) else { return told };
+    let on = Resource::new(ResourceType::HsmLink, Label::new(hsm.name()));
+    let (now, origin) = (jiff::Timestamp::now(), Origin::inside(audit.host()));
+    let (actor, kind) = (Actor::system(), EventType::HsmMode);
+    let event = Event::new(actor, kind, now, Outcome::Success, origin, on);
+    match audit.append(event.link(Label::new(hsm.name())).mode(audited(mode))).await {
+        Ok(_) => recipes,
+        Err(AuditUnavailable) => {
+            tracing::error!("the mode of the HSM link is not in the audit log");
+            told
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use hsm_adapter::client::WorkerStatus;
+use hsm_adapter::protocol::Recipe;
 use rustix::fs::Access;
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
@@ -132,6 +133,9 @@ async fn hsm(config: &Config, rows: &mut Vec<Row>) {
     }
     if link.is_usable() {
         rows.push(row("hsm mode", Ok(format!("{}: clear PINs are there only", link.mode()))));
+        for Recipe { operation, mode, calls } in link.recipes() {
+            rows.push(row("hsm recipe", Ok(format!("{operation}  {mode}  {calls}"))));
+        }
         list_keys(config, &link, limit, rows).await;
         lock_down::look(config, &link, limit, rows).await;
     }
@@ -144,6 +148,8 @@ async fn list_keys(config: &Config, link: &HsmLink, limit: Instant, rows: &mut V
         Ok(keys) => {
             let missing = keys::missing(config, &keys);
             rows.extend(missing.into_iter().map(|text| row("key", Err(text))));
+            let pairs = keys::pairs(config, &keys, &link.recipes());
+            rows.extend(pairs.into_iter().map(|outcome| row("hsm mode", outcome)));
             for key in keys {
                 let kcv = key.kcv.map_or_else(|| "-".into(), |kcv| kcv.to_string());
                 let source = if key.kcv_from_token { "token" } else { "register" };

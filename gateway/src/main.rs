@@ -9,7 +9,7 @@ use gateway::app::App;
 use gateway::config::Config;
 use gateway::key_desk::{self, KeyCommand};
 use gateway::operator::Access;
-use gateway::{check, probe, telemetry};
+use gateway::{check, operator, probe, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -47,8 +47,25 @@ enum Order {
     /// The token's keys, and their changes under dual control.
     #[command(subcommand)]
     Keys(KeyCommand),
+    /// The HSM links of a running gateway, over its admin API.
+    Links {
+        #[command(subcommand)]
+        order: LinksOrder,
+    },
     /// Prints the OpenAPI document.
     Openapi,
+}
+
+#[derive(Subcommand)]
+enum LinksOrder {
+    /// Workers, breaker, and what was proved in which mode.
+    List {
+        #[command(flatten)]
+        access: Access,
+        /// Print JSON instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -87,6 +104,10 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             probe::ask(&access, path).await.map(|()| ExitCode::SUCCESS)
         }
         Order::Keys(command) => key_desk::run(&command).await.map(|()| ExitCode::SUCCESS),
+        Order::Links { order: LinksOrder::List { access, json } } => {
+            print!("{}", operator::list_links(&access, json).await?);
+            Ok(ExitCode::SUCCESS)
+        }
         Order::Openapi => {
             println!("{}", gateway::openapi().to_pretty_json()?);
             Ok(ExitCode::SUCCESS)

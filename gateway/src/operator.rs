@@ -121,6 +121,61 @@ impl AdminClient {
     }
 }
 
+/// `tollgate links list`: the running gateway's HSM links, as a table or as the API gives them.
+///
+/// # Errors
+/// See [`AdminClient`].
+pub async fn list_links(access: &Access, json: bool) -> anyhow::Result<String> {
+    let answer = AdminClient::open(access)?.get("/v1/links").await?;
+    if json {
+        return Ok(format!("{answer:#}\n"));
+    }
+    let mut table = String::new();
+    let mut line = |cells: [&str; 4]| {
+        let [first, second, third, rest] = cells;
+        table += format!("{first:<9} {second:<24} {third:<10} {rest}").trim_end();
+        table.push('\n');
+    };
+    line(["LINK", "WHAT", "STATE", "DETAIL"]);
+    for link in list(&answer["links"]) {
+        let name = word(&link["name"]);
+        let state = if link["usable"] == true { "up" } else { "down" };
+        let detail =
+            format!("clear PINs {}, breaker {}", word(&link["mode"]), word(&link["breaker"]));
+        line([name, "link", state, &detail]);
+        for worker in list(&link["workers"]) {
+            let state = match (worker["ready"] == true, worker["latched"] == true) {
+                (true, _) => "ready",
+                (false, true) => "latched",
+                (false, false) => "away",
+            };
+            let what = format!("worker {}", worker["pid"].as_u64().unwrap_or_default());
+            let counts = format!(
+                "{} in flight, {} restarts  {}{}",
+                worker["in_flight"],
+                worker["restarts"],
+                word(&worker["token"]),
+                word(&worker["trouble"]),
+            );
+            line([name, &what, state, &counts]);
+        }
+        for recipe in list(&link["recipes"]) {
+            let (what, mode) = (word(&recipe["operation"]), word(&recipe["mode"]));
+            line([name, what, mode, word(&recipe["calls"])]);
+        }
+    }
+    Ok(table)
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+/// Empty for what is no text.
+fn word(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
 fn parse(path: &str, text: &str) -> anyhow::Result<Value> {
     if text.is_empty() {
         return Ok(Value::Null);

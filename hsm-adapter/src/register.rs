@@ -4,12 +4,18 @@
 //! ARCHITECTURE.md): an order names a label, and everything else comes from here. Only the worker
 //! reads this file. A key that the register does not name cannot be used.
 
+mod modes;
+mod vendor;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::vendor::{
+    VendorMechanism, VendorParameter, VendorPinTranslate, VendorRetailMac, VendorTable,
+};
 use crate::vocabulary::{
     Kcv, KcvMethod, KeyLabel, KeyRole, MacAlgorithm, MacPadding, Mode, PinBlockFormat, Pvki,
 };
@@ -72,6 +78,9 @@ pub struct KeyProfile {
     /// How that check value is computed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kcv_method: Option<KcvMethod>,
+    /// The mechanism of a key in mode `vendor`: the register takes it from its `[vendor]` table.
+    #[serde(skip)]
+    pub vendor: Option<VendorMechanism>,
 }
 
 /// What a MAC key computes.
@@ -193,6 +202,7 @@ impl KeyProfile {
             exportability: None,
             kcv: None,
             kcv_method: None,
+            vendor: None,
         }
     }
 
@@ -213,12 +223,16 @@ impl KeyProfile {
     /// cannot make.
     #[must_use]
     pub fn left_object_label(&self) -> Option<String> {
-        let retail = self.role == KeyRole::Mac
-            && self.mac.is_some_and(|mac| mac.algorithm == MacAlgorithm::Retail);
+        let retail = self.is_retail() && self.mode != Mode::Vendor;
         let derivation =
             self.role == KeyRole::BaseDerivation && self.algorithm == KeyAlgorithm::Tdes;
         let ending = if retail { "left" } else { "variant" };
         (retail || derivation).then(|| format!("{}.{ending}", self.object_label()))
+    }
+
+    fn is_retail(&self) -> bool {
+        self.role == KeyRole::Mac
+            && self.mac.is_some_and(|mac| mac.algorithm == MacAlgorithm::Retail)
     }
 
     fn check(&self) -> Result<(), String> {
@@ -246,6 +260,7 @@ impl KeyProfile {
         {
             return Err("`variant_blocks` belongs to a TDES key block protection key".into());
         }
+        self.check_mode()?;
         if self.kcv.is_some() != self.kcv_method.is_some() {
             return Err("`kcv` and `kcv_method` come together".into());
         }
@@ -372,6 +387,7 @@ fn is_off(switch: &bool) -> bool {
 #[derive(Debug, Clone)]
 pub struct KeyRegister {
     change: u64,
+    vendor: VendorTable,
     keys: BTreeMap<KeyLabel, Vec<KeyProfile>>,
 }
 
@@ -391,16 +407,24 @@ impl KeyRegister {
     /// Says which key breaks which rule.
     pub fn parse(text: &str) -> Result<Self, String> {
         let file: RegisterFile = toml::from_str(text).map_err(|error| error.to_string())?;
-        Ok(Self { change: file.change, ..Self::new(file.key)? })
+        Ok(Self { change: file.change, ..Self::with_vendor(file.vendor, file.key)? })
     }
 
     /// # Errors
     /// Says which key breaks which rule.
     pub fn new(profiles: Vec<KeyProfile>) -> Result<Self, String> {
+        Self::with_vendor(VendorTable::default(), profiles)
+    }
+
+    /// # Errors
+    /// Says which key, or what of the table, breaks which rule.
+    pub fn with_vendor(vendor: VendorTable, profiles: Vec<KeyProfile>) -> Result<Self, String> {
+        vendor.check()?;
         let mut keys: BTreeMap<KeyLabel, Vec<KeyProfile>> = BTreeMap::new();
         let mut objects = HashSet::new();
-        for profile in profiles {
+        for mut profile in profiles {
             let name = profile.name();
+            profile.vendor = (profile.mode == Mode::Vendor).then(|| vendor.of(&profile)).flatten();
             profile.check().map_err(|why| format!("key {name}: {why}"))?;
             if !objects.insert(profile.object_label()) {
                 return Err(format!("key {name}: its token object belongs to another key already"));
@@ -420,7 +444,7 @@ impl KeyRegister {
         if let Some(why) = twins(keys.values().flatten()) {
             return Err(why);
         }
-        Ok(Self { change: 0, keys })
+        Ok(Self { change: 0, vendor, keys })
     }
 
     /// This register with other keys in it, after the change of that number.
@@ -428,7 +452,7 @@ impl KeyRegister {
     /// # Errors
     /// Says which key breaks which rule.
     pub fn changed(&self, change: u64, profiles: Vec<KeyProfile>) -> Result<Self, String> {
-        Ok(Self { change, ..Self::new(profiles)? })
+        Ok(Self { change, ..Self::with_vendor(self.vendor.clone(), profiles)? })
     }
 
     /// The number of the last change that is in it; 0 before the first.
@@ -456,8 +480,22 @@ impl KeyRegister {
     /// # Errors
     /// When a value has no TOML form, which no checked profile has.
     pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
-        let key = self.iter().cloned().collect();
-        toml::to_string(&RegisterFile { change: self.change, key })
+        let (change, vendor) = (self.change, self.vendor.clone());
+        toml::to_string(&RegisterFile { change, vendor, key: self.iter().cloned().collect() })
+    }
+
+    /// `[vendor]`.
+    #[must_use]
+    pub fn vendor(&self) -> &VendorTable {
+        &self.vendor
+    }
+
+    /// The first key whose clear PINs are in the worker's memory, compromised ones aside.
+    #[must_use]
+    pub fn first_in_worker(&self) -> Option<&KeyProfile> {
+        self.iter().find(|key| {
+            key.carries_pins() && key.mode == Mode::InWorker && key.state != KeyState::Compromised
+        })
     }
 
     /// All keys in the order of their labels.
@@ -487,10 +525,16 @@ fn twins<'k>(keys: impl Iterator<Item = &'k KeyProfile>) -> Option<String> {
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RegisterFile {
+    #[serde(default, skip_serializing_if = "is_none")]
+    vendor: VendorTable,
     #[serde(default)]
     change: u64,
     #[serde(default)]
     key: Vec<KeyProfile>,
+}
+
+fn is_none(vendor: &VendorTable) -> bool {
+    *vendor == VendorTable::default()
 }
 
 fn first_version() -> u32 {

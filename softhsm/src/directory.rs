@@ -14,12 +14,12 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use hsm_adapter::ceremony::{Ceremony, init_token};
-use hsm_adapter::register::{KeyProfile, KeyRegister};
+use hsm_adapter::register::{KeyProfile, KeyRegister, VendorTable};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 
 use crate::TokenToolError;
-use crate::plan::PlannedKey;
+use crate::plan::{PlannedKey, PlannedValue};
 
 /// A directory that holds, or will hold, a token.
 #[derive(Debug, Clone)]
@@ -101,10 +101,11 @@ impl TokenDirectory {
         &self,
         module: &Path,
         label: &str,
+        vendor: VendorTable,
         plan: &[PlannedKey],
     ) -> Result<Vec<KeyReport>, TokenToolError> {
-        let register = KeyRegister::new(plan.iter().map(|key| key.profile.clone()).collect())
-            .map_err(TokenToolError::Plan)?;
+        let profiles = plan.iter().map(|key| key.profile.clone()).collect();
+        let register = KeyRegister::with_vendor(vendor, profiles).map_err(TokenToolError::Plan)?;
         let user_pin = self.read_pin("user-pin")?;
         let empty = fs::read_dir(self.dir.join("tokens"))
             .map_err(|error| file_error(&self.dir, error))?
@@ -115,8 +116,11 @@ impl TokenDirectory {
         }
         let ceremony = Ceremony::open(module, label, &user_pin)?;
         let mut report = Vec::new();
-        for key in plan {
-            report.push(make(&ceremony, key)?);
+        for profile in register.iter() {
+            // The register's own profile: it knows its vendor mechanism.
+            let planned = plan.iter().find(|key| key.profile.name() == profile.name());
+            let value = planned.and_then(|key| key.value.as_ref());
+            report.push(make(&ceremony, profile, value)?);
         }
         let text = register.to_toml().map_err(|error| TokenToolError::Plan(error.to_string()))?;
         write_secret(&self.key_register(), &text, true)?;
@@ -130,17 +134,19 @@ impl TokenDirectory {
     }
 }
 
-fn make(ceremony: &Ceremony, key: &PlannedKey) -> Result<KeyReport, TokenToolError> {
-    let profile = &key.profile;
+fn make(
+    ceremony: &Ceremony,
+    profile: &KeyProfile,
+    value: Option<&PlannedValue>,
+) -> Result<KeyReport, TokenToolError> {
     let there = ceremony.exists(profile)?;
     let mut compared = None;
-    if let (Some(value), Some(stated), Some(method)) = (&key.value, profile.kcv, profile.kcv_method)
-    {
+    if let (Some(value), Some(stated), Some(method)) = (value, profile.kcv, profile.kcv_method) {
         let found = ceremony.check_value(profile.algorithm, method, &value.0)?;
         compare(profile, &found.to_string(), &stated.to_string())?;
         compared = Some("value");
     }
-    let origin = match &key.value {
+    let origin = match value {
         _ if there => "kept",
         Some(value) => {
             ceremony.danger_import_clear_key(profile, &value.0)?;

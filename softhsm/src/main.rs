@@ -7,6 +7,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use hsm_adapter::register::{KeyRegister, VendorTable};
 use softhsm::{KeyReport, PlannedKey, TokenDirectory, TokenToolError, demo_plan, find_module};
 
 #[derive(Parser)]
@@ -29,6 +30,9 @@ enum Order {
         /// The keys, as JSON; the demo keys when absent.
         #[arg(long)]
         plan: Option<PathBuf>,
+        /// `[vendor]` of the key register, TOML; none when absent.
+        #[arg(long)]
+        vendor: Option<PathBuf>,
         /// The PKCS#11 module; looked for in the usual places when absent.
         #[arg(long)]
         module: Option<PathBuf>,
@@ -49,7 +53,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let Order::Init { dir, label, plan, module, json } = arguments.command;
+    let Order::Init { dir, label, plan, vendor, module, json } = arguments.command;
     let directory = TokenDirectory::new(&dir)?;
     directory.prepare()?;
     // The module reads its configuration's path from the environment when it is loaded: start
@@ -70,7 +74,11 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
             serde_json::from_slice(&text).with_context(|| path.display().to_string())?
         }
     };
-    let report = directory.fill(&module, &label, &plan)?;
+    let vendor = match vendor {
+        None => VendorTable::default(),
+        Some(path) => KeyRegister::read(&path)?.vendor().clone(),
+    };
+    let report = directory.fill(&module, &label, vendor, &plan)?;
     if json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {

@@ -26,6 +26,9 @@ use crate::billing::Control;
 /// A change of the configuration before it is written.
 pub type Edit = Box<dyn FnOnce(&mut toml::Table) + Send>;
 
+/// A change of the planned keys before they are made.
+pub type KeyEdit = Box<dyn FnOnce(&mut Vec<PlannedKey>) + Send>;
+
 /// What a world is made of. `Default` is the demo's.
 #[derive(Default)]
 pub struct Wanted {
@@ -35,18 +38,26 @@ pub struct Wanted {
     pub ports: Option<Ports>,
     /// Keys beside the demo's.
     pub more_keys: Vec<PlannedKey>,
+    /// What becomes of all of them before they are made.
+    pub edit_keys: Option<KeyEdit>,
     /// What the configuration has beside the demo's.
     pub edit: Option<Edit>,
     /// Whether the token is made and used through the fault shim.
     pub shim: bool,
+    /// `[vendor]` of the key register, TOML; none when empty.
+    pub vendor: String,
 }
 
 impl fmt::Debug for Wanted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { dir, ports, more_keys, edit, shim } = self;
+        let Self { dir, ports, more_keys, edit_keys, edit, shim, vendor } = self;
         let mut parts = f.debug_struct("Wanted");
         parts.field("dir", dir).field("ports", ports).field("more_keys", more_keys);
-        parts.field("edit", &edit.is_some()).field("shim", shim).finish()
+        parts
+            .field("edit_keys", &edit_keys.is_some())
+            .field("edit", &edit.is_some())
+            .field("shim", shim);
+        parts.field("vendor", vendor).finish()
     }
 }
 
@@ -112,7 +123,12 @@ impl World {
             Some(ports) => ports,
             None => free_ports()?,
         };
-        make_token(&dir, wanted.more_keys, wanted.shim)?;
+        let mut plan = demo_plan()?;
+        plan.extend(wanted.more_keys);
+        if let Some(edit) = wanted.edit_keys {
+            edit(&mut plan);
+        }
+        make_token(&dir, &plan, wanted.shim, &wanted.vendor)?;
         let mut authority = Authority::create(&dir.join("pki"), "Tollgate demo CA")?;
         issue_demo(&mut authority)?;
         let mut table = config::table(&dir, ports)?;
@@ -349,14 +365,20 @@ impl World {
     }
 }
 
-fn make_token(dir: &Path, more: Vec<PlannedKey>, behind_shim: bool) -> anyhow::Result<()> {
-    let mut plan = demo_plan()?;
-    plan.extend(more);
+fn make_token(
+    dir: &Path,
+    plan: &[PlannedKey],
+    behind_shim: bool,
+    vendor: &str,
+) -> anyhow::Result<()> {
     let file = dir.join("token-plan.json");
-    std::fs::write(&file, serde_json::to_vec(&plan)?)?;
+    std::fs::write(&file, serde_json::to_vec(plan)?)?;
     let token = dir.join("token");
     let mut command = std::process::Command::new(program("tollgate-token")?);
     command.args(["init", "--label", config::TOKEN_LABEL, "--dir"]).arg(&token);
+    let table = dir.join("vendor.toml");
+    std::fs::write(&table, vendor)?;
+    command.arg("--vendor").arg(&table);
     command.arg("--plan").arg(&file).env_remove("SOFTHSM2_CONF");
     if behind_shim {
         // Keys that are made through the shim can do what it emulates.

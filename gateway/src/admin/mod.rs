@@ -1,4 +1,6 @@
-//! The admin listener: health, readiness, figures, the API document. Every path needs a role.
+//! The admin listener: health, readiness, figures, the API document, the HSM links. Every path needs a role.
+
+mod links;
 
 mod keys;
 
@@ -49,6 +51,7 @@ pub fn router(admin: Admin) -> Router {
         .route("/metrics", get(metrics))
         .route("/openapi.json", get(openapi))
         .merge(keys::router())
+        .route("/v1/links", get(links::list_links))
         .with_state(admin)
 }
 

@@ -1,8 +1,8 @@
 //! Whether every key that the configuration names is on the token and may do what is granted.
 
-use hsm_adapter::protocol::KeyFacts;
+use hsm_adapter::protocol::{KeyFacts, Recipe};
 use hsm_adapter::register::KeyState;
-use hsm_adapter::vocabulary::{KeyLabel, KeyRole, PinBlockFormat};
+use hsm_adapter::vocabulary::{KeyLabel, KeyRole, Mode, PinBlockFormat};
 
 use crate::config::Config;
 
@@ -96,10 +96,61 @@ fn lack(need: &Need<'_>, keys: &[KeyFacts]) -> Option<String> {
     told(format!("does not take {format}"))
 }
 
+/// For each pair of keys that a grant names: its mode, or why it cannot be served. A pair with a
+/// missing key is not of this list.
+pub(super) fn pairs(
+    config: &Config,
+    keys: &[KeyFacts],
+    recipes: &[Recipe],
+) -> Vec<Result<String, String>> {
+    let mut pairs = Vec::new();
+    for client in &config.client {
+        for grant in &client.grants.translate {
+            for to in &grant.to {
+                let place = format!("client {:?}: {} to {}", client.id, grant.from.key, to.key);
+                let from = grant.from.formats.iter();
+                let mut cells = from.flat_map(|from| to.formats.iter().map(move |to| (*from, *to)));
+                let labels = [&grant.from.key, &to.key];
+                let [inbound, outbound] = labels.map(|label| modes_of(keys, label));
+                let (Some(first), false) = (inbound.first().copied(), outbound.is_empty()) else {
+                    continue;
+                };
+                let mut modes = inbound.iter().chain(&outbound);
+                let told = if modes.any(|mode| *mode != first) {
+                    Err("the keys of one operation have one mode".into())
+                } else {
+                    match cells.find(|cell| !is_served(first, *cell, recipes)) {
+                        Some((from, to)) => Err(format!(
+                            "{from} to {to} is not served in mode {first}: grant other formats, \
+                             or give both keys another mode"
+                        )),
+                        None => Ok(first.to_string()),
+                    }
+                };
+                let told = told.map(|mode| format!("{place}: {mode}"));
+                pairs.push(told.map_err(|why: String| format!("{place}: {why}")));
+            }
+        }
+    }
+    pairs
+}
+
+/// The modes of every version.
+fn modes_of(keys: &[KeyFacts], label: &KeyLabel) -> Vec<Mode> {
+    keys.iter().filter(|key| key.label == *label).map(|key| key.mode).collect()
+}
+
+/// In the worker every cell of the standard is served; elsewhere what was proved.
+fn is_served(mode: Mode, (from, to): (PinBlockFormat, PinBlockFormat), recipes: &[Recipe]) -> bool {
+    let operation = format!("translate {from} to {to}");
+    mode == Mode::InWorker && from.may_become(to)
+        || recipes.iter().any(|recipe| recipe.mode == mode && recipe.operation == operation)
+}
+
 #[cfg(test)]
 mod tests {
     use hsm_adapter::register::KeyAlgorithm;
-    use hsm_adapter::vocabulary::{MacAlgorithm, Mode};
+    use hsm_adapter::vocabulary::MacAlgorithm;
 
     use super::*;
 
@@ -117,6 +168,25 @@ mod tests {
             mac: None,
             kcv: None,
             kcv_from_token: false,
+        }
+    }
+
+    #[test]
+    fn a_cell_is_served_in_the_worker_and_elsewhere_when_it_was_proved() {
+        use PinBlockFormat::{Iso0, Iso1, Iso3, Iso4};
+        let proved = [Recipe {
+            operation: "translate iso0 to iso4".into(),
+            mode: Mode::InToken,
+            calls: String::new(),
+        }];
+        for (mode, cell, served) in [
+            (Mode::InToken, (Iso0, Iso4), true),
+            (Mode::InToken, (Iso0, Iso3), false),
+            (Mode::Vendor, (Iso0, Iso4), false),
+            (Mode::InWorker, (Iso1, Iso3), true),
+            (Mode::InWorker, (Iso0, Iso1), false),
+        ] {
+            assert_eq!(is_served(mode, cell, &proved), served, "{mode} {cell:?}");
         }
     }
 

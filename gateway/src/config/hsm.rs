@@ -82,7 +82,8 @@ pub struct HsmConfig {
     /// `[hsm.breaker]`.
     #[serde(default)]
     pub breaker: BreakerConfig,
-    /// Why clear PINs may be in worker memory although this is production. Default none.
+    /// Why clear PINs may be in worker memory although this is production. Default none: then a key
+    /// register with a PIN key of mode `in_worker` is refused there.
     #[serde(default)]
     pub in_worker_waiver: Option<WaiverConfig>,
     /// Whether this is production: of the whole configuration, not of this section.
@@ -128,7 +129,7 @@ impl HsmConfig {
 
     /// # Errors
     /// Names the key.
-    pub fn check(&self, production: bool) -> Result<(), String> {
+    pub fn check(&self) -> Result<(), String> {
         if !self.module.is_absolute() {
             return Err("hsm.module: must be an absolute path".into());
         }
@@ -154,12 +155,6 @@ impl HsmConfig {
         if let Some(waiver) = &self.in_worker_waiver {
             waiver.check().map_err(|why| format!("hsm.in_worker_waiver.{why}"))?;
         }
-        if production && self.in_worker_waiver.is_none() {
-            return Err("environment is \"production\" and the worker's mode is in_worker: clear \
-                        PINs would be in worker memory. Name in hsm.in_worker_waiver who allows it, \
-                        why, and until when"
-                .into());
-        }
         Ok(())
     }
 
@@ -184,6 +179,7 @@ impl HsmConfig {
             module_sha256: self.module_sha256.clone(),
             probes: if self.production { Probes::Enforce } else { Probes::Report },
             accepted_probes: self.accepted_probes.clone(),
+            in_worker: !self.production || self.in_worker_waiver.is_some(),
             environment: self.environment.clone(),
             workers: self.workers,
             sessions: self.sessions,
@@ -234,11 +230,11 @@ mod tests {
 
     #[test]
     fn a_digest_is_64_hex_digits_and_an_accepted_probe_is_one_that_there_is() {
-        let told = |text: &str| config(text).check(false).unwrap_err();
+        let told = |text: &str| config(text).check().unwrap_err();
 
         let digest = format!("module_sha256 = {:?}\n", "0A".repeat(32));
         let good = format!("{digest}accepted_probes = [\"copy\", \"digest-key\"]\nlint_s = 1");
-        assert_eq!(config(&good).check(false), Ok(()));
+        assert_eq!(config(&good).check(), Ok(()));
         for bad in ["0A", &"0G".repeat(32), &"0A".repeat(33)] {
             assert!(told(&format!("module_sha256 = {bad:?}")).contains("hsm.module_sha256"));
         }
@@ -246,25 +242,36 @@ mod tests {
         assert!(told("lint_s = 0").contains("hsm.lint_s"));
     }
 
-    #[test]
-    fn production_needs_somebody_who_allows_clear_pins_until_a_day_that_is_to_come() {
-        let waiver = |name, reason, until| {
-            let table = format!("{{ name = {name:?}, reason = {reason:?}, until = {until:?} }}");
-            config(&format!("in_worker_waiver = {table}")).check(true)
-        };
+    fn waiver(name: &str, reason: &str, until: &str) -> HsmConfig {
+        let table = format!("{{ name = {name:?}, reason = {reason:?}, until = {until:?} }}");
+        config(&format!("in_worker_waiver = {table}"))
+    }
 
-        assert_eq!(waiver("Head of payments", "pilot", "2999-01-31"), Ok(()));
-        assert_eq!(config("").check(false), Ok(()));
+    #[test]
+    fn a_waiver_names_who_and_why_until_a_day_that_is_to_come() {
+        assert_eq!(waiver("Head of payments", "pilot", "2999-01-31").check(), Ok(()));
         let refused = [
-            (config("").check(true), "hsm.in_worker_waiver"),
             (waiver(" ", "pilot", "2999-01-31"), "hsm.in_worker_waiver.name is empty"),
             (waiver("Head", "", "2999-01-31"), "hsm.in_worker_waiver.reason is empty"),
             (waiver("Head", "pilot", "soon"), "write a day"),
             (waiver("Head", "pilot", "2026-01-31"), "is in the past"),
         ];
-        for (refusal, told) in refused {
-            let refusal = refusal.unwrap_err();
+        for (config, told) in refused {
+            let refusal = config.check().unwrap_err();
             assert!(refusal.contains(told), "{refusal}");
         }
+    }
+
+    #[test]
+    fn production_lets_clear_pins_into_the_worker_only_by_a_waiver() {
+        let allowed = |mut config: HsmConfig, environment| {
+            config.is_for(environment);
+            config.link_options().unwrap().in_worker
+        };
+        let waived = || waiver("Head of payments", "pilot", "2999-01-31");
+
+        assert!(allowed(config(""), Environment::Demo));
+        assert!(!allowed(config(""), Environment::Production));
+        assert!(allowed(waived(), Environment::Production));
     }
 }

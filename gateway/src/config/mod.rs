@@ -152,13 +152,12 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), String> {
-        let production = self.environment == Environment::Production;
         self.data.check().map_err(|why| format!("data: {why}"))?;
         self.admin.check().map_err(|why| format!("admin: {why}"))?;
         self.tls.data.check().map_err(|why| format!("tls.data: {why}"))?;
         self.tls.admin.check().map_err(|why| format!("tls.admin: {why}"))?;
         self.limits.check()?;
-        self.hsm.check(production)?;
+        self.hsm.check()?;
         self.officers.check()?;
         self.store.check()?;
         self.queue.check()?;

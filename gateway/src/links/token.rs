@@ -282,6 +282,24 @@ impl HsmLink {
         self.link.recipes().unwrap_or_default()
     }
 
+    /// Waits for the first worker to be ready or to say why it is not, five seconds at most: a token
+    /// that is away keeps nobody from starting. `Some` when the key register asks for what the token
+    /// cannot or may not do; no later start of a worker would help.
+    pub async fn refused_at_start(&self) -> Option<String> {
+        let limit = Instant::now() + FIRST_OUTCOME_MAX;
+        loop {
+            let mut workers = self.workers();
+            if let Some(at) = workers.iter().position(|worker| worker.refused) {
+                return workers.swap_remove(at).trouble;
+            }
+            let known = workers.iter().any(|worker| worker.ready || worker.trouble.is_some());
+            if known || Instant::now() >= limit {
+                return None;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// The workers.
     #[must_use]
     pub fn workers(&self) -> Vec<WorkerStatus> {
@@ -309,9 +327,14 @@ impl HsmLink {
 
     /// Where clear PINs may be: the weakest mode that a ready worker runs.
     #[must_use]
+    pub fn weakest_mode(&self) -> Option<Mode> {
+        self.recipes().into_iter().map(|recipe| recipe.mode).max()
+    }
+
+    /// The name of [`weakest_mode`](Self::weakest_mode); `unknown` while no worker is ready.
+    #[must_use]
     pub fn mode(&self) -> &'static str {
-        let weakest = self.recipes().into_iter().map(|recipe| recipe.mode).max();
-        weakest.map_or("unknown", Mode::name)
+        self.weakest_mode().map_or("unknown", Mode::name)
     }
 
     /// The breaker around this link.
@@ -377,6 +400,19 @@ impl HsmLink {
             permit.record(verdict);
         }
         (mode, outcome.map_err(HsmError::from))
+    }
+}
+
+/// How long a start waits for the first worker.
+const FIRST_OUTCOME_MAX: Duration = Duration::from_secs(5);
+
+/// A mode in the words of the audit trail.
+#[must_use]
+pub fn audited(mode: Mode) -> compliance::Mode {
+    match mode {
+        Mode::InToken => compliance::Mode::InToken,
+        Mode::Vendor => compliance::Mode::Vendor,
+        Mode::InWorker => compliance::Mode::InWorker,
     }
 }
 

@@ -14,6 +14,7 @@ use hsm_adapter::vocabulary::Mode;
 
 use crate::audit::AuditEntry;
 use crate::edge::{Client, Operation, Peer, Permit, RateLimit};
+use crate::links::token::audited;
 pub(super) use crate::wire::body::JsonBody;
 use crate::wire::problem::{Problem, Slug, rate_limit_headers};
 
@@ -98,11 +99,7 @@ pub(super) fn json(status: axum::http::StatusCode, body: Bytes) -> Response {
 /// Writes down where the clear PIN was, when the worker said so.
 pub(super) fn note_mode(entry: &AuditEntry, mode: Option<Mode>) {
     let Some(mode) = mode else { return };
-    entry.mode(match mode {
-        Mode::InToken => compliance::Mode::InToken,
-        Mode::Vendor => compliance::Mode::Vendor,
-        Mode::InWorker => compliance::Mode::InWorker,
-    });
+    entry.mode(audited(mode));
 }
 
 /// Not granted: one form for a forbidden key, an unknown key and a forbidden operation.

@@ -42,6 +42,8 @@ pub struct LinkOptions {
     pub probes: Probes,
     /// Negative probes that may fail all the same, by name.
     pub accepted_probes: Vec<String>,
+    /// Whether PIN keys may have mode `in_worker`.
+    pub in_worker: bool,
     /// All of the worker's environment.
     pub environment: BTreeMap<String, String>,
     /// Worker processes.
@@ -166,6 +168,9 @@ pub struct WorkerStatus {
     pub trouble: Option<String>,
     /// Whether a person must act: no further start is tried.
     pub latched: bool,
+    /// Whether what it must act on is the configuration: the token is well, and cannot or may not do
+    /// what the key register asks for.
+    pub refused: bool,
 }
 
 /// Why an order has no answer.

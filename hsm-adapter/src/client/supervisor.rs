@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::connection::{self, Connection};
 use super::{LinkOptions, WorkerStatus};
 use crate::protocol::{FrameBuffer, VERSION};
-use crate::worker::{Greeting, StartFailure};
+use crate::worker::{Greeting, StartFailure, StartFailureKind};
 
 /// One worker's place, filled by one process after another.
 #[derive(Debug)]
@@ -33,6 +33,7 @@ struct State {
     starts: u64,
     trouble: Option<String>,
     latched: bool,
+    refused: bool,
 }
 
 impl Slot {
@@ -60,12 +61,14 @@ impl Slot {
             module_sha256: connection.map(|connection| connection.hello.module_sha256.clone()),
             trouble: state.trouble.clone(),
             latched: state.latched,
+            refused: state.refused,
         }
     }
 }
 
 /// Held while a worker starts; keeps the failure after which no worker of the link may start, because
-/// each further login with a wrong PIN brings the token nearer to its lock.
+/// each further login with a wrong PIN brings the token nearer to its lock, or because the
+/// configuration is refused.
 type Starting = tokio::sync::Mutex<Option<StartFailure>>;
 
 /// Runs every slot until `stop`.
@@ -109,14 +112,12 @@ async fn keep_running(
             state.connection = None;
             state.pid = None;
             let Some(trouble) = trouble else { return };
-            tracing::error!(
-                trouble = trouble.why,
-                permanent = trouble.permanent,
-                "HSM worker lost"
-            );
-            state.trouble = Some(trouble.why);
-            state.latched = trouble.permanent;
-            if trouble.permanent {
+            let StartFailure { why, kind } = trouble;
+            tracing::error!(trouble = why, ?kind, "HSM worker lost");
+            state.trouble = Some(why);
+            state.latched = kind != StartFailureKind::Passing;
+            state.refused = kind == StartFailureKind::Refused;
+            if state.latched {
                 return;
             }
         }
@@ -152,7 +153,7 @@ async fn one_life(options: &LinkOptions, slot: &Slot, starting: &Starting) -> St
     let mut frames = FrameBuffer::default();
     let greeting = timeout(options.start_limit, greeting(&mut stream, &mut frames)).await;
     if let Ok(Ok(Err(failure))) = &greeting
-        && failure.permanent
+        && failure.kind != StartFailureKind::Passing
     {
         *turn = Some(failure.clone());
     }
@@ -168,7 +169,7 @@ async fn one_life(options: &LinkOptions, slot: &Slot, starting: &Starting) -> St
     if hello.version != VERSION {
         return StartFailure {
             why: format!("the worker speaks protocol {}, not {VERSION}", hello.version),
-            permanent: true,
+            kind: StartFailureKind::Refused,
         };
     }
     let connection = Arc::new(Connection::new(hello, options.in_flight_max));
@@ -216,6 +217,8 @@ fn spawn(options: &LinkOptions) -> std::io::Result<(Child, UnixStream)> {
         .arg(options.probes.name())
         .args(options.module_sha256.iter().flat_map(|digest| ["--module-sha256", digest]))
         .args(options.accepted_probes.iter().flat_map(|probe| ["--accept-probe", probe]))
+        .arg("--in-worker")
+        .arg(if options.in_worker { "allowed" } else { "refused" })
         .env_clear()
         .envs(&options.environment)
         .stdin(Stdio::from(OwnedFd::from(theirs)))
@@ -265,5 +268,5 @@ async fn end(child: &mut Child) -> String {
 }
 
 fn passing(why: String) -> StartFailure {
-    StartFailure { why, permanent: false }
+    StartFailure { why, kind: StartFailureKind::Passing }
 }

@@ -11,6 +11,7 @@ use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
 use crate::error::{CkrClass, Failure};
+use crate::operation::vendor;
 use crate::register::{KeyAlgorithm, MacProfile};
 use crate::vocabulary::{MacAlgorithm, MacPadding};
 use crate::worker::keys::LoadedKey;
@@ -72,7 +73,12 @@ fn full(
 ) -> Result<Zeroizing<Vec<u8>>, Failure> {
     let mac = match profile.algorithm {
         MacAlgorithm::CbcMac => cbc_mac(session, key, profile.padding, message)?,
-        MacAlgorithm::Retail => retail(session, key, profile.padding, message)?,
+        MacAlgorithm::Retail => match &key.profile.vendor {
+            Some(vendor) => {
+                vendor::retail_mac(session, vendor, key.object, profile.padding, message)?
+            }
+            None => retail(session, key, profile.padding, message)?,
+        },
         MacAlgorithm::Cmac if key.profile.algorithm == KeyAlgorithm::Aes => {
             Zeroizing::new(session.sign(&Mechanism::AesCMac, key.object, message)?)
         }

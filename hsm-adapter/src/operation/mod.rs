@@ -8,4 +8,6 @@ pub(crate) mod mac;
 pub(crate) mod seal;
 pub(crate) mod side;
 pub(crate) mod translate;
+pub(crate) mod translate_in_token;
+pub(crate) mod vendor;
 pub(crate) mod verify_pin;

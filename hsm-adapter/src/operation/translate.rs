@@ -1,9 +1,11 @@
-//! PIN translation, mode `in_worker`: decipher, check, encode, encipher.
+//! PIN translation. Mode `in_worker`: decipher, check, encode, encipher; the other modes have files
+//! of their own.
 //!
 //! Success and every failure of a block make the same C_ calls: when a check has failed, a random
 //! block is enciphered and thrown away.
 
 use super::side::{NamedSide, Purpose, Side, fill, one_mode};
+use super::{translate_in_token, vendor};
 use crate::error::Failure;
 use crate::protocol::PinKey;
 use crate::vocabulary::{Mode, Pan, PinBlock};
@@ -31,6 +33,29 @@ pub(crate) fn sides(
 /// The block under the other key. Errors: `PinBlockRefused` for everything that is wrong with the
 /// block, and the token's own.
 pub(crate) fn translate(
+    session: &TokenSession,
+    pan: &Pan,
+    block: &PinBlock,
+    from: &Side<'_>,
+    to: &Side<'_>,
+) -> Result<PinBlock, Failure> {
+    let (inbound, outbound) = (&from.key.profile, &to.key.profile);
+    let [from_key, to_key] = [from, to].map(|side| (side.key.object, side.format));
+    match (one_mode(inbound, outbound)?, &inbound.vendor) {
+        (Mode::InWorker, _) => in_worker(session, pan, block, from, to),
+        (Mode::InToken, _) => {
+            translate_in_token::translate(session, pan, block, from_key, to_key)
+        }
+        (Mode::Vendor, Some(vendor)) => {
+            vendor::translate(session, vendor, pan, block, from_key, to_key)
+        }
+        (Mode::Vendor, None) => {
+            Err(Failure::KeyNotForThis(format!("{} has no vendor mechanism", inbound.label)))
+        }
+    }
+}
+
+fn in_worker(
     session: &TokenSession,
     pan: &Pan,
     block: &PinBlock,

@@ -12,6 +12,7 @@ use cryptoki::object::ObjectHandle;
 
 use super::attributes::{Part, deviations};
 use super::chain;
+use super::recipes::Needs;
 use super::token::{NotOne, TokenSession};
 use crate::error::{Failure, TokenError};
 use crate::operation::check_value;
@@ -51,6 +52,11 @@ pub(super) struct Found {
 }
 
 impl KeyTable {
+    /// What its keys can be asked for.
+    pub(crate) fn needs(&self) -> Needs {
+        Needs::of(&self.register())
+    }
+
     /// Finds all keys, reads their attributes back and compares their check values. `path` is the
     /// file that the register came from, and that changes go to.
     pub(crate) fn load(

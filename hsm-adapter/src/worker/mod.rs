@@ -16,6 +16,7 @@ mod perform;
 mod perform_tests;
 mod probes;
 pub(crate) mod raw;
+pub(crate) mod recipes;
 mod rewrite;
 pub(crate) mod self_test;
 mod serve;
@@ -71,6 +72,9 @@ pub struct Options {
     /// A negative probe that may fail all the same, by its name. May be repeated.
     #[arg(long, value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(probe_names()))]
     pub accept_probe: Vec<String>,
+    /// Whether clear PINs may be in this process.
+    #[arg(long, value_enum, default_value = "allowed")]
+    pub in_worker: InWorker,
     /// Prove operations and keys, print what was proved, and exit.
     #[arg(long)]
     pub check: bool,
@@ -95,6 +99,15 @@ impl Probes {
     }
 }
 
+/// Whether keys may have mode `in_worker`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum InWorker {
+    /// They may.
+    Allowed,
+    /// A register with such a PIN key is refused.
+    Refused,
+}
+
 /// The first frame: ready, or why not.
 pub type Greeting = Result<Hello, StartFailure>;
 
@@ -103,8 +116,19 @@ pub type Greeting = Result<Hello, StartFailure>;
 pub struct StartFailure {
     /// What to tell a person.
     pub why: String,
-    /// Whether trying again cannot help: a wrong HSM PIN would lock the token.
-    pub permanent: bool,
+    /// Whether another start can help.
+    pub kind: StartFailureKind,
+}
+
+/// What must happen before a worker can start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum StartFailureKind {
+    /// Time: the next start may succeed.
+    Passing,
+    /// A person at the token: a wrong HSM PIN, tried again, would lock it.
+    Latched,
+    /// A person at the configuration: the token is well, and cannot or may not do what it asks.
+    Refused,
 }
 
 /// Runs until the gateway hangs up. Standard input is the socket.
@@ -134,7 +158,7 @@ pub fn run(options: &Options) -> Result<(), WorkerError> {
             serve::serve(token, keys, socket, options.sessions)
         }
         Err(error) => {
-            let failure = StartFailure { why: chain(&error), permanent: error.is_permanent() };
+            let failure = StartFailure { why: chain(&error), kind: error.kind() };
             // A gateway that has gone away needs no explanation.
             let _ = greet(&mut socket, &Err(failure));
             Err(error)
@@ -146,13 +170,16 @@ fn start(options: &Options) -> Result<(token::Token, keys::KeyTable, Hello), Wor
     hardening::harden()?;
     set_vendor_codes(&options.vendor_codes);
     let register = KeyRegister::read(&options.keys)?;
+    if let (InWorker::Refused, Some(key)) = (options.in_worker, register.first_in_worker()) {
+        return Err(WorkerError::InWorkerRefused { key: key.name() });
+    }
     let pin = read_pin(&options.pin_file)?;
     let module_sha256 = digest(&options.module, options.module_sha256.as_deref())?;
     let token = token::Token::open(&options.module, &options.token_label, pin)?;
     let session = token.session().map_err(OpenError::Token)?;
     let keys = keys::KeyTable::load(&options.keys, register, &session)?;
     lint::refuse_readers(&session, &keys.register())?;
-    let recipes = self_test::run(&session)?;
+    let recipes = self_test::run(&session, &keys.needs())?;
     refuse_probes(options, &session, &keys)?;
     let hello = Hello {
         version: protocol::VERSION,
@@ -260,6 +287,12 @@ pub enum WorkerError {
     Probe { probe: String, about: String, detail: String },
     #[error("opening the token")]
     Open(#[from] OpenError),
+    #[error(
+        "key {key} has mode in_worker: clear PINs would be in worker memory, which is refused in \
+         production; give it mode in_token or vendor in the key register, or name in \
+         hsm.in_worker_waiver who allows it, why, and until when"
+    )]
+    InWorkerRefused { key: String },
     #[error(transparent)]
     Keys(#[from] KeyTrouble),
     #[error(transparent)]
@@ -269,24 +302,39 @@ pub enum WorkerError {
 }
 
 impl WorkerError {
-    /// Whether a person must act before another start can succeed.
-    fn is_permanent(&self) -> bool {
-        let token = |error: &TokenError| error.class() == CkrClass::Permanent;
+    /// Whether a person must act before another start can succeed, and where.
+    fn kind(&self) -> StartFailureKind {
+        let token = |error: &TokenError| match error.class() {
+            CkrClass::Permanent => StartFailureKind::Latched,
+            CkrClass::Transient
+            | CkrClass::Refind
+            | CkrClass::Relogin
+            | CkrClass::Restart
+            | CkrClass::Configuration
+            | CkrClass::Caller
+            | CkrClass::Answer
+            | CkrClass::Benign => StartFailureKind::Passing,
+        };
         match self {
             Self::Open(OpenError::Token(error)) | Self::Keys(KeyTrouble::Token(error)) => {
                 token(error)
             }
-            Self::SelfTest(SelfTestError::Failed { why, .. }) => {
-                matches!(why, Failure::Token { class: CkrClass::Permanent, .. })
+            Self::InWorkerRefused { .. } | Self::Module { .. } | Self::Probe { .. } => {
+                StartFailureKind::Refused
             }
-            Self::Module { .. } | Self::Probe { .. } => true,
+            Self::SelfTest(SelfTestError::Failed {
+                why: Failure::Token { class: CkrClass::Permanent, .. },
+                ..
+            }) => StartFailureKind::Latched,
+            Self::SelfTest(error) if error.is_final() => StartFailureKind::Refused,
+            // A file or a key that a person puts right is taken at the next start.
             Self::Open(OpenError::Load { .. } | OpenError::NoToken { .. })
             | Self::Hardening(_)
             | Self::Register(_)
             | Self::PinFile { .. }
             | Self::Keys(_)
-            | Self::SelfTest(SelfTestError::WrongBytes { .. })
-            | Self::Socket(_) => false,
+            | Self::SelfTest(_)
+            | Self::Socket(_) => StartFailureKind::Passing,
         }
     }
 }

@@ -79,10 +79,12 @@ pub(super) fn perform(
         }
         Order::ListKeys => Ok(Answer::Keys(keys.facts(session)?)),
         Order::SelfTest => {
-            self_test::run(session).map(Answer::Proved).map_err(|error| Failure::Token {
-                function: "self-test".into(),
-                code: chain(&error),
-                class: CkrClass::Restart,
+            self_test::run(session, &keys.needs()).map(Answer::Proved).map_err(|error| {
+                Failure::Token {
+                    function: "self-test".into(),
+                    code: chain(&error),
+                    class: CkrClass::Restart,
+                }
             })
         }
         Order::Lint => Ok(Answer::Lint(lint::run(session, keys)?)),

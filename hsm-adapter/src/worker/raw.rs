@@ -16,8 +16,9 @@ use cryptoki::object::ObjectHandle;
 use cryptoki::session::Session;
 use cryptoki::slot::Slot;
 use cryptoki_sys::{
-    CK_ATTRIBUTE, CK_FUNCTION_LIST, CK_MECHANISM_TYPE, CK_OBJECT_HANDLE, CK_RV, CK_SESSION_HANDLE,
-    CK_SLOT_ID, CK_TOKEN_INFO, CK_ULONG, CKA_ALLOWED_MECHANISMS, CKA_VALUE_LEN, CKR_OK,
+    CK_ATTRIBUTE, CK_ATTRIBUTE_TYPE, CK_FUNCTION_LIST, CK_MECHANISM_TYPE, CK_OBJECT_HANDLE, CK_RV,
+    CK_SESSION_HANDLE, CK_SLOT_ID, CK_TOKEN_INFO, CK_ULONG, CKA_ALLOWED_MECHANISMS,
+    CKA_UNWRAP_TEMPLATE, CKA_VALUE_LEN, CKR_OK,
 };
 
 use crate::error::TokenError;
@@ -137,5 +138,49 @@ impl RawModule {
             (self.get_attribute_value)(session.handle(), object.handle(), &mut attribute, 1)
         };
         (rv == CKR_OK).then(|| usize::try_from(bytes).ok()).flatten()
+    }
+
+    /// The flags of a key's CKA_UNWRAP_TEMPLATE. Empty: it has none, or the token does not say. What
+    /// is no flag reads as an attribute of number 0, which no template of ours has.
+    pub(crate) fn unwrap_template(
+        &self,
+        session: &Session,
+        object: ObjectHandle,
+    ) -> Vec<(CK_ATTRIBUTE_TYPE, bool)> {
+        let mut values = [[0u8; 8]; 32];
+        let nothing = CK_ATTRIBUTE { type_: 0, pValue: ptr::null_mut(), ulValueLen: 0 };
+        let mut inner = [nothing; 32];
+        let mut attribute = CK_ATTRIBUTE { type_: CKA_UNWRAP_TEMPLATE, ..nothing };
+        let ask = |attribute: &mut CK_ATTRIBUTE| {
+            // SAFETY: the handles come from cryptoki and are alive; `attribute` names no buffer, or
+            // `inner`, of which it gives no more bytes than it has, and those attributes name no
+            // buffers, or `values`, with their lengths. All outlive the call.
+            let rv = unsafe {
+                (self.get_attribute_value)(session.handle(), object.handle(), attribute, 1)
+            };
+            rv == CKR_OK
+        };
+        // The number of attributes, then their lengths, then their values.
+        let good = ask(&mut attribute);
+        let count =
+            usize::try_from(attribute.ulValueLen).unwrap_or(usize::MAX) / size_of::<CK_ATTRIBUTE>();
+        if !good || count > inner.len() {
+            return Vec::new();
+        }
+        attribute.pValue = inner.as_mut_ptr().cast();
+        if !ask(&mut attribute) {
+            return Vec::new();
+        }
+        for (one, value) in inner.iter_mut().zip(&mut values).take(count) {
+            if one.ulValueLen != 1 {
+                return vec![(0, false)];
+            }
+            one.pValue = value.as_mut_ptr().cast();
+        }
+        if !ask(&mut attribute) {
+            return Vec::new();
+        }
+        let found = inner.iter().zip(&values).take(count);
+        found.map(|(one, value)| (one.type_, value[0] != 0)).collect()
     }
 }

@@ -10,117 +10,48 @@ use cryptoki::object::{Attribute, KeyType};
 use super::attributes::{Part, creation_template, template};
 use super::keys::LoadedKey;
 use super::known_answers::{self, Proof};
+use super::recipes::{self, Needs};
 use super::token::TokenSession;
-use crate::error::{Failure, TokenError};
-use crate::operation::side::Side;
-use crate::operation::translate::translate;
+use crate::error::{CkrClass, Failure, TokenError};
 use crate::operation::{mac, seal};
 use crate::protocol::Recipe;
-use crate::register::{KeyAlgorithm, KeyProfile, MacProfile};
-use crate::vocabulary::{
-    KeyLabel, KeyRole, MacAlgorithm, MacPadding, Malformed, Mode, Pan, PinBlock, PinBlockFormat,
-};
+use crate::register::{KeyAlgorithm, KeyProfile, MacProfile, VendorMechanism};
+use crate::vocabulary::{KeyLabel, KeyRole, MacAlgorithm, MacPadding, Malformed, Mode};
 
-/// The operations proved. Errors name the operation that gave wrong bytes or none.
-pub(crate) fn run(session: &TokenSession) -> Result<Vec<Recipe>, SelfTestError> {
-    let mut proved = Vec::new();
-    let mut prove = |operation: &str, mode, calls: &str, outcome: Result<bool, Failure>| {
-        let operation = operation.to_owned();
+/// The operations proved: what needs no PIN, and what the keys of the register can be asked for.
+/// Errors name the operation that gave wrong bytes or none.
+pub(crate) fn run(session: &TokenSession, needs: &Needs) -> Result<Vec<Recipe>, SelfTestError> {
+    let mut proved = recipes::prove(session, needs)?;
+    let mut prove = |operation: &str, mode, calls: String, outcome: Result<bool, Failure>| {
+        let recipe = Recipe { operation: operation.to_owned(), mode, calls };
         match outcome {
-            Ok(true) => {
-                proved.push(Recipe { operation, mode, calls: calls.into() });
-                Ok(())
-            }
-            Ok(false) => Err(SelfTestError::WrongBytes { operation }),
-            Err(why) => Err(SelfTestError::Failed { operation, why }),
+            Ok(true) => proved.push(recipe),
+            Ok(false) => return Err(SelfTestError::WrongBytes { recipe }),
+            Err(why) => return Err(SelfTestError::Failed { recipe, why }),
         }
+        Ok(())
     };
-    for case in &TRANSLATIONS {
-        prove(case.name, Mode::InWorker, "decrypt, encrypt", case.run(session))?;
-    }
     for case in &MACS {
-        prove(case.name, Mode::InToken, "", case.run(session))?;
+        prove(case.name, Mode::InToken, case.calls.into(), case.run(session, None))?;
     }
-    for Proof { operation, mode, calls, outcome } in known_answers::run(session, |_, _| true) {
-        prove(operation, mode, calls, outcome)?;
+    if let Some(vendor) = &needs.retail_mac {
+        let calls = format!("sign {:#010X}", vendor.number);
+        prove(MACS[0].name, Mode::Vendor, calls, MACS[0].run(session, Some(vendor)))?;
     }
-    prove("data key wrap and unwrap", Mode::InToken, "", data_key(session))?;
-    prove("random", Mode::InToken, "", random(session))?;
+    let asked = |role, algorithm| needs.has(role, algorithm);
+    for Proof { operation, mode, calls, outcome } in known_answers::run(session, asked) {
+        prove(operation, mode, calls.into(), outcome)?;
+    }
+    let calls = "wrap and unwrap AES_KEY_WRAP_PAD".into();
+    prove("data key wrap and unwrap", Mode::InToken, calls, data_key(session))?;
+    prove("random", Mode::InToken, "generate random".into(), random(session))?;
     Ok(proved)
-}
-
-/// A known block to a known block, and back where the fill is random.
-struct Translation {
-    name: &'static str,
-    from: (PinBlockFormat, &'static str, &'static str),
-    to: (PinBlockFormat, &'static str, Option<&'static str>),
-}
-
-const PAN: &str = "4761737909457820";
-const TDES_A: &str = "1C31AB64FB573D459EF12CBC4CD95DA2";
-const TDES_B: &str = "B013E5DA4C043457836180AEBFA1543276B00B3DBAD3BA7A";
-const AES_A: &str = "6CC1288ED5E7494CD11F0A8C1A54265A";
-const BLOCK_ISO0_TDES_A: &str = "46CF9D38F2FDD392";
-const BLOCK_ISO0_TDES_B: &str = "8930E12067D92AB9";
-const BLOCK_ISO1_TDES_A: &str = "578E51A793CF601F";
-const BLOCK_ISO4_AES_A: &str = "CCD0CC0784C3271FB42C1D80F1B21F7D";
-
-/// tests/vectors/pin_translation.json, a001, a003, a006, and two with random fill.
-const TRANSLATIONS: [Translation; 5] = [
-    Translation {
-        name: "translate iso0 to iso0",
-        from: (PinBlockFormat::Iso0, TDES_A, BLOCK_ISO0_TDES_A),
-        to: (PinBlockFormat::Iso0, TDES_B, Some(BLOCK_ISO0_TDES_B)),
-    },
-    Translation {
-        name: "translate iso1 to iso0",
-        from: (PinBlockFormat::Iso1, TDES_A, BLOCK_ISO1_TDES_A),
-        to: (PinBlockFormat::Iso0, TDES_B, Some(BLOCK_ISO0_TDES_B)),
-    },
-    Translation {
-        name: "translate iso4 to iso0",
-        from: (PinBlockFormat::Iso4, AES_A, BLOCK_ISO4_AES_A),
-        to: (PinBlockFormat::Iso0, TDES_A, Some(BLOCK_ISO0_TDES_A)),
-    },
-    Translation {
-        name: "translate iso0 to iso4",
-        from: (PinBlockFormat::Iso0, TDES_A, BLOCK_ISO0_TDES_A),
-        to: (PinBlockFormat::Iso4, AES_A, None),
-    },
-    Translation {
-        name: "translate iso0 to iso3",
-        from: (PinBlockFormat::Iso0, TDES_A, BLOCK_ISO0_TDES_A),
-        to: (PinBlockFormat::Iso3, TDES_B, None),
-    },
-];
-
-impl Translation {
-    fn run(&self, session: &TokenSession) -> Result<bool, Failure> {
-        let (from_format, from_key, block) = self.from;
-        let (to_format, to_key, wanted) = self.to;
-        let pan = Pan::parse(PAN).map_err(compiled_in)?;
-        let block = PinBlock::new(bytes(block)).map_err(compiled_in)?;
-        let inbound = Throwaway::pin(session, KeyRole::ZonePinIn, from_format, from_key)?;
-        let outbound = Throwaway::pin(session, KeyRole::ZonePinOut, to_format, to_key)?;
-        let from = Side { key: &inbound.key, format: from_format };
-        let to = Side { key: &outbound.key, format: to_format };
-        let out = translate(session, &pan, &block, &from, &to)?;
-        if let Some(wanted) = wanted {
-            return Ok(out.expose() == bytes(wanted));
-        }
-        // Random fill: translate back to the format with none and compare there.
-        let inbound = Throwaway::pin(session, KeyRole::ZonePinIn, to_format, to_key)?;
-        let outbound = Throwaway::pin(session, KeyRole::ZonePinOut, PinBlockFormat::Iso0, TDES_B)?;
-        let from = Side { key: &inbound.key, format: to_format };
-        let to = Side { key: &outbound.key, format: PinBlockFormat::Iso0 };
-        let back = translate(session, &pan, &out, &from, &to)?;
-        Ok(back.expose() == bytes(BLOCK_ISO0_TDES_B))
-    }
 }
 
 /// A known MAC.
 struct Mac {
     name: &'static str,
+    calls: &'static str,
     algorithm: MacAlgorithm,
     cipher: KeyAlgorithm,
     key: &'static str,
@@ -133,6 +64,7 @@ struct Mac {
 const MACS: [Mac; 4] = [
     Mac {
         name: "retail MAC",
+        calls: "encrypt DES3_CBC, encrypt DES3_ECB",
         algorithm: MacAlgorithm::Retail,
         cipher: KeyAlgorithm::Tdes,
         key: "92CE1F7F29F70B6DCB266D0192F4918C",
@@ -141,6 +73,7 @@ const MACS: [Mac; 4] = [
     },
     Mac {
         name: "AES CMAC",
+        calls: "sign AES_CMAC",
         algorithm: MacAlgorithm::Cmac,
         cipher: KeyAlgorithm::Aes,
         key: "2B7E151628AED2A6ABF7158809CF4F3C",
@@ -150,6 +83,7 @@ const MACS: [Mac; 4] = [
     },
     Mac {
         name: "TDES CMAC",
+        calls: "sign DES3_CMAC",
         algorithm: MacAlgorithm::Cmac,
         cipher: KeyAlgorithm::Tdes,
         key: "4CF15134A2850DD58A3D10BA80570D38",
@@ -158,6 +92,7 @@ const MACS: [Mac; 4] = [
     },
     Mac {
         name: "HMAC-SHA-256",
+        calls: "sign SHA256_HMAC",
         algorithm: MacAlgorithm::HmacSha256,
         cipher: KeyAlgorithm::Hmac,
         key: "F7576A6B43DDC5817F9CDB449CF7B114B6951C946D2C47BD607ED9F806533AC8",
@@ -167,9 +102,16 @@ const MACS: [Mac; 4] = [
 ];
 
 impl Mac {
-    fn run(&self, session: &TokenSession) -> Result<bool, Failure> {
+    fn run(
+        &self,
+        session: &TokenSession,
+        vendor: Option<&VendorMechanism>,
+    ) -> Result<bool, Failure> {
         let wanted = bytes(self.mac);
         let mut profile = profile(KeyRole::Mac, self.cipher);
+        if let Some(vendor) = vendor {
+            (profile.mode, profile.vendor) = (Mode::Vendor, Some(vendor.clone()));
+        }
         profile.mac = Some(MacProfile {
             algorithm: self.algorithm,
             padding: (self.algorithm == MacAlgorithm::Retail).then_some(MacPadding::One),
@@ -213,13 +155,17 @@ fn random(session: &TokenSession) -> Result<bool, Failure> {
 }
 
 /// Session keys that are destroyed on every way out.
-struct Throwaway<'s> {
+pub(super) struct Throwaway<'s> {
     session: &'s TokenSession,
-    key: LoadedKey,
+    pub(super) key: LoadedKey,
 }
 
 impl<'s> Throwaway<'s> {
-    fn new(session: &'s TokenSession, profile: KeyProfile, value: &[u8]) -> Result<Self, Failure> {
+    pub(super) fn new(
+        session: &'s TokenSession,
+        profile: KeyProfile,
+        value: &[u8],
+    ) -> Result<Self, Failure> {
         let create = |part| {
             let template = creation_template(&profile, part, value, false);
             session.session.create_object(&template).map_err(TokenError::from)
@@ -231,23 +177,6 @@ impl<'s> Throwaway<'s> {
             made.key.left = Some(create(Part::Left)?);
         }
         Ok(made)
-    }
-
-    fn pin(
-        session: &'s TokenSession,
-        role: KeyRole,
-        format: PinBlockFormat,
-        value: &str,
-    ) -> Result<Self, Failure> {
-        let cipher = match format {
-            PinBlockFormat::Iso4 => KeyAlgorithm::Aes,
-            PinBlockFormat::Iso0 | PinBlockFormat::Iso1 | PinBlockFormat::Iso3 => {
-                KeyAlgorithm::Tdes
-            }
-        };
-        let mut profile = profile(role, cipher);
-        profile.formats = vec![format];
-        Self::new(session, profile, &bytes(value))
     }
 
     fn generated_kek(session: &'s TokenSession) -> Result<Self, Failure> {
@@ -273,16 +202,16 @@ impl Drop for Throwaway<'_> {
     }
 }
 
-fn profile(role: KeyRole, algorithm: KeyAlgorithm) -> KeyProfile {
+pub(super) fn profile(role: KeyRole, algorithm: KeyAlgorithm) -> KeyProfile {
     let label = KeyLabel::parse("self-test").expect("nine characters of the allowed set");
     KeyProfile::new(label, role, algorithm)
 }
 
-fn bytes(compiled_in: &str) -> Vec<u8> {
+pub(super) fn bytes(compiled_in: &str) -> Vec<u8> {
     hex::decode(compiled_in).expect("constants of this file, which its test decodes")
 }
 
-fn compiled_in(_: Malformed) -> Failure {
+pub(super) fn compiled_in(_: Malformed) -> Failure {
     Failure::PinBlockRefused
 }
 
@@ -290,14 +219,47 @@ fn compiled_in(_: Malformed) -> Failure {
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "each error text is the documentation")]
 pub enum SelfTestError {
-    #[error("self-test of {operation}: the token gave wrong bytes; this operation is off")]
-    WrongBytes { operation: String },
-    #[error("self-test of {operation}: the token refused; this operation is off")]
+    #[error(
+        "self-test of {} in mode {} ({}): the token gave wrong bytes; {}",
+        recipe.operation, recipe.mode, recipe.calls, remedy(recipe.mode)
+    )]
+    WrongBytes { recipe: Recipe },
+    #[error(
+        "self-test of {} in mode {} ({}): the token refused; {}",
+        recipe.operation, recipe.mode, recipe.calls, remedy(recipe.mode)
+    )]
     Failed {
-        operation: String,
+        recipe: Recipe,
         #[source]
         why: Failure,
     },
+}
+
+impl SelfTestError {
+    /// Whether the token is well and cannot do what the key register asks for: no other start helps.
+    pub(super) fn is_final(&self) -> bool {
+        match self {
+            Self::WrongBytes { recipe } => recipe.mode != Mode::InWorker,
+            Self::Failed { why: Failure::Token { class, .. }, .. } => {
+                *class == CkrClass::Configuration
+            }
+            Self::Failed { .. } => false,
+        }
+    }
+}
+
+fn remedy(mode: Mode) -> &'static str {
+    match mode {
+        Mode::InToken => {
+            "this token lacks what the operation needs: ask its vendor for these calls, or give the \
+             keys another mode in the key register"
+        }
+        Mode::Vendor => {
+            "compare [vendor] of the key register with the vendor's manual, or give the keys another \
+             mode"
+        }
+        Mode::InWorker => "ask the token's vendor for these calls",
+    }
 }
 
 #[cfg(test)]
@@ -308,9 +270,6 @@ mod tests {
     fn compiled_in_texts_are_hex() {
         for case in &MACS {
             assert!(!bytes(case.key).is_empty() && !bytes(case.mac).is_empty());
-        }
-        for case in &TRANSLATIONS {
-            assert!(!bytes(case.from.1).is_empty() && !bytes(case.to.1).is_empty());
         }
     }
 }

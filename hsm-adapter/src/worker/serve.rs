@@ -198,8 +198,9 @@ impl<'s> SessionThread<'s> {
         };
         self.session = None;
         let keys = &self.shared.keys;
+        let needs = keys.needs();
         let known = match self.session() {
-            Ok(session) => self_test::run(session)
+            Ok(session) => self_test::run(session, &needs)
                 .map_err(|error| chain(&error))
                 .and_then(|_| some_found(&keys.register(), session).map_err(|error| chain(&error))),
             // A refused login is the reason to end by.

@@ -13,6 +13,7 @@ use cryptoki::types::AuthPin;
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::error::{CkrClass, TokenError};
+use crate::operation::translate_in_token::LengthCheckCell;
 use crate::register::KeyProfile;
 use crate::worker::attributes::class;
 use crate::worker::raw::{RawModule, TokenWords};
@@ -71,7 +72,7 @@ impl Token {
             }
         }
         drop(refused);
-        Ok(TokenSession { session, raw: self.raw })
+        Ok(TokenSession { session, raw: self.raw, length_check: LengthCheckCell::default() })
     }
 }
 
@@ -97,6 +98,7 @@ pub(crate) fn initialise(module: &Path) -> Result<Pkcs11, OpenError> {
 pub(crate) struct TokenSession {
     pub(crate) session: Session,
     pub(crate) raw: RawModule,
+    pub(crate) length_check: LengthCheckCell,
 }
 
 impl TokenSession {

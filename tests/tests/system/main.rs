@@ -10,8 +10,9 @@ mod dukpt;
 mod gateway_kill;
 mod key_blocks; // what comes in a key block, and what does not
 mod key_life; // staged, active, retired, compromised; several workers; a kill
-mod lock_down;
 mod key_officers;
+mod lock_down;
+mod modes;
 mod openapi_admin;
 mod payments;
 mod pin_blocks;

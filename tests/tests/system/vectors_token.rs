@@ -103,7 +103,7 @@ async fn the_token_makes_and_verifies_every_mac_as_its_vector_says() {
 /// A token in a directory of its own and one worker on it.
 pub(crate) struct Token {
     pub(crate) link: TokenLink,
-    pub(crate) directory: World,
+    pub(crate) world: World,
 }
 
 impl Token {
@@ -112,8 +112,14 @@ impl Token {
     }
 
     pub(crate) async fn of(wanted: Wanted) -> Self {
-        let directory = World::prepare(wanted).unwrap();
-        Self { link: one_worker(&directory).await, directory }
+        let world = World::prepare(wanted).unwrap();
+        Self { link: one_worker(&world).await, world }
+    }
+
+    /// Whose worker may come up or say why not.
+    pub(crate) fn starting(wanted: Wanted) -> Self {
+        let world = World::prepare(wanted).unwrap();
+        Self { link: worker_of(&world), world }
     }
 
     pub(crate) async fn ask(&self, order: Order) -> Result<Answer, LinkError> {
@@ -125,13 +131,9 @@ impl Token {
     }
 }
 
-/// A worker of its own on the token of this world.
-pub(crate) async fn one_worker(directory: &World) -> TokenLink {
-    let config = Config::load(&directory.config()).unwrap();
-    let mut options = config.hsm.link_options().unwrap();
-    options.program = program("tollgate-hsm").unwrap();
-    options.workers = 1;
-    let link = TokenLink::start(options);
+/// A worker of its own on the token of this world, ready.
+pub(crate) async fn one_worker(world: &World) -> TokenLink {
+    let link = worker_of(world);
     let limit = Instant::now() + Duration::from_secs(15);
     while !link.is_up() {
         assert!(Instant::now() < limit, "{:?}", link.status());
@@ -140,7 +142,15 @@ pub(crate) async fn one_worker(directory: &World) -> TokenLink {
     link
 }
 
-fn side(label: &str, side: &Vector) -> PinKey {
+fn worker_of(world: &World) -> TokenLink {
+    let config = Config::load(&world.config()).unwrap();
+    let mut options = config.hsm.link_options().unwrap();
+    options.program = program("tollgate-hsm").unwrap();
+    options.workers = 1;
+    TokenLink::start(options)
+}
+
+pub(crate) fn side(label: &str, side: &Vector) -> PinKey {
     let format = format!("iso{}", side.number("format")).parse().unwrap();
     let ksn = side.has("dukpt").then(|| Ksn::parse(side.part("dukpt").text("ksn")).unwrap());
     PinKey { key: KeyLabel::parse(label).unwrap().into(), format, ksn }

@@ -94,7 +94,7 @@ async fn every_aes_vector_deciphers_enciphers_and_macs() {
         worked += 1;
     }
     assert_eq!((worked, cases.len()), (47, 51));
-    token.stop().await;
+    token.stop_with_nothing_left().await;
 }
 
 #[tokio::test]
@@ -150,7 +150,7 @@ async fn every_tdes_vector_deciphers_enciphers_and_macs() {
         }
     }
     assert_eq!(cases.len(), 24);
-    token.stop().await;
+    token.stop_with_nothing_left().await;
 }
 
 /// A KSN that no device of the key has, and every wrong pairing of key and KSN.
@@ -230,7 +230,7 @@ async fn a_ksn_that_does_not_fit_is_the_blocks_fault_and_a_wrong_pairing_the_key
     for order in [bare, silent] {
         assert_eq!(without_text(token.ask(order).await), not_for_this());
     }
-    token.stop().await;
+    token.stop_with_nothing_left().await;
 }
 
 fn zones(keys: &mut VectorKeys) -> (String, String) {

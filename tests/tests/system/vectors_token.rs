@@ -55,7 +55,7 @@ async fn the_token_answers_every_translation_as_its_vector_says() {
         }
     }
     assert_eq!((translated, cases.len()), (21, 29));
-    token.stop().await;
+    token.stop_with_nothing_left().await;
 }
 
 #[tokio::test]
@@ -97,7 +97,7 @@ async fn the_token_makes_and_verifies_every_mac_as_its_vector_says() {
         }
     }
     assert_eq!(cases.len(), 73);
-    token.stop().await;
+    token.stop_with_nothing_left().await;
 }
 
 /// A token in a directory of its own and one worker on it.
@@ -128,6 +128,14 @@ impl Token {
 
     pub(crate) async fn stop(self) {
         self.link.stop().await;
+    }
+
+    /// Stops, after a look at what the orders have left: no session object.
+    pub(crate) async fn stop_with_nothing_left(self) {
+        let answer = self.ask(Order::Lint).await;
+        let Ok(Answer::Lint(report)) = answer else { panic!("{answer:?}") };
+        assert_eq!(report.session_objects, 0);
+        self.stop().await;
     }
 }
 

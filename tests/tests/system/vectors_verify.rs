@@ -52,7 +52,7 @@ async fn every_pvv_verifies_its_pin_and_no_other() {
         assert_eq!(ask(pin, with(other, pvv)).await, not_for_this(), "{v}: an index not listed");
     }
     assert_eq!(cases.len(), 12);
-    token.stop().await;
+    token.stop_with_nothing_left().await;
 }
 
 #[tokio::test]
@@ -91,7 +91,7 @@ async fn every_3624_offset_verifies_its_pin_and_no_other() {
         assert_eq!(ask(&format!("{pin}0"), offset).await, Ok(false), "{v}: a longer PIN");
     }
     assert_eq!(cases.len(), 11);
-    token.stop().await;
+    token.stop_with_nothing_left().await;
 }
 
 /// Whatever format the PIN comes in, and whoever's key it is under.
@@ -141,7 +141,7 @@ async fn a_reference_block_verifies_its_pin_and_no_other() {
         };
         assert_eq!(ask(long).await, Ok(false), "{from:?}: a block of another size");
     }
-    token.stop().await;
+    token.stop_with_nothing_left().await;
 }
 
 /// A block that holds no PIN is refused in one way, whatever it is compared with; a key of another
@@ -203,7 +203,7 @@ async fn a_block_without_a_pin_and_a_key_of_another_role_are_refused() {
         let answer = verify(&token, pan, good(), from(), reference.clone()).await;
         assert_eq!(answer, not_for_this(), "{reference:?}");
     }
-    token.stop().await;
+    token.stop_with_nothing_left().await;
 }
 
 fn zone(keys: &mut VectorKeys, algorithm: KeyAlgorithm, value: &str) -> String {

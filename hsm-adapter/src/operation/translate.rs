@@ -12,22 +12,22 @@ use crate::vocabulary::{Mode, Pan, PinBlock};
 use crate::worker::keys::KeyTable;
 use crate::worker::token::TokenSession;
 
-/// Both sides of a translation and their mode, checked before any C_ call. Errors: `KeyNotForThis`
+/// Both sides of a translation, checked before any C_ call. Errors: `KeyNotForThis`
 /// for a forbidden cell, key, format or pair of modes, `PinBlockRefused` for a KSN that fits not.
 pub(crate) fn sides(
     keys: &KeyTable,
     from: &PinKey,
     to: &PinKey,
-) -> Result<(NamedSide, NamedSide, Mode), Failure> {
+) -> Result<(NamedSide, NamedSide), Failure> {
     if !from.format.may_become(to.format) {
         return Err(Failure::KeyNotForThis(format!("{} never becomes {}", from.format, to.format)));
     }
     let from = NamedSide::find(keys, from, Purpose::PinIn)?;
     let to = NamedSide::find(keys, to, Purpose::PinOut)?;
-    let mode = one_mode(from.key.profile(), to.key.profile())?;
+    one_mode(from.key.profile(), to.key.profile())?;
     from.check_ksn()?;
     to.check_ksn()?;
-    Ok((from, to, mode))
+    Ok((from, to))
 }
 
 /// The block under the other key. Errors: `PinBlockRefused` for everything that is wrong with the
@@ -43,9 +43,7 @@ pub(crate) fn translate(
     let [from_key, to_key] = [from, to].map(|side| (side.key.object, side.format));
     match (one_mode(inbound, outbound)?, &inbound.vendor) {
         (Mode::InWorker, _) => in_worker(session, pan, block, from, to),
-        (Mode::InToken, _) => {
-            translate_in_token::translate(session, pan, block, from_key, to_key)
-        }
+        (Mode::InToken, _) => translate_in_token::translate(session, pan, block, from_key, to_key),
         (Mode::Vendor, Some(vendor)) => {
             vendor::translate(session, vendor, pan, block, from_key, to_key)
         }

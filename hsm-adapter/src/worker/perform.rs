@@ -20,14 +20,11 @@ pub(super) fn perform(
 ) -> Result<Answer, Failure> {
     match order {
         Order::TranslatePin { pan, block, from, to } => {
-            let (from, to, mode) = translate::sides(keys, from, to)?;
+            let (from, to) = translate::sides(keys, from, to)?;
             let (inbound, outbound) = (from.key.ready(session)?, to.key.ready(session)?);
             let from = Side { key: inbound.key(), format: from.format };
             let to = Side { key: outbound.key(), format: to.format };
-            let block = match mode {
-                Mode::InWorker => translate::translate(session, pan, block, &from, &to)?,
-                Mode::InToken | Mode::Vendor => return Err(no_such_mode(mode)),
-            };
+            let block = translate::translate(session, pan, block, &from, &to)?;
             Ok(Answer::Block { block, key_version: to.key.profile.version })
         }
         Order::VerifyPin { pan, block, from, reference } => {

@@ -8,7 +8,8 @@
 use super::self_test::{SelfTestError, Throwaway, bytes, compiled_in, profile};
 use super::token::TokenSession;
 use crate::error::Failure;
-use crate::operation::translate::{Side, translate};
+use crate::operation::side::Side;
+use crate::operation::translate::translate;
 use crate::operation::translate_in_token;
 use crate::protocol::Recipe;
 use crate::register::{KeyAlgorithm, KeyProfile, KeyRegister, VendorMechanism};
@@ -25,6 +26,8 @@ pub(crate) struct Needs {
     vendor: Option<VendorMechanism>,
     /// A retail MAC key of mode `vendor`.
     pub(super) retail_mac: Option<VendorMechanism>,
+    /// What kinds of keys there are.
+    kinds: Vec<(KeyRole, KeyAlgorithm)>,
 }
 
 impl Needs {
@@ -63,7 +66,13 @@ impl Needs {
             in_token: in_token.collect(),
             vendor: vendor(&|role| matches!(role, KeyRole::ZonePinIn | KeyRole::ZonePinOut)),
             retail_mac: vendor(&|role| role == KeyRole::Mac),
+            kinds: register.iter().map(|key| (key.role, key.algorithm)).collect(),
         }
+    }
+
+    /// Whether there is a key of this role and algorithm.
+    pub(super) fn has(&self, role: KeyRole, algorithm: KeyAlgorithm) -> bool {
+        self.kinds.contains(&(role, algorithm))
     }
 }
 

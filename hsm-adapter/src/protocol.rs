@@ -205,6 +205,7 @@ pub enum Order {
         /// The block.
         block: KeyBlockText,
         /// What the key is to be for. Its check value is what the officer expects, when he says so.
+        #[serde(with = "profile_form")]
         profile: Box<KeyProfile>,
     },
     /// Moves a key version to another state: staged to active (the one that was active retires),
@@ -248,6 +249,26 @@ impl Order {
 /// Bytes that are not to be printed. Zeroized.
 #[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop, Serialize, Deserialize)]
 pub struct Message(#[serde(with = "bytes_form")] pub Vec<u8>);
+
+mod profile_form {
+    //! A profile as it stands in keys.toml: it leaves out what a key has not, which postcard cannot.
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
+
+    use crate::register::KeyProfile;
+
+    pub(super) fn serialize<S: Serializer>(
+        profile: &KeyProfile,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        toml::to_string(profile).map_err(ser::Error::custom)?.serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Box<KeyProfile>, D::Error> {
+        toml::from_str(&String::deserialize(deserializer)?).map_err(de::Error::custom)
+    }
+}
 
 mod bytes_form {
     //! Byte strings in one piece: serde would take a `Vec<u8>` element by element.

@@ -74,7 +74,7 @@ fn on_a_token_of_its_own() {
         assert_eq!(objects(), 0, "{order:?}");
     }
 
-    self_test::run(&session).unwrap();
+    self_test::run(&session, &table.needs()).unwrap();
     assert_eq!(objects(), 0, "the self-test");
 
     // Calls that the token refuses half-way, with a derived key in hand.

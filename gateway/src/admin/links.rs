@@ -41,6 +41,8 @@ struct Worker {
     restarts: u64,
     /// What the token calls itself.
     token: Option<String>,
+    /// The digest of the PKCS#11 module that it loaded, hex.
+    module_sha256: Option<String>,
     /// Why it is not ready, or was not before.
     trouble: Option<String>,
     /// A person must act: no further start is tried.
@@ -78,9 +80,18 @@ pub(super) async fn list_links(
 
 impl From<WorkerStatus> for Worker {
     fn from(status: WorkerStatus) -> Self {
-        let WorkerStatus { pid, ready, in_flight, restarts, token, trouble, latched, refused } =
-            status;
-        Self { pid, ready, in_flight, restarts, token, trouble, latched, refused }
+        let WorkerStatus {
+            pid,
+            ready,
+            in_flight,
+            restarts,
+            token,
+            module_sha256,
+            trouble,
+            latched,
+            refused,
+        } = status;
+        Self { pid, ready, in_flight, restarts, token, module_sha256, trouble, latched, refused }
     }
 }
 

@@ -124,7 +124,7 @@ async fn each_usage_comes_in_under_aes_and_under_tdes() {
         }
     }
     assert_eq!(change, 3 * 14 + 2 * 9);
-    let text = std::fs::read_to_string(token.directory.dir().join("token/keys.toml")).unwrap();
+    let text = std::fs::read_to_string(token.world.dir().join("token/keys.toml")).unwrap();
     assert_eq!(text.matches("exportability = \"trusted\"").count(), change as usize);
     token.stop().await;
 }
@@ -209,7 +209,7 @@ async fn what_a_right_mac_covers_is_checked_too() {
     let single_header = KeyBlock::new(Version::D, "V2", 'T', 'C').header(single.len()).unwrap();
     let single = seal(Version::D, &strong, &single_header, &single).unwrap();
     let pvv = || profile("key.a", "V2", "T", "C");
-    let register = || std::fs::read(token.directory.dir().join("token/keys.toml")).unwrap();
+    let register = || std::fs::read(token.world.dir().join("token/keys.toml")).unwrap();
     let before = register();
 
     for (kbpk, text, wanted, reason) in [
@@ -260,7 +260,7 @@ async fn ten_thousand_malformed_blocks_leave_nothing() {
             KeyBlock::new(Version::B, "P0", 'T', 'D').wrap(&tdes, &cases.tdes_key()).unwrap(),
         ),
     ];
-    let register = || std::fs::read(token.directory.dir().join("token/keys.toml")).unwrap();
+    let register = || std::fs::read(token.world.dir().join("token/keys.toml")).unwrap();
     let (before, objects_before) = (register(), objects(&token));
 
     for round in 0..10_000 {
@@ -342,7 +342,7 @@ async fn variant_blocks_want_a_switch_and_a_token_that_makes_variants() {
 
 /// Session and token objects made through the shim, less those destroyed.
 fn objects(token: &Token) -> i64 {
-    let counts = token.directory.shim_counts().unwrap();
+    let counts = token.world.shim_counts().unwrap();
     let of = |name: &str| counts.get(name).copied().unwrap_or_default() as i64;
     of("CreateObject") + of("DeriveKey") + of("GenerateKey") + of("UnwrapKey") - of("DestroyObject")
 }

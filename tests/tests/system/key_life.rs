@@ -165,7 +165,7 @@ async fn moves_that_are_none_are_refused_and_repeats_are_answered() {
 #[tokio::test]
 async fn another_key_in_the_place_of_one_is_a_substitution_and_changes_nothing() {
     let token = token().await;
-    let file = token.directory.dir().join("token/keys.toml");
+    let file = token.world.dir().join("token/keys.toml");
     let text = |byte: u8| block("M6", 'A', 'C', &[byte; 16]);
     let before = std::fs::read(&file).unwrap();
     import(&token, 1, "kbpk.a", &text(1), cmac_key("zak.t", 1)).await.unwrap();
@@ -208,7 +208,7 @@ async fn another_key_in_the_place_of_one_is_a_substitution_and_changes_nothing()
     import(&token, 2, "kbpk.a", &zone(5), zone_key()).await.unwrap();
     assert_eq!(std::fs::read(&file).unwrap(), after);
     // And a worker that starts on it finds one object for each.
-    let second = one_worker(&token.directory).await;
+    let second = one_worker(&token.world).await;
     second.stop().await;
     token.stop().await;
 }
@@ -238,7 +238,7 @@ async fn a_retail_mac_key_comes_as_two_objects_and_half_a_mac_key_does_its_half(
 #[tokio::test]
 async fn a_change_in_one_worker_reaches_the_other_when_it_reloads() {
     let token = token().await;
-    let second = Token { link: one_worker(&token.directory).await, directory: token.directory };
+    let second = Token { link: one_worker(&token.world).await, world: token.world };
     let token = token.link;
     let first =
         async |order: Order| token.call(&order, Instant::now() + Duration::from_secs(5)).await.1;
@@ -305,7 +305,7 @@ async fn a_kill_in_the_middle_of_a_change_leaves_a_whole_register() {
         };
         tokio::join!(kill, work);
 
-        let register = KeyRegister::read(&token.directory.dir().join("token/keys.toml")).unwrap();
+        let register = KeyRegister::read(&token.world.dir().join("token/keys.toml")).unwrap();
         let ours = register.iter().filter(|key| key.label.as_str() == "zak.t").count() as u64;
         assert!(ours == change || ours == change + 1, "round {round}: {ours} of {change}");
         assert_eq!(register.change(), ours, "round {round}");

@@ -199,7 +199,7 @@ async fn a_vendors_mechanisms_translate_and_make_macs_as_the_vectors_say() {
             key: key(),
             ksn: None,
             message: Message(message.clone()),
-            mac,
+            mac: Message(mac),
         };
         let order = Order::GenerateMac {
             key: key(),
@@ -209,7 +209,7 @@ async fn a_vendors_mechanisms_translate_and_make_macs_as_the_vectors_say() {
         };
         let answer = token.ask(order).await;
         let Ok(Answer::Mac { mac: found, .. }) = answer else { panic!("{v}: {answer:?}") };
-        assert_eq!(hex::encode_upper(found), v.text("mac"), "{v}");
+        assert_eq!(hex::encode_upper(&found.0), v.text("mac"), "{v}");
         let wrong = flipped(&mac, made);
         assert!(matches!(token.ask(verify(mac)).await, Ok(Answer::Verified(true))), "{v}");
         assert!(matches!(token.ask(verify(wrong)).await, Ok(Answer::Verified(false))), "{v}");

@@ -20,6 +20,9 @@ struct Arguments {
     token_label: String,
     #[arg(long)]
     pin_file: PathBuf,
+    /// One operation instead of all.
+    #[arg(long)]
+    only: Option<String>,
     /// Seconds for each operation.
     #[arg(long, default_value_t = 3.0)]
     seconds: f64,
@@ -43,13 +46,44 @@ fn main() -> anyhow::Result<()> {
         let found = session.find_objects(&[Attribute::Label(label.into())])?;
         found.first().copied().ok_or_else(|| anyhow::anyhow!("no object {label}"))
     };
-    let (zpk_in, zpk_out) = (find("zpk.acquirer-a@1")?, find("zpk.billing@1")?);
-    let (mac, left) = (find("zak.acquirer-a@1")?, find("zak.acquirer-a@1.left")?);
     let message = [0x5A_u8; 64];
+    let mut figures = Vec::new();
+    let mut measure = |name: &str, call: &mut dyn FnMut() -> anyhow::Result<()>| {
+        if arguments.only.as_ref().is_none_or(|only| only == name) {
+            figures.push(format!("\"{name}\":{:.2}", floor(arguments.seconds, call)?));
+        }
+        anyhow::Ok(())
+    };
 
-    let translate = floor(arguments.seconds, || translate(&session, zpk_in, zpk_out))?;
-    let retail_mac = floor(arguments.seconds, || retail_mac(&session, mac, left, &message))?;
-    println!("{{\"translate\":{translate:.2},\"retail_mac\":{retail_mac:.2}}}");
+    let (zpk_in, zpk_out) = (find("zpk.acquirer-a@1")?, find("zpk.billing@1")?);
+    measure("translate", &mut || translate(&session, zpk_in, zpk_out))?;
+    let (zpk_in, zpk_out) = (find("zpk.acquirer-b@1")?, find("zpk.billing-aes@1")?);
+    measure("translate_iso4", &mut || translate_iso4(&session, zpk_in, zpk_out))?;
+    let (mac, left) = (find("zak.acquirer-a@1")?, find("zak.acquirer-a@1.left")?);
+    measure("retail_mac", &mut || retail_mac(&session, mac, left, &message))?;
+    let mac = find("zak.acquirer-b@1")?;
+    measure("cmac_aes", &mut || sign(&session, &Mechanism::AesCMac, mac, &message))?;
+    let mac = find("zak.acquirer-d@1")?;
+    measure("hmac", &mut || sign(&session, &Mechanism::Sha256Hmac, mac, &message))?;
+    println!("{{{}}}", figures.join(","));
+    Ok(())
+}
+
+fn translate_iso4(session: &Session, from: ObjectHandle, to: ObjectHandle) -> anyhow::Result<()> {
+    let middle = session.decrypt(&Mechanism::AesEcb, from, &[0x46; 16])?;
+    let clear = session.decrypt(&Mechanism::AesEcb, from, &middle)?;
+    let middle = session.encrypt(&Mechanism::AesEcb, to, &clear)?;
+    std::hint::black_box(session.encrypt(&Mechanism::AesEcb, to, &middle)?);
+    Ok(())
+}
+
+fn sign(
+    session: &Session,
+    mechanism: &Mechanism<'_>,
+    key: ObjectHandle,
+    message: &[u8],
+) -> anyhow::Result<()> {
+    std::hint::black_box(session.sign(mechanism, key, message)?);
     Ok(())
 }
 
@@ -74,7 +108,7 @@ fn retail_mac(
 }
 
 /// CPU microseconds of one call, over as many calls as fit.
-fn floor(seconds: f64, mut call: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<f64> {
+fn floor(seconds: f64, call: &mut dyn FnMut() -> anyhow::Result<()>) -> anyhow::Result<f64> {
     for _ in 0..1000 {
         call()?;
     }

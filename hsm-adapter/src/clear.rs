@@ -10,7 +10,7 @@ use std::fmt;
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq, ConstantTimeGreater};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-use crate::vocabulary::{Pan, PinBlockFormat};
+use crate::vocabulary::{Pan, PinBlockFormat, PinOffset, Pvki};
 
 /// A deciphered block before it is checked: the PIN field of 8 bytes, the PAN already taken out.
 #[derive(Zeroize, ZeroizeOnDrop)]
@@ -89,10 +89,65 @@ impl ClearPinField {
     ) -> (ClearPinBlock, Choice) {
         let (pin, good) = self.decode(from);
         let mut block = pin.encode(to, pan, random);
-        for (byte, other) in block.0.iter_mut().zip(random.0.iter().rev()) {
-            byte.conditional_assign(other, !good);
-        }
+        block.replace(random, !good);
         (block, good)
+    }
+
+    /// What a PVV key enciphers: 11 PAN digits, the key index, the first four PIN digits. Random,
+    /// as in [`recode`](Self::recode), when the field was not good.
+    pub(crate) fn pvv_input(
+        &self,
+        from: PinBlockFormat,
+        pan: &Pan,
+        pvki: Pvki,
+        random: &Fill,
+    ) -> (ClearPinBlock, Choice) {
+        let (pin, good) = self.decode(from);
+        let mut block = ClearPinBlock(vec![0; 8]);
+        let front = pan.pvv_digits().into_iter().chain([pvki.into()]);
+        for (at, nibble) in front.chain(pin.digits[..4].iter().copied()).enumerate() {
+            block.0[at / 2] |= if at.is_multiple_of(2) { nibble << 4 } else { nibble };
+        }
+        block.replace(random, !good);
+        (block, good)
+    }
+
+    /// Whether the PIN is the natural PIN plus the offset, digit by digit modulo 10, and as long
+    /// as the offset; and whether the field was good.
+    pub(crate) fn is_natural_plus(
+        &self,
+        from: PinBlockFormat,
+        natural: &NaturalPin,
+        offset: &PinOffset,
+    ) -> (Choice, Choice) {
+        let (pin, good) = self.decode(from);
+        let offset = offset.expose();
+        let mut same = pin.length.ct_eq(&(offset.len() as u8));
+        for ((digit, natural), offset) in pin.digits.iter().zip(&natural.0[..]).zip(offset) {
+            same &= digit.ct_eq(&((natural + offset) % 10));
+        }
+        (same, good)
+    }
+}
+
+/// The PIN that an IBM 3624 key gives a card before its offset is added: 16 digits, of which the
+/// left-most count.
+#[derive(Zeroize, ZeroizeOnDrop)]
+pub(crate) struct NaturalPin(Box<[u8; 16]>);
+
+impl NaturalPin {
+    /// The enciphered validation data through the decimalisation table (sixteen ASCII digits). Every
+    /// entry is read for every digit, so that no address says which one it is.
+    pub(crate) fn decimalise(enciphered: &[u8; 8], table: &[u8; 16]) -> Self {
+        let mut natural = Self(Box::new([0; 16]));
+        for (at, digit) in natural.0.iter_mut().enumerate() {
+            let byte = enciphered[at / 2];
+            let nibble = if at.is_multiple_of(2) { byte >> 4 } else { byte & 0x0F };
+            for (value, decimal) in (0u8..).zip(table) {
+                digit.conditional_assign(&(decimal - b'0'), nibble.ct_eq(&value));
+            }
+        }
+        natural
     }
 }
 
@@ -137,6 +192,14 @@ impl ClearPinBlock {
     /// For the token's cipher only.
     pub(crate) fn expose(&self) -> &[u8] {
         &self.0
+    }
+
+    /// Random bytes in the place of all of it, when `choice` says so. Taken from the fill's end:
+    /// the front may stand in the block already.
+    fn replace(&mut self, random: &Fill, choice: Choice) {
+        for (byte, other) in self.0.iter_mut().zip(random.0.iter().rev()) {
+            byte.conditional_assign(other, choice);
+        }
     }
 }
 

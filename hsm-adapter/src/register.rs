@@ -208,12 +208,17 @@ impl KeyProfile {
         self.token_label.clone().unwrap_or_else(|| self.name())
     }
 
-    /// CKA_LABEL of the object that holds K_L K_L K_L, beside the key itself. Retail MAC only.
+    /// CKA_LABEL of the second object that stands beside the key itself: K_L K_L K_L of a retail
+    /// MAC key; of a TDES base derivation key its variant, which the token must encipher under and
+    /// cannot make.
     #[must_use]
     pub fn left_object_label(&self) -> Option<String> {
         let retail = self.role == KeyRole::Mac
             && self.mac.is_some_and(|mac| mac.algorithm == MacAlgorithm::Retail);
-        retail.then(|| format!("{}.left", self.object_label()))
+        let derivation =
+            self.role == KeyRole::BaseDerivation && self.algorithm == KeyAlgorithm::Tdes;
+        let ending = if retail { "left" } else { "variant" };
+        (retail || derivation).then(|| format!("{}.{ending}", self.object_label()))
     }
 
     fn check(&self) -> Result<(), String> {
@@ -287,6 +292,12 @@ impl KeyProfile {
             && (role != KeyRole::BaseDerivation || self.algorithm != KeyAlgorithm::Aes)
         {
             return Err("`working_key_bits` belongs to an AES base derivation key".into());
+        }
+        if role == KeyRole::BaseDerivation
+            && self.algorithm == KeyAlgorithm::Tdes
+            && self.mode != Mode::InWorker
+        {
+            return Err("TDES DUKPT passes through worker memory: `mode` is in_worker".into());
         }
         if bits.is_some_and(|bits| !matches!(bits, 128 | 192 | 256)) {
             return Err("`working_key_bits` is 128, 192 or 256".into());

@@ -5,6 +5,7 @@
 
 mod config;
 mod process;
+mod shim;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -36,14 +37,16 @@ pub struct Wanted {
     pub more_keys: Vec<PlannedKey>,
     /// What the configuration has beside the demo's.
     pub edit: Option<Edit>,
+    /// Whether the token is made and used through the fault shim.
+    pub shim: bool,
 }
 
 impl fmt::Debug for Wanted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { dir, ports, more_keys, edit } = self;
+        let Self { dir, ports, more_keys, edit, shim } = self;
         let mut parts = f.debug_struct("Wanted");
         parts.field("dir", dir).field("ports", ports).field("more_keys", more_keys);
-        parts.field("edit", &edit.is_some()).finish()
+        parts.field("edit", &edit.is_some()).field("shim", shim).finish()
     }
 }
 
@@ -109,10 +112,13 @@ impl World {
             Some(ports) => ports,
             None => free_ports()?,
         };
-        make_token(&dir, wanted.more_keys)?;
+        make_token(&dir, wanted.more_keys, wanted.shim)?;
         let mut authority = Authority::create(&dir.join("pki"), "Tollgate demo CA")?;
         issue_demo(&mut authority)?;
         let mut table = config::table(&dir, ports)?;
+        if wanted.shim {
+            config::put_shim(&mut table, &dir)?;
+        }
         if let Some(edit) = wanted.edit {
             edit(&mut table);
         }
@@ -343,20 +349,20 @@ impl World {
     }
 }
 
-fn make_token(dir: &Path, more: Vec<PlannedKey>) -> anyhow::Result<()> {
+fn make_token(dir: &Path, more: Vec<PlannedKey>, behind_shim: bool) -> anyhow::Result<()> {
     let mut plan = demo_plan()?;
     plan.extend(more);
     let file = dir.join("token-plan.json");
     std::fs::write(&file, serde_json::to_vec(&plan)?)?;
     let token = dir.join("token");
-    let output = std::process::Command::new(program("tollgate-token")?)
-        .args(["init", "--label", config::TOKEN_LABEL, "--dir"])
-        .arg(&token)
-        .arg("--plan")
-        .arg(&file)
-        .env_remove("SOFTHSM2_CONF")
-        .output()
-        .context("running tollgate-token")?;
+    let mut command = std::process::Command::new(program("tollgate-token")?);
+    command.args(["init", "--label", config::TOKEN_LABEL, "--dir"]).arg(&token);
+    command.arg("--plan").arg(&file).env_remove("SOFTHSM2_CONF");
+    if behind_shim {
+        // Keys that are made through the shim can do what it emulates.
+        command.arg("--module").arg(shim::path()?).env("TOLLGATE_SHIM_TARGET", module()?);
+    }
+    let output = command.output().context("running tollgate-token")?;
     let text = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "tollgate-token: {text}");
     std::fs::remove_file(&file)?;

@@ -65,12 +65,8 @@ impl AuditEntry {
     }
 
     /// Where the clear PIN was.
-    pub fn mode(&self, mode: hsm_adapter::vocabulary::Mode) -> &Self {
-        self.lock().mode = Some(match mode {
-            hsm_adapter::vocabulary::Mode::InToken => Mode::InToken,
-            hsm_adapter::vocabulary::Mode::Vendor => Mode::Vendor,
-            hsm_adapter::vocabulary::Mode::InWorker => Mode::InWorker,
-        });
+    pub fn mode(&self, mode: Mode) -> &Self {
+        self.lock().mode = Some(mode);
         self
     }
 

@@ -54,7 +54,7 @@ async fn translate(entry: AuditEntry) -> &'static str {
         .event(EventType::PinTranslate)
         .resource(ResourceType::Key, "zpk.billing@1")
         .pan_last4(PanLastFour::parse("1111").unwrap())
-        .mode(hsm_adapter::vocabulary::Mode::InWorker)
+        .mode(compliance::Mode::InWorker)
         .link("primary");
     "translated"
 }

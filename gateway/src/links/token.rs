@@ -83,9 +83,9 @@ impl HsmLink {
     ) -> (Option<Mode>, Result<Translated, HsmError>) {
         let order = Order::TranslatePin { pan, block, from, to };
         let (mode, outcome) = self.ask_with_mode(order, deadline).await;
-        let translated = outcome.and_then(|answer| match answer {
-            Answer::Block { block, key_version } => Ok(Translated { block, key_version }),
-            _ => Err(wrong()),
+        let translated = outcome.and_then(|answer| {
+            let Answer::Block { block, key_version } = answer else { return Err(wrong()) };
+            Ok(Translated { block, key_version })
         });
         (mode, translated)
     }
@@ -220,10 +220,10 @@ impl HsmLink {
     /// See [`HsmError`].
     pub async fn self_test(&self, deadline: Instant) -> Result<Vec<Recipe>, HsmError> {
         let answers = self.link.call_each(&Order::SelfTest, deadline).await?;
-        match answers.into_iter().next() {
-            Some(Answer::Proved(recipes)) => Ok(recipes),
-            _ => Err(wrong()),
-        }
+        let Some(Answer::Proved(recipes)) = answers.into_iter().next() else {
+            return Err(wrong());
+        };
+        Ok(recipes)
     }
 
     /// What a ready worker proved at its start; empty while none is ready.

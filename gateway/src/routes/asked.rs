@@ -10,6 +10,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue};
 use axum::response::{IntoResponse, IntoResponseParts, Response, ResponseParts};
 use compliance::Reason;
+use hsm_adapter::vocabulary::Mode;
 
 use crate::audit::AuditEntry;
 use crate::edge::{Client, Operation, Peer, Permit, RateLimit};
@@ -89,6 +90,16 @@ pub(super) fn json(status: axum::http::StatusCode, body: Bytes) -> Response {
     let json = HeaderValue::from_static("application/json");
     response.headers_mut().insert(CONTENT_TYPE, json);
     response
+}
+
+/// Writes down where the clear PIN was, when the worker said so.
+pub(super) fn note_mode(entry: &AuditEntry, mode: Option<Mode>) {
+    let Some(mode) = mode else { return };
+    entry.mode(match mode {
+        Mode::InToken => compliance::Mode::InToken,
+        Mode::Vendor => compliance::Mode::Vendor,
+        Mode::InWorker => compliance::Mode::InWorker,
+    });
 }
 
 /// Not granted: one form for a forbidden key, an unknown key and a forbidden operation.

@@ -9,7 +9,7 @@ use hsm_adapter::vocabulary::{Pan, PinBlock};
 use serde::Serialize;
 
 use super::Gateway;
-use super::asked::{Asking, JsonBody, Permitted, TRANSLATE, not_allowed};
+use super::asked::{Asking, JsonBody, Permitted, TRANSLATE, not_allowed, note_mode};
 use super::refusal::problem_of;
 use crate::audit::AuditEntry;
 use crate::wire::orders::{TranslateOrder, TranslateRequest};
@@ -69,9 +69,7 @@ pub(super) async fn translate_pin(
     let (format, key) = (to.format.name(), to.key.label.to_string());
     let (mode, translated) =
         gateway.hsm.translate_pin(pan, block, from, to, gateway.deadline()).await;
-    if let Some(mode) = mode {
-        entry.mode(mode);
-    }
+    note_mode(&entry, mode);
     let translated = translated.map_err(|error| match error.failure() {
         Some(Failure::PinBlockRefused) => refused(&entry),
         Some(_) | None => problem_of(&error),

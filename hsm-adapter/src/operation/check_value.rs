@@ -14,9 +14,9 @@ use super::derive;
 use crate::error::TokenError;
 use crate::register::{KeyAlgorithm, KeyProfile};
 use crate::vocabulary::{Kcv, KcvMethod, KeyRole, MacAlgorithm, Mode};
-use crate::worker::attributes::{Part, creation_template};
+use crate::worker::attributes::Part;
 use crate::worker::keys::LoadedKey;
-use crate::worker::passing::Passing;
+use crate::worker::passing::{Passing, create};
 use crate::worker::raw::mechanism_type;
 use crate::worker::token::TokenSession;
 
@@ -53,8 +53,7 @@ pub(crate) fn holds(
     object: ObjectHandle,
     key: &[u8],
 ) -> Result<Option<bool>, TokenError> {
-    let object_of_key = session.create_secret(creation_template(profile, part, key, false))?;
-    let copy = Passing { session, object: object_of_key };
+    let copy = create(session, profile, part, key)?;
     let answers =
         (witness(session, profile, part, object)?, witness(session, profile, part, copy.object)?);
     Ok(match answers {

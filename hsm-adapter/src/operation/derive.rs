@@ -1,33 +1,13 @@
-//! Keys and blocks that the token derives from another key: AES_ECB_ENCRYPT_DATA, XOR_BASE_AND_DATA.
+//! What the token derives from a key that opens key blocks: variants, and blocks read back.
 
 use cryptoki::mechanism::Mechanism;
 use cryptoki::mechanism::misc::KeyDerivationStringData;
-use cryptoki::mechanism::vendor_defined::VendorDefinedMechanism;
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
-use cryptoki_sys::CKM_AES_ECB_ENCRYPT_DATA;
 use zeroize::Zeroizing;
 
 use crate::error::TokenError;
-use crate::worker::passing::Passing;
-use crate::worker::raw::mechanism_type;
+use crate::worker::passing::{Passing, derive_as};
 use crate::worker::token::TokenSession;
-
-/// A passing key whose value begins `data` enciphered under `base`, block by block. `template`
-/// says its type, length and use.
-pub(crate) fn aes_ecb<'s>(
-    session: &'s TokenSession,
-    base: ObjectHandle,
-    data: &[u8],
-    template: &[Attribute],
-) -> Result<Passing<'s>, TokenError> {
-    let parameter = KeyDerivationStringData::new(data);
-    let mechanism = Mechanism::VendorDefined(VendorDefinedMechanism::new(
-        mechanism_type(CKM_AES_ECB_ENCRYPT_DATA),
-        Some(&parameter),
-    ));
-    let object = session.session.derive_key(&mechanism, base, template)?;
-    Ok(Passing { session, object })
-}
 
 /// A passing key: `base` xor `data`.
 pub(crate) fn xor<'s>(
@@ -56,7 +36,7 @@ pub(crate) fn readable_block(
         Attribute::Sensitive(false),
         Attribute::Extractable(true),
     ];
-    let object = aes_ecb(session, base, block, &template)?;
+    let object = derive_as(session, base, &template, block)?;
     let found = session.session.get_attributes(object.object, &[AttributeType::Value])?;
     for attribute in found {
         if let Attribute::Value(value) = attribute {

@@ -1,4 +1,5 @@
-//! MACs: retail MAC (ISO 9797-1 algorithm 3), CMAC (SP 800-38B), HMAC-SHA-256 (FIPS 198-1).
+//! MACs: CBC-MAC and retail MAC (ISO 9797-1 algorithms 1 and 3), CMAC (SP 800-38B), HMAC-SHA-256
+//! (FIPS 198-1), under a key of the token or one that DUKPT derived.
 //!
 //! Algorithm, padding and length come from the key's profile. Verification computes the MAC,
 //! truncates it and compares in constant time here: `C_Verify` wants full-length MACs.

@@ -3,6 +3,9 @@
 pub(crate) mod check_value;
 pub(crate) mod derive;
 pub(crate) mod key_block;
+pub(crate) mod dukpt;
 pub(crate) mod mac;
 pub(crate) mod seal;
+pub(crate) mod side;
 pub(crate) mod translate;
+pub(crate) mod verify_pin;

@@ -8,18 +8,20 @@ use cryptoki::mechanism::MechanismType;
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
 use cryptoki::session::Session;
 use cryptoki_sys::{CKM_AES_ECB_ENCRYPT_DATA, CKM_DES3_CMAC};
+use zeroize::Zeroizing;
 
 use super::raw::{RawModule, mechanism_type};
 use crate::error::TokenError;
 use crate::register::{KeyAlgorithm, KeyProfile};
 use crate::vocabulary::{KeyRole, MacAlgorithm};
 
-/// Which object of a key is meant: a retail MAC key has two.
+/// Which object of a key is meant: a retail MAC key and a TDES base derivation key have two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Part {
     /// The key itself.
     Whole,
-    /// K_L K_L K_L of a retail MAC key.
+    /// K_L K_L K_L of a retail MAC key; of a TDES base derivation key the variant that makes the
+    /// right half of an initial key (X9.24-1).
     Left,
 }
 
@@ -142,7 +144,8 @@ pub(crate) fn deviations(
 /// Everything that `C_CreateObject` needs for a key of known value. `token` is false for the
 /// throw-away keys of the self-test.
 ///
-/// A retail MAC key's left part gets K_L K_L K_L; a double-length TDES key becomes K1 K2 K1.
+/// A retail MAC key's left part gets K_L K_L K_L, that of a TDES base derivation key its variant; a
+/// double-length TDES key becomes K1 K2 K1.
 pub(crate) fn creation_template(
     profile: &KeyProfile,
     part: Part,
@@ -153,6 +156,9 @@ pub(crate) fn creation_template(
         KeyAlgorithm::Tdes => {
             let (first, rest) = value.split_at(value.len().min(8));
             let triple = match part {
+                Part::Left if profile.role == KeyRole::BaseDerivation => {
+                    return creation_template(profile, Part::Whole, &variant(value), token);
+                }
                 Part::Left => [first, first, first].concat(),
                 Part::Whole if value.len() == 16 => [first, rest, first].concat(),
                 Part::Whole => value.to_vec(),
@@ -168,4 +174,10 @@ pub(crate) fn creation_template(
     template.push(Attribute::KeyType(key_type));
     template.push(Attribute::Value(value));
     template
+}
+
+/// A TDES key xor C0C0C0C0 00000000 in each half: X9.24-1.
+pub(crate) fn variant(key: &[u8]) -> Zeroizing<Vec<u8>> {
+    let mask = [0xC0, 0xC0, 0xC0, 0xC0, 0, 0, 0, 0].into_iter().cycle();
+    Zeroizing::new(key.iter().zip(mask).map(|(byte, mask)| byte ^ mask).collect())
 }

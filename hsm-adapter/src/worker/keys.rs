@@ -24,7 +24,7 @@ use crate::vocabulary::{Kcv, KeyLabel, KeyName, KeyRole};
 pub(crate) struct LoadedKey {
     pub(crate) profile: KeyProfile,
     pub(crate) object: ObjectHandle,
-    /// K_L K_L K_L of a retail MAC key.
+    /// K_L K_L K_L of a retail MAC key; the variant of a TDES base derivation key.
     pub(crate) left: Option<ObjectHandle>,
 }
 

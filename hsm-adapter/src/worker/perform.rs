@@ -6,8 +6,8 @@ use super::keys::KeyTable;
 use super::self_test;
 use super::token::TokenSession;
 use crate::error::{CkrClass, Failure, TokenError};
-use crate::operation::translate::{Side, translate};
-use crate::operation::{mac, seal};
+use crate::operation::side::{NamedKey, NamedSide, Purpose, Side, one_mode};
+use crate::operation::{mac, seal, translate, verify_pin};
 use crate::protocol::{Answer, Message, Order};
 use crate::vocabulary::{KeyName, KeyRole, Mode};
 
@@ -19,24 +19,48 @@ pub(super) fn perform(
 ) -> Result<Answer, Failure> {
     match order {
         Order::TranslatePin { pan, block, from, to } => {
-            let inbound = keys.of_role(&from.key, KeyRole::ZonePinIn)?;
-            let outbound = keys.active_of_role(&to.key, KeyRole::ZonePinOut)?;
-            let from = Side { key: &inbound, format: from.format };
-            let to = Side { key: &outbound, format: to.format };
-            let block = translate(session, pan, block, &from, &to)?;
-            Ok(Answer::Block { block, key_version: outbound.profile.version })
+            let (from, to, mode) = translate::sides(keys, from, to)?;
+            let (inbound, outbound) = (from.key.ready(session)?, to.key.ready(session)?);
+            let from = Side { key: inbound.key(), format: from.format };
+            let to = Side { key: outbound.key(), format: to.format };
+            let block = match mode {
+                Mode::InWorker => translate::translate(session, pan, block, &from, &to)?,
+                Mode::InToken | Mode::Vendor => return Err(no_such_mode(mode)),
+            };
+            Ok(Answer::Block { block, key_version: to.key.profile.version })
         }
-        Order::VerifyPin { .. } => Err(Failure::UnknownKey),
-        Order::GenerateMac { key, ksn: _, message, length } => {
-            let key = keys.active_of_role(key, KeyRole::Mac)?;
-            let mac = mac::generate(session, &key, &message.0, *length)?;
-            let Some(profile) = key.profile.mac else { return Err(Failure::UnknownKey) };
-            let algorithm = profile.algorithm;
-            Ok(Answer::Mac { mac, algorithm, key_version: key.profile.version })
+        Order::VerifyPin { pan, block, from, reference } => {
+            let from = NamedSide::find(keys, from, Purpose::PinIn)?;
+            let key = verify_pin::reference_key(keys, reference)?;
+            let mode = one_mode(from.key.profile(), &key.profile)?;
+            from.check_ksn()?;
+            let inbound = from.key.ready(session)?;
+            let from = Side { key: inbound.key(), format: from.format };
+            let verified = match mode {
+                Mode::InWorker => verify_pin::verify(session, pan, block, &from, &key, reference)?,
+                Mode::InToken | Mode::Vendor => return Err(no_such_mode(mode)),
+            };
+            Ok(Answer::PinVerified { verified, key_version: key.profile.version })
         }
-        Order::VerifyMac { key, ksn: _, message, mac } => {
-            let key = keys.of_role(key, KeyRole::Mac)?;
-            Ok(Answer::Verified(mac::verify(session, &key, &message.0, mac)?))
+        Order::GenerateMac { key: name, ksn, message, length } => {
+            let named = NamedKey::find(keys, name, ksn.as_ref(), Purpose::MacGenerate)?;
+            if !named.ksn_fits() {
+                return Err(Failure::KeyNotForThis(format!("no device of {name} has this KSN")));
+            }
+            let ready = named.ready(session)?;
+            let mac = mac::generate(session, ready.key(), &message.0, *length)?;
+            let Some(profile) = named.profile().mac else { return Err(Failure::UnknownKey) };
+            let (algorithm, key_version) = (profile.algorithm, named.profile().version);
+            Ok(Answer::Mac { mac, algorithm, key_version })
+        }
+        Order::VerifyMac { key, ksn, message, mac } => {
+            let named = NamedKey::find(keys, key, ksn.as_ref(), Purpose::MacVerify)?;
+            // A KSN that no device of this key has makes the MAC a wrong one.
+            if !named.ksn_fits() {
+                return Ok(Answer::Verified(false));
+            }
+            let ready = named.ready(session)?;
+            Ok(Answer::Verified(mac::verify(session, ready.key(), &message.0, mac)?))
         }
         Order::MakeDataKey { kek } => {
             let kek = keys.active_of_role(kek, KeyRole::QueueKek)?;
@@ -72,6 +96,10 @@ pub(super) fn perform(
         }
         Order::ReloadKeys => Ok(Answer::Reloaded(change::reload(session, keys)?)),
     }
+}
+
+fn no_such_mode(mode: Mode) -> Failure {
+    Failure::KeyNotForThis(format!("nothing was proved in mode {mode}"))
 }
 
 /// Where a clear PIN is while the order runs: the mode of its inbound key.

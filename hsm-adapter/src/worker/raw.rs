@@ -1,20 +1,26 @@
 //! What cryptoki 0.12 cannot say: this crate's one FFI corner.
 //!
-//! Mechanisms that PKCS#11 defines and cryptoki has no name for, and the mechanism list of a key
-//! that holds one of them.
-#![expect(unsafe_code, reason = "cryptoki has no safe call for these two")]
+//! Mechanisms that PKCS#11 defines and cryptoki has no name for, the mechanism list of a key that
+//! holds one of them, the length of a key in one call, and the token's own description where its
+//! clock is no clock to cryptoki.
+#![expect(unsafe_code, reason = "cryptoki has no safe call for these")]
 
-use std::mem::size_of;
+use std::mem::{MaybeUninit, size_of};
 use std::path::Path;
 use std::ptr;
 
+use cryptoki::context::Function;
+use cryptoki::error::Rv;
 use cryptoki::mechanism::MechanismType;
 use cryptoki::object::ObjectHandle;
 use cryptoki::session::Session;
+use cryptoki::slot::Slot;
 use cryptoki_sys::{
     CK_ATTRIBUTE, CK_FUNCTION_LIST, CK_MECHANISM_TYPE, CK_OBJECT_HANDLE, CK_RV, CK_SESSION_HANDLE,
-    CK_ULONG, CKA_ALLOWED_MECHANISMS, CKR_OK,
+    CK_SLOT_ID, CK_TOKEN_INFO, CK_ULONG, CKA_ALLOWED_MECHANISMS, CKA_VALUE_LEN, CKR_OK,
 };
+
+use crate::error::TokenError;
 
 /// The mechanism type with this standard number.
 pub(crate) fn mechanism_type(number: CK_MECHANISM_TYPE) -> MechanismType {
@@ -26,16 +32,26 @@ pub(crate) fn mechanism_type(number: CK_MECHANISM_TYPE) -> MechanismType {
 type GetAttributeValue =
     unsafe extern "C" fn(CK_SESSION_HANDLE, CK_OBJECT_HANDLE, *mut CK_ATTRIBUTE, CK_ULONG) -> CK_RV;
 
-/// The module's own C_GetAttributeValue.
+type GetTokenInfo = unsafe extern "C" fn(CK_SLOT_ID, *mut CK_TOKEN_INFO) -> CK_RV;
+
+/// The module's own C_GetAttributeValue and C_GetTokenInfo.
 #[derive(Clone, Copy)]
 pub(crate) struct RawModule {
     get_attribute_value: GetAttributeValue,
+    get_token_info: GetTokenInfo,
+}
+
+/// What a token calls itself; padding taken off.
+pub(crate) struct TokenWords {
+    pub(crate) label: String,
+    /// Manufacturer, model, serial, firmware.
+    pub(crate) description: String,
 }
 
 impl RawModule {
     /// Takes the function out of a module that cryptoki has loaded and initialised already.
     pub(crate) fn of(module: &Path) -> Result<Self, String> {
-        let missing = || "the module has no C_GetAttributeValue".to_owned();
+        let missing = || "the module has no C_GetAttributeValue or C_GetTokenInfo".to_owned();
         // SAFETY: loading runs the module's constructors; cryptoki has run them already, so that
         // this only counts one more user of the same library.
         let library =
@@ -49,8 +65,35 @@ impl RawModule {
         // SAFETY: the module answered CKR_OK, so `list` points to its function list, which lives as
         // long as the module is loaded; it is never unloaded (see the forget below).
         let get_attribute_value = unsafe { (*list).C_GetAttributeValue }.ok_or_else(missing)?;
+        // SAFETY: as above.
+        let get_token_info = unsafe { (*list).C_GetTokenInfo }.ok_or_else(missing)?;
         std::mem::forget(library);
-        Ok(Self { get_attribute_value })
+        Ok(Self { get_attribute_value, get_token_info })
+    }
+
+    /// The token in a slot. cryptoki's own call fails as a
+    /// whole when a token's clock string is not digits, as opencryptoki's is not.
+    pub(crate) fn token_words(&self, slot: Slot) -> Result<TokenWords, TokenError> {
+        let mut info = MaybeUninit::<CK_TOKEN_INFO>::zeroed();
+        // SAFETY: the module is initialised, and `info` is room for what the call writes.
+        let rv = unsafe { (self.get_token_info)(slot.id(), info.as_mut_ptr()) };
+        Rv::from(rv).into_result(Function::GetTokenInfo)?;
+        // SAFETY: zeros are a valid value of each of its fields (numbers and bytes), so it was
+        // initialised before the call, and the call answered CKR_OK.
+        let info = unsafe { info.assume_init() };
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end().to_owned();
+        let firmware = info.firmwareVersion;
+        Ok(TokenWords {
+            label: text(&info.label),
+            description: format!(
+                "{} {} {} firmware {}.{}",
+                text(&info.manufacturerID),
+                text(&info.model),
+                text(&info.serialNumber),
+                firmware.major,
+                firmware.minor
+            ),
+        })
     }
 
     /// CKA_ALLOWED_MECHANISMS of a key. An empty list means that the key has none, or that the
@@ -77,5 +120,22 @@ impl RawModule {
             return Vec::new();
         }
         mechanisms[..bytes / size_of::<CK_MECHANISM_TYPE>()].to_vec()
+    }
+
+    /// CKA_VALUE_LEN of a secret key, in bytes; cryptoki would call three times. `None` when the
+    /// token does not say.
+    pub(crate) fn value_bytes(&self, session: &Session, object: ObjectHandle) -> Option<usize> {
+        let mut bytes: CK_ULONG = 0;
+        let mut attribute = CK_ATTRIBUTE {
+            type_: CKA_VALUE_LEN,
+            pValue: ptr::from_mut(&mut bytes).cast(),
+            ulValueLen: size_of::<CK_ULONG>() as CK_ULONG,
+        };
+        // SAFETY: the handles come from cryptoki and are alive; `attribute` names one CK_ULONG that
+        // outlives the call, and a module may not write beyond it.
+        let rv = unsafe {
+            (self.get_attribute_value)(session.handle(), object.handle(), &mut attribute, 1)
+        };
+        (rv == CKR_OK).then(|| usize::try_from(bytes).ok()).flatten()
     }
 }

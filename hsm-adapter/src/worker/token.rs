@@ -15,7 +15,7 @@ use zeroize::{Zeroize, Zeroizing};
 use crate::error::{CkrClass, TokenError};
 use crate::register::KeyProfile;
 use crate::worker::attributes::class;
-use crate::worker::raw::RawModule;
+use crate::worker::raw::{RawModule, TokenWords};
 
 /// A module that is loaded and initialised, once for each process, and never finalised: a finalise
 /// under a running call crashes real modules. The process ends instead.
@@ -35,25 +35,18 @@ impl Token {
     /// Loads the module and finds the token by its label. Logs nobody in yet.
     pub(crate) fn open(module: &Path, label: &str, pin: AuthPin) -> Result<Self, OpenError> {
         let context = initialise(module)?;
+        let raw = RawModule::of(module)
+            .map_err(|why| OpenError::Load { module: module.display().to_string(), why })?;
         let mut found = None;
         for slot in context.get_slots_with_token().map_err(TokenError::from)? {
-            let info = context.get_token_info(slot).map_err(TokenError::from)?;
-            if info.label() == label {
-                let description = format!(
-                    "{} {} {} firmware {}",
-                    info.manufacturer_id(),
-                    info.model(),
-                    info.serial_number(),
-                    info.firmware_version()
-                );
+            let TokenWords { label: own, description } = raw.token_words(slot)?;
+            if own == label {
                 found = Some((slot, description));
             }
         }
         let Some((slot, description)) = found else {
             return Err(OpenError::NoToken { label: label.into() });
         };
-        let raw = RawModule::of(module)
-            .map_err(|why| OpenError::Load { module: module.display().to_string(), why })?;
         Ok(Self { context, raw, slot, pin, refused: Mutex::default(), description })
     }
 

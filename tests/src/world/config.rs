@@ -25,6 +25,18 @@ pub(super) fn table(dir: &Path, ports: Ports) -> anyhow::Result<toml::Table> {
     toml::from_str(&text).context("the demo's configuration")
 }
 
+/// Puts the fault shim before the token.
+pub(super) fn put_shim(table: &mut toml::Table, dir: &Path) -> anyhow::Result<()> {
+    let hsm = table.get_mut("hsm").and_then(toml::Value::as_table_mut).context("no [hsm]")?;
+    hsm.insert("module".into(), super::shim::path()?.display().to_string().into());
+    let environment = hsm.get_mut("environment").and_then(toml::Value::as_table_mut);
+    let environment = environment.context("no hsm.environment")?;
+    for (name, path) in super::shim::environment(dir)? {
+        environment.insert(name.into(), path.display().to_string().into());
+    }
+    Ok(())
+}
+
 /// Limits are high enough for a load run; waits are short enough for a person who watches.
 const TEXT: &str = r#"
 environment = "demo"

@@ -102,23 +102,17 @@ async fn the_token_makes_and_verifies_every_mac_as_its_vector_says() {
 /// A token in a directory of its own and one worker on it.
 pub(crate) struct Token {
     pub(crate) link: TokenLink,
-    _directory: World,
+    pub(crate) directory: World,
 }
 
 impl Token {
     pub(crate) async fn with(keys: VectorKeys) -> Self {
-        let directory = World::prepare(Wanted { more_keys: keys.0, ..Wanted::default() }).unwrap();
-        let config = Config::load(&directory.config()).unwrap();
-        let mut options = config.hsm.link_options().unwrap();
-        options.program = program("tollgate-hsm").unwrap();
-        options.workers = 1;
-        let link = TokenLink::start(options);
-        let limit = Instant::now() + Duration::from_secs(15);
-        while !link.is_up() {
-            assert!(Instant::now() < limit, "{:?}", link.status());
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        Self { link, _directory: directory }
+        Self::of(Wanted { more_keys: keys.0, ..Wanted::default() }).await
+    }
+
+    pub(crate) async fn of(wanted: Wanted) -> Self {
+        let directory = World::prepare(wanted).unwrap();
+        Self { link: one_worker(&directory).await, directory }
     }
 
     pub(crate) async fn ask(&self, order: Order) -> Result<Answer, LinkError> {
@@ -128,6 +122,21 @@ impl Token {
     pub(crate) async fn stop(self) {
         self.link.stop().await;
     }
+}
+
+/// A worker of its own on the token of this world.
+pub(crate) async fn one_worker(directory: &World) -> TokenLink {
+    let config = Config::load(&directory.config()).unwrap();
+    let mut options = config.hsm.link_options().unwrap();
+    options.program = program("tollgate-hsm").unwrap();
+    options.workers = 1;
+    let link = TokenLink::start(options);
+    let limit = Instant::now() + Duration::from_secs(15);
+    while !link.is_up() {
+        assert!(Instant::now() < limit, "{:?}", link.status());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    link
 }
 
 fn side(label: &str, side: &Vector) -> PinKey {

@@ -1,4 +1,4 @@
-//! What every source file keeps: no unsafe code but in one corner, a size that a person can read, no
+//! What every source file keeps: no unsafe code but in its corners, a size that a person can read, no
 //! leftovers, no path of somebody's machine, no metric that the table does not know.
 
 use std::collections::BTreeSet;
@@ -8,8 +8,10 @@ use gateway::telemetry::metrics::TABLE;
 use crate::code::{code, line_of};
 use crate::files::{File, none, packages, paths, root, texts};
 
-/// The one FFI corner.
+/// The product's one FFI corner.
 const RAW: &str = "hsm-adapter/src/worker/raw.rs";
+/// The module that tests put before a token: an FFI border as a whole, and never shipped.
+const SHIM: &str = "softhsm/shim/";
 /// Its crate root: `forbid` would leave no room for the corner.
 const RAW_ROOT: &str = "hsm-adapter/src/lib.rs";
 const LINES_MAX: usize = 600;
@@ -20,7 +22,7 @@ fn open_root(file: &File) -> Option<String> {
     let lint = if file.path == RAW_ROOT { "deny" } else { "forbid" };
     let wanted = format!("#![{lint}(unsafe_code)]");
     let missing = !code(&file.text).text.contains(&wanted);
-    missing.then(|| format!("{}: lacks {wanted}", file.path))
+    (missing && !file.path.starts_with(SHIM)).then(|| format!("{}: lacks {wanted}", file.path))
 }
 
 /// Unsafe code outside its corner, or in it without its argument.
@@ -28,8 +30,9 @@ fn unsafe_code(file: &File) -> Vec<String> {
     let text = code(&file.text).text;
     let finding = |at: usize, why: &str| format!("{}:{}: {why}", file.path, line_of(&text, at));
     let mut found = Vec::new();
+    let is_corner = file.path == RAW || file.path.starts_with(SHIM);
     for lint in ["allow(unsafe_code", "expect(unsafe_code"] {
-        if file.path != RAW || lint.starts_with("allow") {
+        if !is_corner || lint.starts_with("allow") {
             found.extend(text.match_indices(lint).map(|(at, _)| finding(at, lint)));
         }
     }
@@ -38,13 +41,23 @@ fn unsafe_code(file: &File) -> Vec<String> {
         let rest = text[at + "unsafe ".len()..].trim_start();
         // `unsafe extern "C" fn(..)` as a type does nothing yet; its call stands in a block.
         let is_type = rest.starts_with("extern") && !rest.starts_with("extern \"\" {");
-        if file.path != RAW {
-            found.push(finding(at, "unsafe code outside worker/raw.rs"));
-        } else if !is_type && !is_argued(&lines, line_of(&text, at) - 1) {
+        let line = line_of(&text, at) - 1;
+        if !is_corner {
+            found.push(finding(at, "unsafe code outside worker/raw.rs and the shim"));
+        } else if rest.starts_with("fn ") {
+            let has_contract = doc(&lines, line).any(|line| *line == "/// # Safety");
+            found.extend((!has_contract).then(|| finding(at, "no # Safety in its doc")));
+        } else if !is_type && !is_argued(&lines, line) {
             found.push(finding(at, "no // SAFETY: before it"));
         }
     }
     found
+}
+
+/// The doc of what this line declares, from below.
+fn doc<'l>(lines: &'l [&str], at: usize) -> impl Iterator<Item = &'l &'l str> {
+    let above = lines[..at].iter().rev();
+    above.skip_while(|line| line.starts_with("#[")).take_while(|line| line.starts_with("///"))
 }
 
 /// Whether the comment before the statement that this line belongs to argues safety.
@@ -138,7 +151,7 @@ fn an_open_crate_root_is_found() {
 }
 
 #[test]
-fn unsafe_code_has_one_corner_and_an_argument() {
+fn unsafe_code_has_its_corners_and_an_argument() {
     let files = rust();
 
     let found: Vec<String> = files.iter().flat_map(unsafe_code).collect();
@@ -156,6 +169,11 @@ fn unsafe_code_elsewhere_or_without_an_argument_is_found() {
         (RAW, "// SAFETY: so.\nlet c = d;\nlet a = unsafe { b() };", 1),
         (RAW, "unsafe extern \"C\" {\n    fn a();\n}", 1),
         (RAW, "#![allow(unsafe_code)]", 1),
+        ("softhsm/shim/src/raw.rs", block, 0),
+        ("softhsm/shim/src/raw.rs", "// It is safe.\nlet a = unsafe { b() };", 1),
+        ("softhsm/shim/src/raw.rs", "/// A.\n/// # Safety\n/// B.\nunsafe fn a() {}", 0),
+        ("softhsm/shim/src/raw.rs", "/// A.\nunsafe fn a() {}", 1),
+        ("softhsm/src/plan.rs", block, 1),
         ("pki/src/leaf.rs", block, 1),
         ("pki/src/leaf.rs", "#[expect(unsafe_code, reason = \"no\")]", 1),
         ("pki/src/leaf.rs", "// unsafe { a }\nconst B: &str = \"unsafe { c }\";", 0),

@@ -5,7 +5,7 @@
 //! derivation in PKCS#11: the token computes their CMACs, which pass through this process.
 
 use cryptoki::mechanism::{Mechanism, MechanismType};
-use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass};
+use cryptoki::object::{Attribute, KeyType, ObjectClass};
 use cryptoki_sys::CKM_DES3_CMAC;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
@@ -18,7 +18,7 @@ use crate::operation::derive;
 use crate::register::KeyAlgorithm;
 use crate::vocabulary::KcvMethod;
 use crate::worker::keys::LoadedKey;
-use crate::worker::passing::Passing;
+use crate::worker::passing::{Passing, derive_as};
 use crate::worker::raw::mechanism_type;
 use crate::worker::token::TokenSession;
 
@@ -37,12 +37,15 @@ pub(super) fn open_d(
     block: &Block<'_>,
 ) -> Result<Opened, Failure> {
     wants(kbpk, KeyAlgorithm::Aes, false, block.version)?;
-    let bytes = value_bytes(session, kbpk)?;
+    let bytes = session.raw.value_bytes(&session.session, kbpk.object).unwrap_or_default();
     let (algorithm, calls) = match bytes {
         16 => (2, 1),
         24 => (3, 2),
         32 => (4, 2),
-        _ => return Err(not_for(kbpk, "is no AES key of 16, 24 or 32 bytes")),
+        _ => {
+            let name = kbpk.profile.name();
+            return Err(Failure::KeyNotForThis(format!("the token tells no length of {name}")));
+        }
     };
     let zeros = derive::readable_block(session, kbpk.object, &[0; 16])?;
     let one = subkey_one(&zeros);
@@ -65,7 +68,7 @@ pub(super) fn open_d(
     let derived = |purpose, uses, mechanism| {
         let mut template = passing(KeyType::AES, uses, mechanism);
         template.push(Attribute::ValueLen((bytes as u64).into()));
-        derive::aes_ecb(session, kbpk.object, &input(purpose), &template)
+        derive_as(session, kbpk.object, &template, &input(purpose))
     };
     let kbek = derived(0, Uses::Decipher, MechanismType::AES_CBC)?;
     let kbak = derived(1, Uses::Sign, MechanismType::AES_CMAC)?;
@@ -130,8 +133,7 @@ pub(super) fn open_variant(
     wants(kbpk, KeyAlgorithm::Tdes, true, block.version)?;
     check_kp(kbpk, block, |_| Ok(None))?;
     let variant = |letter: u8, uses| {
-        let mut template = passing(KeyType::DES3, uses, MechanismType::DES3_CBC);
-        template.push(Attribute::ValueLen(24.into()));
+        let template = passing(KeyType::DES3, uses, MechanismType::DES3_CBC);
         derive::xor(session, kbpk.object, &[letter; 24], &template).map_err(|error| {
             match error.class() {
                 CkrClass::Configuration => refused(
@@ -188,10 +190,6 @@ fn wants(
     )))
 }
 
-fn not_for(kbpk: &LoadedKey, why: &str) -> Failure {
-    Failure::KeyNotForThis(format!("{} {why}", kbpk.profile.name()))
-}
-
 fn wrong_mac() -> Failure {
     refused("its MAC is wrong: another protection key, or something was changed")
 }
@@ -199,15 +197,6 @@ fn wrong_mac() -> Failure {
 /// Header and clear payload: what the MAC of versions B and D is over.
 fn covered(block: &Block<'_>, payload: &[u8]) -> Zeroizing<Vec<u8>> {
     Zeroizing::new([block.header.as_bytes(), payload].concat())
-}
-
-fn value_bytes(session: &TokenSession, kbpk: &LoadedKey) -> Result<usize, Failure> {
-    let found = session.session.get_attributes(kbpk.object, &[AttributeType::ValueLen]);
-    let length = found.map_err(TokenError::from)?.into_iter().find_map(|attribute| {
-        if let Attribute::ValueLen(length) = attribute { Some(length) } else { None }
-    });
-    let length = length.ok_or_else(|| not_for(kbpk, "has no length that the token tells"))?;
-    usize::try_from(u64::from(length)).map_err(|_| not_for(kbpk, "has no length"))
 }
 
 /// Compares the KP block, when there is one, with what the token computes of the protection key,

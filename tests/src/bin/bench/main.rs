@@ -6,6 +6,9 @@
 //! user + system from the operating system. Ratio = CPU per operation / (TLS + PKCS#11 floor).
 #![forbid(unsafe_code)]
 
+mod cpu;
+mod workers;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -14,7 +17,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use axum::body::Bytes;
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 use harness::acquirer::Acquirer;
 use harness::load::{Report, Target, Until, drive};
 use harness::mtls;
@@ -26,17 +29,31 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
+use self::cpu::Cpu;
+
 #[derive(Parser)]
 #[command(about = "Measures the gateway beside its floors")]
 struct Arguments {
     #[command(subcommand)]
     order: Option<Order>,
+    /// One part instead of all.
+    #[arg(long)]
+    only: Option<Part>,
     /// Seconds for each measured run.
     #[arg(long, default_value_t = 8)]
     seconds: u64,
     /// Where the figures go.
     #[arg(long, default_value = "var/bench.json")]
     out: PathBuf,
+}
+
+/// The parts of the bench.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Gateway and workers together, over TLS.
+    Gateway,
+    /// A worker alone, beside the raw PKCS#11 calls.
+    Workers,
 }
 
 #[derive(Subcommand)]
@@ -121,6 +138,18 @@ fn subjects() -> anyhow::Result<Vec<Subject>> {
 }
 
 async fn measure(arguments: &Arguments) -> anyhow::Result<()> {
+    let wanted = |part| arguments.only.is_none_or(|only| only == part);
+    let mut figures = Vec::new();
+    if wanted(Part::Gateway) {
+        figures.extend(gateway(arguments).await?);
+    }
+    if wanted(Part::Workers) {
+        figures.extend(workers::measure(arguments.seconds).await?);
+    }
+    write(&arguments.out, figures)
+}
+
+async fn gateway(arguments: &Arguments) -> anyhow::Result<Vec<Value>> {
     let subjects = subjects()?;
     let run = Duration::from_secs(arguments.seconds);
     println!("starting a world ({} s for each run, {CONNECTIONS} connections)", run.as_secs());
@@ -192,7 +221,7 @@ async fn measure(arguments: &Arguments) -> anyhow::Result<()> {
     println!("\nresident memory of gateway and workers at 200 open connections: {rss:.1} MiB");
     let met = Some((80.0, rss <= 80.0));
     figures.push(figure("rss_200_connections_mib", rss, "MiB", None, met));
-    write(&arguments.out, figures)
+    Ok(figures)
 }
 
 fn figure(
@@ -254,9 +283,13 @@ async fn drive_one(target: &Target, subject: &Subject, run: Duration, checked: b
     drive(target, CONNECTIONS, Until::Elapsed(run), request, accept).await
 }
 
+fn hsm_section(world: &World) -> anyhow::Result<toml::Value> {
+    let mut table: toml::Table = toml::from_str(&std::fs::read_to_string(world.config())?)?;
+    table.remove("hsm").context("no section hsm")
+}
+
 fn pkcs11_floors(world: &World, seconds: f64) -> anyhow::Result<Value> {
-    let table: toml::Table = toml::from_str(&std::fs::read_to_string(world.config())?)?;
-    let hsm = &table["hsm"];
+    let hsm = hsm_section(world)?;
     let text = |key: &str| hsm[key].as_str().context("hsm section").map(str::to_owned);
     let output = std::process::Command::new(program("examples/pkcs11_floor")?)
         .args(["--module", &text("module")?, "--token-label", &text("token_label")?])
@@ -313,57 +346,6 @@ async fn echo(listen: SocketAddr, pki: &Path) -> anyhow::Result<()> {
             // A client that goes away ends its own connection only.
             let _ = hyper::server::conn::http1::Builder::new().serve_connection(io, service).await;
         });
-    }
-}
-
-/// User + system seconds of a process and its children that run now, by what the threads do.
-#[derive(Debug, Clone, Copy, Default)]
-struct Cpu {
-    /// The gateway's runtime: TLS, HTTP, authorisation, the hop.
-    gateway: f64,
-    /// The audit log's writer: records, syncs.
-    audit: f64,
-    /// The HSM workers.
-    workers: f64,
-}
-
-impl Cpu {
-    fn of(id: u32) -> anyhow::Result<Self> {
-        let mut cpu = Self::default();
-        for process in std::iter::once(id).chain(children(id)) {
-            for task in std::fs::read_dir(format!("/proc/{process}/task"))? {
-                let stat = std::fs::read_to_string(task?.path().join("stat"))?;
-                // The second field, the thread's name, may hold anything: count from its end.
-                let (name, rest) = stat.rsplit_once(')').context("/proc stat")?;
-                let fields: Vec<&str> = rest.split_whitespace().collect();
-                let mut seconds = 0.0;
-                for at in [11, 12] {
-                    seconds += fields.get(at).context("/proc stat")?.parse::<f64>()?;
-                }
-                seconds /= rustix::param::clock_ticks_per_second() as f64;
-                let part = match (process == id, name.ends_with("(audit-writer")) {
-                    (true, true) => &mut cpu.audit,
-                    (true, false) => &mut cpu.gateway,
-                    (false, _) => &mut cpu.workers,
-                };
-                *part += seconds;
-            }
-        }
-        Ok(cpu)
-    }
-
-    fn total(&self) -> f64 {
-        self.gateway + self.audit + self.workers
-    }
-
-    /// Microseconds an operation since `before`.
-    fn per_operation(&self, before: &Self, operations: u64) -> Self {
-        let each = |now: f64, then: f64| (now - then) * 1e6 / operations as f64;
-        Self {
-            gateway: each(self.gateway, before.gateway),
-            audit: each(self.audit, before.audit),
-            workers: each(self.workers, before.workers),
-        }
     }
 }
 

@@ -1,0 +1,45 @@
+//! The whole gateway over a token behind the fault shim: without a fault nobody sees it, and a
+//! fault of one C_ function is told in time and heals by itself.
+
+use std::time::Duration;
+
+use harness::acquirer::{Failure, PinSide};
+use harness::demo_keys::DemoKeys;
+use harness::soft::pin::{PinFormat, open_pin};
+use harness::world::{Wanted, World};
+
+use crate::support::{Counter, assert_refused, until};
+
+const PAN: &str = "4761737909457820";
+
+async fn translate(counter: &Counter) -> Result<String, Failure> {
+    let block = counter.acquirer.pin_block("271828", PAN, PinFormat::Iso0).unwrap();
+    let from = PinSide { key: "zpk.acquirer-a", format: "iso0", ksn: None };
+    let to = PinSide { key: "zpk.billing", format: "iso0", ksn: None };
+    let translated = counter.client.translate(PAN, &block, from, to).await?;
+    let key = DemoKeys::load().value("zpk.billing");
+    let block = hex::decode(&translated.pin_block).unwrap();
+    Ok(open_pin(PinFormat::Iso0, &key, PAN, &block).unwrap())
+}
+
+#[tokio::test]
+async fn a_gateway_works_over_the_shim_and_through_its_faults() {
+    let world = World::start_as(Wanted { shim: true, ..Wanted::default() }).await.unwrap();
+    let counter = Counter::a(&world);
+
+    let before = world.shim_counts().unwrap();
+    let well = translate(&counter).await.unwrap();
+    let after = world.shim_counts().unwrap();
+    let workers = world.workers();
+    world.shim_control("* fail 0x30").await.unwrap();
+    let away = translate(&counter).await;
+    world.shim_control("").await.unwrap();
+    until("well again", Duration::from_secs(10), async || translate(&counter).await.is_ok()).await;
+
+    assert_eq!(well, "271828");
+    // A health probe may have deciphered too.
+    assert!(after["Decrypt"] > before["Decrypt"], "{before:?} {after:?}");
+    let Err(Failure::Refused(answer)) = away else { panic!("{away:?}") };
+    assert_refused(&answer, "hsm-unavailable");
+    assert!(world.workers().iter().all(|worker| !workers.contains(worker)));
+}

@@ -7,9 +7,9 @@ mod bad_requests;
 mod behind_shim;
 mod canary; // finds a secret in any form
 mod gateway_kill;
-mod key_officers;
 mod key_blocks; // what comes in a key block, and what does not
 mod key_life; // staged, active, retired, compromised; several workers; a kill
+mod key_officers; // two persons, one change
 mod openapi_admin;
 mod payments;
 mod pin_blocks;

@@ -307,7 +307,7 @@ mod tests {
             (&body["profile"]["version"], &body["profile"]["state"]),
             (&json!(2), &Value::Null)
         );
-        std::fs::write(&profile, format!("{key}{}", key.replace("= 2", "= 3"))).unwrap();
+        std::fs::write(&profile, format!("{key}{}", key.replace("zpk.a", "zpk.b"))).unwrap();
         let two = import_body(&profile, &block, "kek.a", "new").unwrap_err().to_string();
         assert!(two.contains("one [[key]] is wanted"), "{two}");
         std::fs::write(&profile, format!("{key}value = \"00\"\n")).unwrap();

@@ -177,7 +177,8 @@ async fn one_officer_takes_a_compromised_key_out_of_use_at_once_on_every_worker(
     for stopped in world.workers() {
         signal(stopped, Signal::STOP).unwrap();
         let refused = post(&acquirer, "/v1/mac/verify", &verification(b"m", &mac, 1)).await;
-        signal(stopped, Signal::CONT).unwrap();
+        // One that kept an order too long was replaced meanwhile.
+        let _ = signal(stopped, Signal::CONT);
         assert_eq!(
             (refused.status.as_u16(), refused.slug().as_deref()),
             (403, Some("not-allowed"))
@@ -232,7 +233,7 @@ async fn keys_are_listed_for_every_admin_role_and_changed_by_key_officers_alone(
     let zone = keys.iter().find(|key| key["label"] == "zpk.acquirer-a").unwrap();
     let told = json!({"label": "zpk.acquirer-a", "version": 1, "state": "active",
         "role": "zone-pin-in", "algorithm": "tdes", "mode": "in_worker",
-        "formats": ["iso0", "iso1", "iso3"], "kcv": "BF1D3F"});
+        "formats": ["iso0", "iso3", "iso1"], "kcv": "BF1D3F"});
     assert_eq!(*zone, told);
     assert_eq!(state_of(&first, number).await, "proposed");
 }

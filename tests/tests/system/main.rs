@@ -10,7 +10,7 @@ mod dukpt;
 mod gateway_kill;
 mod key_blocks; // what comes in a key block, and what does not
 mod key_life; // staged, active, retired, compromised; several workers; a kill
-mod key_officers;
+mod key_officers; // two persons, one change
 mod lock_down;
 mod modes;
 mod openapi_admin;

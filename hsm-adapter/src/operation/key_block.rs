@@ -340,7 +340,7 @@ mod tests {
             (changed(9, "-1"), "key version"),
             (changed(11, "X"), "exportability"),
             (changed(12, "+0"), "two digits"),
-            (changed(12, "01"), "whole cipher blocks"),
+            (changed(12, "01"), "optional blocks are not id"),
             (changed(14, "01"), "reserved"),
             (changed(20, "a"), "capital hex"),
             (changed(20, "G"), "capital hex"),

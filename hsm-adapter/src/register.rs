@@ -11,6 +11,7 @@ mod vendor;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
@@ -190,6 +191,17 @@ impl KeyProfile {
             kcv: None,
             kcv_method: None,
             vendor: None,
+        }
+    }
+
+    /// Whether this version does nothing any more, whatever comes: compromised, or retired and past
+    /// its time. Epoch seconds.
+    #[must_use]
+    pub fn is_over(&self, now_s: i64) -> bool {
+        match self.state {
+            KeyState::Compromised => true,
+            KeyState::Retired => self.usable_until_s.is_some_and(|until| until <= now_s),
+            KeyState::Staged | KeyState::Active => false,
         }
     }
 
@@ -448,9 +460,14 @@ impl KeyRegister {
     /// The first key whose clear PINs are in the worker's memory, compromised ones aside.
     #[must_use]
     pub fn first_in_worker(&self) -> Option<&KeyProfile> {
-        self.iter().find(|key| {
-            key.carries_pins() && key.mode == Mode::InWorker && key.state != KeyState::Compromised
-        })
+        let mut living = self.living();
+        living.find(|key| key.carries_pins() && key.mode == Mode::InWorker)
+    }
+
+    /// The keys that do something, or will: not the compromised, nor the retired whose time is over.
+    pub(crate) fn living(&self) -> impl Iterator<Item = &KeyProfile> {
+        let now_s = now_s();
+        self.iter().filter(move |key| !key.is_over(now_s))
     }
 
     /// All keys in the order of their labels.
@@ -490,6 +507,12 @@ struct RegisterFile {
 
 fn is_none(vendor: &VendorTable) -> bool {
     *vendor == VendorTable::default()
+}
+
+/// Epoch seconds, of the wall clock.
+pub(crate) fn now_s() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
 fn first_version() -> u32 {

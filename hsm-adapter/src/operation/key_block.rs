@@ -346,7 +346,7 @@ mod tests {
             (changed(20, "G"), "capital hex"),
             (good[..16].replace("0112", "0016"), "whole cipher blocks"),
             (format!("{}{}", good[..16].replace("0112", "0048"), "0".repeat(32)), "whole cipher"),
-            (with("01", "KS1012345678"), "optional blocks are not id"),
+            (with("01", "KS1012345678"), "not whole cipher blocks"),
             (with("01", "IK0C12345678"), "not whole cipher blocks"),
             (with("01", "IK0312345678ABCD"), "not id, length and data"),
             (with("01", "ik1012345678ABCD"), "not id, length and data"),

@@ -16,7 +16,7 @@ use crate::operation::check_value::{self, CheckValues};
 use crate::register::{KeyAlgorithm, KeyProfile};
 use crate::vocabulary::{Kcv, KcvMethod};
 use crate::worker::OpenError;
-use crate::worker::attributes::{Part, creation_template, template};
+use crate::worker::attributes::{Part, class, creation_template, template};
 use crate::worker::keys::LoadedKey;
 use crate::worker::token::{NotOne, Token, TokenSession, initialise};
 
@@ -174,6 +174,22 @@ impl Ceremony {
                 Attribute::ValueLen(32.into()),
             ]);
             self.session.generate_aes(private)?;
+        }
+        Ok(())
+    }
+
+    /// Destroys every object of the key that is there: none is no error, several are all destroyed.
+    ///
+    /// # Errors
+    /// When the token refuses.
+    pub fn destroy(&self, profile: &KeyProfile) -> Result<(), CeremonyError> {
+        let session = &self.session.session;
+        let labels = [Some(profile.object_label()), profile.left_object_label()];
+        for label in labels.into_iter().flatten() {
+            let template = [Attribute::Class(class(profile)), Attribute::Label(label.into())];
+            for object in session.find_objects(&template).map_err(TokenError::from)? {
+                session.destroy_object(object).map_err(TokenError::from)?;
+            }
         }
         Ok(())
     }

@@ -6,12 +6,13 @@ CARGO ?= cargo
 BUILD := $(CARGO) build --workspace --locked
 NOT_BUILT = @echo "make $@: not built yet; see CHANGELOG.md for what is" >&2; exit 2
 
-.PHONY: help demo run test bench load chaos fuzz
+.PHONY: help demo run test test-opencryptoki bench load chaos fuzz
 
 help:
 	@echo "make demo   real payments through a software token, faults included; one table"
 	@echo "make run    the same world left running, with a curl line to try"
 	@echo "make test   format, lints, every test"
+	@echo "make test-opencryptoki  PINs and MACs inside a second real token"
 	@echo "make bench  CPU per operation beside its floors -> var/bench.json"
 	@echo "load, chaos, fuzz: not built yet"
 
@@ -33,6 +34,11 @@ test: softhsm python
 	    $(CARGO) test --workspace --locked --lib --bins --tests; \
 	fi
 	$(CARGO) test --workspace --locked --doc
+
+# Not part of `test`: it starts a daemon and keeps keys in /var/lib/opencryptoki while it runs.
+test-opencryptoki:
+	$(BUILD)
+	@tests/opencryptoki.sh
 
 bench: softhsm
 	$(CARGO) build --workspace --locked --release --bins --examples

@@ -16,7 +16,7 @@ use crate::operation::check_value::{self, CheckValues};
 use crate::register::{KeyAlgorithm, KeyProfile};
 use crate::vocabulary::{Kcv, KcvMethod};
 use crate::worker::OpenError;
-use crate::worker::attributes::{Part, creation_template, template};
+use crate::worker::attributes::{Part, class, creation_template, template};
 use crate::worker::keys::LoadedKey;
 use crate::worker::token::{NotOne, Token, TokenSession, initialise};
 
@@ -131,13 +131,13 @@ impl Ceremony {
             let mut template = creation_template(profile, part, value, true);
             template.push(Attribute::Label(label.into()));
             template.push(Attribute::Id(profile.object_label().into()));
-            match self.session.session.create_object(&template) {
+            match self.session.create_secret(template) {
                 Ok(object) => made.push(object),
                 Err(error) => {
                     for object in made {
                         self.session.session.destroy_object(object).map_err(TokenError::from)?;
                     }
-                    return Err(TokenError::from(error).into());
+                    return Err(error.into());
                 }
             }
         }
@@ -153,7 +153,6 @@ impl Ceremony {
         let id = Attribute::Id(profile.object_label().into());
         let mut private = template(profile, Part::Whole);
         private.extend([label.clone(), id.clone()]);
-        let session = &self.session.session;
         if profile.algorithm == KeyAlgorithm::Ec {
             let public = [
                 Attribute::Token(true),
@@ -163,7 +162,9 @@ impl Ceremony {
                 label,
                 id,
             ];
-            session
+            let private = self.session.traits.held(private);
+            self.session
+                .session
                 .generate_key_pair(&Mechanism::EccKeyPairGen, &public, &private)
                 .map_err(TokenError::from)?;
         } else {
@@ -172,7 +173,23 @@ impl Ceremony {
                 Attribute::KeyType(KeyType::AES),
                 Attribute::ValueLen(32.into()),
             ]);
-            session.generate_key(&Mechanism::AesKeyGen, &private).map_err(TokenError::from)?;
+            self.session.generate_aes(private)?;
+        }
+        Ok(())
+    }
+
+    /// Destroys every object of the key that is there: none is no error, several are all destroyed.
+    ///
+    /// # Errors
+    /// When the token refuses.
+    pub fn destroy(&self, profile: &KeyProfile) -> Result<(), CeremonyError> {
+        let session = &self.session.session;
+        let labels = [Some(profile.object_label()), profile.left_object_label()];
+        for label in labels.into_iter().flatten() {
+            let template = [Attribute::Class(class(profile)), Attribute::Label(label.into())];
+            for object in session.find_objects(&template).map_err(TokenError::from)? {
+                session.destroy_object(object).map_err(TokenError::from)?;
+            }
         }
         Ok(())
     }

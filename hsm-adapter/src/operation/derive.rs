@@ -17,7 +17,8 @@ pub(crate) fn xor<'s>(
     template: &[Attribute],
 ) -> Result<Passing<'s>, TokenError> {
     let mechanism = Mechanism::XorBaseAndData(KeyDerivationStringData::new(data));
-    let object = session.session.derive_key(&mechanism, base, template)?;
+    let template = session.traits.held(template.to_vec());
+    let object = session.session.derive_key(&mechanism, base, &template)?;
     Ok(Passing { session, object })
 }
 

@@ -142,6 +142,17 @@ fn difference(length: u8, pan: &Pan) -> [u8; 16] {
     difference
 }
 
+/// What C_UnwrapKey is to make: `bytes` bytes of a PIN block that can be wrapped and nothing else.
+pub(crate) fn pin_template(bytes: usize) -> Vec<Attribute> {
+    let mut template = vec![
+        Attribute::Class(ObjectClass::SECRET_KEY),
+        Attribute::KeyType(KeyType::GENERIC_SECRET),
+        Attribute::ValueLen((bytes as u64).into()),
+    ];
+    template.extend(PIN_OBJECT.into_iter().filter_map(|(kind, set)| flag(kind, set)));
+    template
+}
+
 /// The first `bytes` of what `wrapped` deciphers to, as an object that can only be wrapped.
 fn unwrap<'s>(
     session: &'s TokenSession,
@@ -150,12 +161,7 @@ fn unwrap<'s>(
     wrapped: &[u8],
     bytes: usize,
 ) -> Result<Passing<'s>, Failure> {
-    let mut template = vec![
-        Attribute::Class(ObjectClass::SECRET_KEY),
-        Attribute::KeyType(KeyType::GENERIC_SECRET),
-        Attribute::ValueLen((bytes as u64).into()),
-    ];
-    template.extend(PIN_OBJECT.into_iter().filter_map(|(kind, set)| flag(kind, set)));
+    let template = session.traits.unwrapped(pin_template(bytes));
     let object = session
         .session
         .unwrap_key(&cbc(format, vector), key, wrapped, &template)
@@ -181,16 +187,16 @@ pub(crate) struct LengthCheck {
     known: Vec<[u8; 16]>,
 }
 
-/// CKA_ID of the length check's key, which a session keeps: by it the key is told from what should not
-/// be there.
-pub(crate) const LENGTH_CHECK_ID: &[u8] = b"length-check";
+/// Its CKA_LABEL. It is the one session object that stays.
+pub(crate) const LENGTH_CHECK: &str = "length-check";
 const LENGTHS: std::ops::RangeInclusive<u8> = 4..=12;
 const CONTROLS: [u8; 3] = [0, 3, 4];
 
 impl LengthCheck {
     fn new(session: &TokenSession) -> Result<Self, Failure> {
-        let template = [
+        let template = vec![
             Attribute::Token(false),
+            Attribute::Label(LENGTH_CHECK.into()),
             Attribute::Private(true),
             Attribute::Sensitive(true),
             Attribute::Extractable(false),
@@ -204,13 +210,9 @@ impl LengthCheck {
             Attribute::Verify(false),
             Attribute::Derive(false),
             Attribute::ValueLen(32.into()),
-            Attribute::Id(LENGTH_CHECK_ID.to_vec()),
             Attribute::AllowedMechanisms(vec![MechanismType::AES_ECB]),
         ];
-        let key = session
-            .session
-            .generate_key(&Mechanism::AesKeyGen, &template)
-            .map_err(TokenError::from)?;
+        let key = session.generate_aes(template)?;
         let made = Passing { session, object: key };
         let mut blocks = Vec::new();
         for control in CONTROLS {

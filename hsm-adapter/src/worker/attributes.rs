@@ -19,6 +19,9 @@
 //! key has ENCRYPT for the outer layer of format 4, an inbound one DECRYPT: attributes cannot
 //! enforce that these are used for nothing else.
 //!
+//! A token may not know ALLOWED_MECHANISMS, COPYABLE or UNWRAP_TEMPLATE: keys are made and read back
+//! without them there (`traits.rs`), and a negative probe tells of each.
+//!
 //! Not set: TRUSTED and WRAP_WITH_TRUSTED (on SoftHSM the security officer alone can set TRUSTED,
 //! and only for an object with PRIVATE false), and VALUE_LEN in the unwrap template (the length
 //! check of a PIN unwraps its first byte alone).
@@ -27,13 +30,12 @@ use std::ptr;
 
 use cryptoki::mechanism::MechanismType;
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
-use cryptoki::session::Session;
-use cryptoki_sys::{
-    CK_ATTRIBUTE_TYPE, CK_ULONG, CKA_UNWRAP_TEMPLATE, CKM_AES_ECB_ENCRYPT_DATA, CKM_DES3_CMAC,
-};
+use cryptoki_sys::{CK_ATTRIBUTE_TYPE, CK_ULONG, CKM_AES_ECB_ENCRYPT_DATA, CKM_DES3_CMAC};
 use zeroize::Zeroizing;
 
-use super::raw::{RawModule, mechanism_type};
+use super::raw::mechanism_type;
+use super::token::TokenSession;
+use super::traits::UNWRAP_TEMPLATE;
 use crate::error::TokenError;
 use crate::register::{KeyAlgorithm, KeyProfile};
 use crate::vocabulary::{KeyRole, MacAlgorithm, Mode};
@@ -148,7 +150,7 @@ fn makes_pin_objects(profile: &KeyProfile) -> bool {
 
 /// CKA_UNWRAP_TEMPLATE with [`PIN_OBJECT`], for which cryptoki has no name: the value is an array
 /// of CK_ATTRIBUTE, whose pointers lead to the two flags below.
-fn unwrap_template() -> Attribute {
+pub(super) fn unwrap_template() -> Attribute {
     static FLAGS: [u8; 2] = [0, 1];
     let mut array = Vec::new();
     for (kind, flag) in PIN_OBJECT {
@@ -157,7 +159,7 @@ fn unwrap_template() -> Attribute {
             array.extend(word.to_ne_bytes());
         }
     }
-    Attribute::VendorDefined((AttributeType::VendorDefined(CKA_UNWRAP_TEMPLATE), array))
+    Attribute::VendorDefined((UNWRAP_TEMPLATE, array))
 }
 
 fn number(kind: AttributeType) -> CK_ATTRIBUTE_TYPE {
@@ -202,18 +204,18 @@ pub(crate) fn class(profile: &KeyProfile) -> ObjectClass {
     }
 }
 
-/// Reads a key back. The names of attributes that are not as they must be; empty is good.
+/// Reads a key back. The names of attributes that are not as they must be; empty is good. What the
+/// token does not hold is not asked for.
 pub(crate) fn deviations(
-    raw: RawModule,
-    session: &Session,
+    session: &TokenSession,
     object: ObjectHandle,
     profile: &KeyProfile,
     part: Part,
 ) -> Result<Vec<String>, TokenError> {
-    let mut wanted = template(profile, part);
+    let TokenSession { session, raw, traits, .. } = session;
+    let mut wanted = traits.held(template(profile, part));
     // cryptoki cannot read these two.
-    let by_hand =
-        [AttributeType::AllowedMechanisms, AttributeType::VendorDefined(CKA_UNWRAP_TEMPLATE)];
+    let by_hand = [AttributeType::AllowedMechanisms, UNWRAP_TEMPLATE];
     wanted.retain(|attribute| !by_hand.contains(&attribute.attribute_type()));
     let types: Vec<AttributeType> = wanted.iter().map(Attribute::attribute_type).collect();
     let found = session.get_attributes(object, &types)?;
@@ -222,7 +224,7 @@ pub(crate) fn deviations(
         missing.map(|attribute| attribute.attribute_type().to_string()).collect();
     let (_, mechanisms) = uses(profile, part);
     let found = raw.allowed_mechanisms(session, object).into_iter().map(mechanism_type);
-    if !found.eq(mechanisms) {
+    if traits.holds(AttributeType::AllowedMechanisms) && !found.eq(mechanisms) {
         names.push(AttributeType::AllowedMechanisms.to_string());
     }
     let mut template = match makes_pin_objects(profile) {
@@ -232,7 +234,7 @@ pub(crate) fn deviations(
     template.sort_unstable();
     let mut found = raw.unwrap_template(session, object);
     found.sort_unstable();
-    if found != template {
+    if traits.holds(UNWRAP_TEMPLATE) && found != template {
         names.push("CKA_UNWRAP_TEMPLATE".into());
     }
     Ok(names)

@@ -310,7 +310,7 @@ fn lint(key: &LoadedKey, session: &TokenSession) -> Result<(), KeyTrouble> {
     let parts = [(Part::Whole, Some(key.object)), (Part::Left, key.left)];
     for (part, object) in parts {
         let Some(object) = object else { continue };
-        let deviations = deviations(session.raw, &session.session, object, &key.profile, part)?;
+        let deviations = deviations(session, object, &key.profile, part)?;
         if !deviations.is_empty() {
             return Err(KeyTrouble::Attributes {
                 key: key.profile.name(),

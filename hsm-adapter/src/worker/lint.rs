@@ -8,6 +8,7 @@
 //! wrap. The token computes no check value of such a key.
 
 use std::collections::HashMap;
+use std::slice;
 
 use cryptoki::object::{Attribute, AttributeType, ObjectClass};
 
@@ -16,7 +17,7 @@ use super::keys::{KeyTable, KeyTrouble, find_all};
 use super::probes;
 use super::token::TokenSession;
 use crate::error::{Failure, TokenError};
-use crate::operation::translate_in_token::LENGTH_CHECK_ID;
+use crate::operation::translate_in_token::LENGTH_CHECK;
 use crate::protocol::{KeyRow, LintReport};
 use crate::register::{KeyAlgorithm, KeyRegister};
 
@@ -53,13 +54,13 @@ pub(super) fn run(session: &TokenSession, keys: &KeyTable) -> Result<LintReport,
         });
     }
     report.probes = probes::run(session, &register.modes())?;
-    let count =
-        |template: &[Attribute]| session.session.find_objects(template).map(|found| found.len());
+    let count = |template: &[Attribute]| -> Result<u64, TokenError> {
+        Ok(session.session.find_objects(template)?.len() as u64)
+    };
     let passing = Attribute::Token(false);
-    let length_checks = [passing.clone(), Attribute::Id(LENGTH_CHECK_ID.to_vec())];
-    let (all, kept) = (count(&[passing]), count(&length_checks));
-    let left = all.map_err(TokenError::from)?.saturating_sub(kept.map_err(TokenError::from)?);
-    report.session_objects = left as u64;
+    let staying = Attribute::Label(LENGTH_CHECK.into());
+    let all = count(slice::from_ref(&passing))?;
+    report.session_objects = all.saturating_sub(count(&[passing, staying])?);
     Ok(report)
 }
 

@@ -21,6 +21,7 @@ mod rewrite;
 pub(crate) mod self_test;
 mod serve;
 pub(crate) mod token;
+pub(crate) mod traits;
 
 use std::fs::File;
 use std::io::{Read, Write};

@@ -103,6 +103,7 @@ pub(crate) fn derive_as<'s>(
     let parameter = KeyDerivationStringData::new(data);
     let number = mechanism_type(CKM_AES_ECB_ENCRYPT_DATA);
     let mechanism = Mechanism::VendorDefined(VendorDefinedMechanism::new(number, Some(&parameter)));
-    let object = session.session.derive_key(&mechanism, base, template)?;
+    let template = session.traits.held(template.to_vec());
+    let object = session.session.derive_key(&mechanism, base, &template)?;
     Ok(Passing { session, object })
 }

@@ -20,7 +20,9 @@ use super::attributes::Part;
 use super::passing::{self, Passing};
 use super::raw::mechanism_type;
 use super::token::TokenSession;
+use super::traits::UNWRAP_TEMPLATE;
 use crate::error::{CkrClass, TokenError};
+use crate::operation::translate_in_token::pin_template;
 use crate::protocol::{ProbeOutcome, ProbeRow};
 use crate::register::{KeyAlgorithm, KeyProfile};
 use crate::vocabulary::{KeyLabel, KeyRole, Mode};
@@ -40,7 +42,7 @@ struct Probe {
 }
 
 /// Every probe, in the order of the report.
-const PROBES: [Probe; 17] = [
+const PROBES: [Probe; 21] = [
     Probe {
         name: "encrypt",
         about: "encipher under a key that may only take PIN blocks in",
@@ -106,8 +108,7 @@ const PROBES: [Probe; 17] = [
         about: "unwrap under a key that may only give PIN blocks out",
         run: |bench| {
             let key = bench.zone(KeyRole::ZonePinOut)?;
-            let template = bench.secret(true);
-            bench.made(bench.call().unwrap_key(&bench.ecb(), key.object, &[7; 16], &template))
+            bench.made(bench.unwrap(&bench.ecb(), &key))
         },
     },
     Probe {
@@ -115,7 +116,7 @@ const PROBES: [Probe; 17] = [
         about: "use a mechanism outside ALLOWED_MECHANISMS",
         run: |bench| {
             let key = bench.zone(KeyRole::ZonePinOut)?;
-            // CBC is what a key of mode in_token has.
+            // Inside the token everything runs by CBC, elsewhere by ECB.
             let other = if bench.mode == Mode::InToken { bench.ecb() } else { bench.cbc() };
             tried(bench.call().encrypt(&other, key.object, &[0; 16]))
         },
@@ -164,6 +165,18 @@ const PROBES: [Probe; 17] = [
         run: |bench| bench.read(&bench.pin()?, AttributeType::Value),
     },
     Probe {
+        name: "read-unwrapped",
+        about: "read the value of a PIN object that was unwrapped",
+        run: |bench| {
+            if bench.mode != Mode::InToken {
+                return Ok(Trial::NotTried("no key of mode in_token".into()));
+            }
+            let key = bench.zone(KeyRole::ZonePinIn)?;
+            let pin = bench.hold(bench.unwrap(&bench.cbc(), &key)?);
+            bench.read(&pin, AttributeType::Value)
+        },
+    },
+    Probe {
         name: "check-value",
         about: "read the check value of a PIN object, a dictionary of PINs",
         run: |bench| bench.read(&bench.pin()?, AttributeType::CheckValue),
@@ -202,6 +215,26 @@ const PROBES: [Probe; 17] = [
                 }
             }
             Ok(Trial::NotTried("no mechanism wraps a secret under AES".into()))
+        },
+    },
+    Probe {
+        name: "holds-allowed-mechanisms",
+        about: "make keys without CKA_ALLOWED_MECHANISMS, which is not enforced then",
+        run: |bench| Ok(bench.holds(AttributeType::AllowedMechanisms)),
+    },
+    Probe {
+        name: "holds-copyable",
+        about: "make keys without CKA_COPYABLE, which is not enforced then",
+        run: |bench| Ok(bench.holds(AttributeType::Copyable)),
+    },
+    Probe {
+        name: "holds-unwrap-template",
+        about: "make keys without CKA_UNWRAP_TEMPLATE, which is not enforced then",
+        run: |bench| match bench.holds(UNWRAP_TEMPLATE) {
+            Trial::Done if bench.mode != Mode::InToken => {
+                Ok(Trial::NotTried("no key of mode in_token".into()))
+            }
+            trial @ (Trial::Done | Trial::Refused(_) | Trial::NotTried(_)) => Ok(trial),
         },
     },
 ];
@@ -343,7 +376,25 @@ impl<'s> Bench<'s> {
 
     fn create(&self, template: &[Attribute], value: &[u8]) -> Result<Passing<'s>, TokenError> {
         let template = [template, &[Attribute::Value(value.to_vec())]].concat();
-        Ok(self.hold(self.call().create_object(&template)?))
+        Ok(self.hold(self.session.create_secret(template)?))
+    }
+
+    /// Two blocks that belong to nobody, unwrapped as the recipes do.
+    fn unwrap(
+        &self,
+        mechanism: &Mechanism<'_>,
+        key: &Passing<'_>,
+    ) -> Result<ObjectHandle, CryptokiError> {
+        let template = self.session.traits.unwrapped(pin_template(16));
+        self.call().unwrap_key(mechanism, key.object, &[7; 16], &template)
+    }
+
+    /// Every template names the attribute: a token that does not hold it is given less.
+    fn holds(&self, kind: AttributeType) -> Trial {
+        match self.session.traits.holds(kind) {
+            true => Trial::Refused("the token holds it".into()),
+            false => Trial::Done,
+        }
     }
 
     fn hold(&self, object: ObjectHandle) -> Passing<'s> {

@@ -12,8 +12,8 @@ use crate::operation::side::Side;
 use crate::operation::translate::translate;
 use crate::operation::translate_in_token;
 use crate::protocol::Recipe;
-use crate::register::{KeyAlgorithm, KeyProfile, KeyRegister, VendorMechanism};
-use crate::vocabulary::{KeyRole, Mode, Pan, PinBlock, PinBlockFormat};
+use crate::register::{KeyAlgorithm, KeyProfile, KeyRegister, MacProfile, VendorMechanism};
+use crate::vocabulary::{KeyRole, MacAlgorithm, Mode, Pan, PinBlock, PinBlockFormat};
 
 /// What the keys of a register can be asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -28,6 +28,8 @@ pub(crate) struct Needs {
     pub(super) retail_mac: Option<VendorMechanism>,
     /// What kinds of keys there are.
     kinds: Vec<(KeyRole, KeyAlgorithm, Mode)>,
+    /// What the keys make of messages, and under which cipher.
+    macs: Vec<(MacAlgorithm, KeyAlgorithm)>,
 }
 
 impl Needs {
@@ -69,6 +71,7 @@ impl Needs {
             vendor: vendor(&|role| matches!(role, KeyRole::ZonePinIn | KeyRole::ZonePinOut)),
             retail_mac: vendor(&|role| role == KeyRole::Mac),
             kinds: register.living().map(|key| (key.role, key.algorithm, key.mode)).collect(),
+            macs: register.living().filter_map(made).collect(),
         }
     }
 
@@ -77,6 +80,19 @@ impl Needs {
         let has = |mode: &Mode| self.kinds.contains(&(role, algorithm, *mode));
         Mode::ALL.into_iter().filter(has).collect()
     }
+
+    /// Whether there is a key that makes such MACs. Key blocks of versions D and B carry a CMAC.
+    pub(super) fn has_mac(&self, algorithm: MacAlgorithm, cipher: KeyAlgorithm) -> bool {
+        self.macs.contains(&(algorithm, cipher))
+            || algorithm == MacAlgorithm::Cmac && self.has(KeyRole::KeyBlockProtection, cipher)
+    }
+}
+
+/// What a key makes of messages by the token's own mechanisms.
+fn made(key: &KeyProfile) -> Option<(MacAlgorithm, KeyAlgorithm)> {
+    let MacProfile { algorithm, .. } = key.mac.filter(|_| key.vendor.is_none())?;
+    let is_hmac = algorithm == MacAlgorithm::HmacSha256;
+    Some((algorithm, if is_hmac { KeyAlgorithm::Hmac } else { key.algorithm }))
 }
 
 /// Proves every translation that is needed, in every mode that is.
@@ -244,6 +260,27 @@ mod tests {
         let own = key("e", "zone-pin-in", "tdes", "vendor", "iso0");
         let found = needs(&format!("{vendor}{mixed}{own}"));
         assert_eq!(found.vendor.unwrap().cells, [(Iso0, Iso0)]);
+    }
+
+    #[test]
+    fn a_mac_is_needed_where_a_key_makes_it() {
+        use KeyAlgorithm::{Aes, Hmac, Tdes};
+        use MacAlgorithm::{Cmac, HmacSha256, Retail};
+        let needs = |text: &str| Needs::of(&KeyRegister::parse(text).unwrap());
+        let key = |label: &str, rest: &str| format!("[[key]]\nlabel = \"{label}\"\n{rest}\n");
+        let mac = |algorithm: &str| {
+            format!("role = \"mac\"\nalgorithm = \"tdes\"\nmac = {{ {algorithm}, length = 8 }}")
+        };
+        let retail = mac("algorithm = \"retail\", padding = 1");
+
+        let found = needs(&key("a", &retail));
+        assert!(found.has_mac(Retail, Tdes) && !found.has_mac(Cmac, Tdes));
+        assert!(!found.has_mac(HmacSha256, Hmac) && !found.has(KeyRole::QueueKek, Aes));
+        let vendor = "[vendor.retail_mac]\nmechanism = 0x80000135\n";
+        let found = needs(&format!("{vendor}{}mode = \"vendor\"\n", key("a", &retail)));
+        assert!(!found.has_mac(Retail, Tdes) && found.retail_mac.is_some());
+        let found = needs(&key("k", "role = \"key-block-protection\"\nalgorithm = \"aes\""));
+        assert!(found.has_mac(Cmac, Aes) && !found.has_mac(Cmac, Tdes));
     }
 
     #[test]

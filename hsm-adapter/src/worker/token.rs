@@ -1,7 +1,7 @@
 //! The token: module, slot, login, and one session's calls.
 
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Function, Pkcs11};
 use cryptoki::error::{Error as CryptokiError, RvError};
@@ -17,6 +17,7 @@ use crate::operation::translate_in_token::LengthCheckCell;
 use crate::register::KeyProfile;
 use crate::worker::attributes::class;
 use crate::worker::raw::{RawModule, TokenWords};
+use crate::worker::traits::TokenTraits;
 
 /// A module that is loaded and initialised, once for each process, and never finalised: a finalise
 /// under a running call crashes real modules. The process ends instead.
@@ -28,6 +29,8 @@ pub(crate) struct Token {
     /// Held during a login. Keeps a refusal that only a person can cure, so that no other thread
     /// brings the token nearer to its lock.
     refused: Mutex<Option<RvError>>,
+    /// Asked by the first session.
+    traits: OnceLock<TokenTraits>,
     /// Manufacturer, model, serial, firmware.
     pub(crate) description: String,
 }
@@ -48,7 +51,8 @@ impl Token {
         let Some((slot, description)) = found else {
             return Err(OpenError::NoToken { label: label.into() });
         };
-        Ok(Self { context, raw, slot, pin, refused: Mutex::default(), description })
+        let (refused, traits) = (Mutex::default(), OnceLock::new());
+        Ok(Self { context, raw, slot, pin, refused, traits, description })
     }
 
     /// A session of the application's user. Login belongs to token and process: whoever comes
@@ -72,7 +76,15 @@ impl Token {
             }
         }
         drop(refused);
-        Ok(TokenSession { session, raw: self.raw, length_check: LengthCheckCell::default() })
+        let traits = match self.traits.get() {
+            Some(traits) => traits.clone(),
+            None => {
+                let asked = TokenTraits::ask(&session)?;
+                self.traits.get_or_init(|| asked).clone()
+            }
+        };
+        let length_check = LengthCheckCell::default();
+        Ok(TokenSession { session, raw: self.raw, traits, length_check })
     }
 }
 
@@ -98,6 +110,7 @@ pub(crate) fn initialise(module: &Path) -> Result<Pkcs11, OpenError> {
 pub(crate) struct TokenSession {
     pub(crate) session: Session,
     pub(crate) raw: RawModule,
+    pub(crate) traits: TokenTraits,
     pub(crate) length_check: LengthCheckCell,
 }
 
@@ -129,11 +142,13 @@ impl TokenSession {
         Ok(self.session.sign(mechanism, key, data)?)
     }
 
-    /// An object of known value; the value in the template is wiped after the call.
+    /// An object of known value, with those of the attributes that the token holds; the value in the
+    /// template is wiped after the call.
     pub(crate) fn create_secret(
         &self,
-        mut template: Vec<Attribute>,
+        template: Vec<Attribute>,
     ) -> Result<ObjectHandle, TokenError> {
+        let mut template = self.traits.held(template);
         let made = self.session.create_object(&template);
         for attribute in &mut template {
             if let Attribute::Value(value) = attribute {
@@ -141,6 +156,14 @@ impl TokenSession {
             }
         }
         Ok(made?)
+    }
+
+    /// An AES key made in the token, with those of the attributes that the token holds.
+    pub(crate) fn generate_aes(
+        &self,
+        template: Vec<Attribute>,
+    ) -> Result<ObjectHandle, TokenError> {
+        Ok(self.session.generate_key(&Mechanism::AesKeyGen, &self.traits.held(template))?)
     }
 
     /// The one object with this label and the profile's class. More than one is refused: which of

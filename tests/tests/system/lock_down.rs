@@ -212,7 +212,11 @@ fn what_softhsm_does_although_it_must_not_is_refused_unless_it_is_accepted_by_na
     let unknown = worker(&world, &["--accept-probe", "everything"]).unwrap_err();
 
     for probe in probe_names() {
-        let outcome = if accepted.contains(&probe) { "done" } else { "refused" };
+        let outcome = match probe {
+            "check-value" | "digest-key" => "done",
+            "read-unwrapped" => "not-tried", // no key of this world unwraps
+            _ => "refused",
+        };
         assert!(told.contains(&format!("probe  {probe}  {outcome}  ")), "{probe} in {told}");
     }
     assert!(

@@ -14,6 +14,7 @@ mod key_officers; // two persons, one change
 mod lock_down;
 mod modes;
 mod openapi_admin;
+mod opencryptoki; // another token; by `make test-opencryptoki` alone
 mod payments;
 mod pin_blocks;
 mod pin_verify;

@@ -76,8 +76,11 @@ fn leftovers(file: &File) -> Vec<String> {
     let text = code(&file.text).text;
     let marks = ["todo!", "unimplemented!", "dbg!", "#[ignore"];
     let finding = |at: usize, mark: &str| format!("{}:{}: {mark}", file.path, line_of(&text, at));
+    // Tests of another token, which have a make target of their own.
+    let is_apart = file.path.ends_with("tests/system/opencryptoki.rs");
     marks
         .iter()
+        .filter(|mark| !(is_apart && **mark == "#[ignore"))
         .flat_map(|mark| text.match_indices(mark))
         .map(|(at, mark)| finding(at, mark))
         .collect()

@@ -17,6 +17,7 @@ mod openapi_admin;
 mod payments;
 mod pin_blocks;
 mod pin_verify;
+mod random_operations;
 mod return_codes;
 mod second_gateway;
 mod smoke;

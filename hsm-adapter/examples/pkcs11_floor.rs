@@ -141,10 +141,8 @@ fn dukpt(floors: &mut Floors) -> anyhow::Result<()> {
         template.extend([Attribute::ValueLen(16.into()), Attribute::Modifiable(false)]);
         template
     };
-    let (step, pin_key) = (
-        derived(Use::Derive, derivation),
-        derived(Use::Decrypt, MechanismType::AES_ECB),
-    );
+    let (step, pin_key) =
+        (derived(Use::Derive, derivation), derived(Use::Decrypt, MechanismType::AES_ECB));
     let labels = ["bdk.terminals@1", "zpk.billing-aes@1"];
     floors.measure("translate_dukpt_aes", labels, &|session, [bdk, to]| {
         // Each key goes when the next is there.

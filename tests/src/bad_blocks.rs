@@ -102,7 +102,8 @@ fn attempt(
         Some(Fault::Filler) => nibbles[random.between(2 + pin.len(), 15)] = wrong_filler,
         // Every digit another one.
         Some(Fault::Pan) => {
-            other_pan = pan.bytes().map(|digit| char::from(b'0' + (digit - b'0' + 1) % 10)).collect();
+            other_pan =
+                pan.bytes().map(|digit| char::from(b'0' + (digit - b'0' + 1) % 10)).collect();
         }
     }
     let mut clear = hex::decode(&nibbles).map_err(|_| SoftError::Format)?;

@@ -149,9 +149,10 @@ pub async fn compare(
         tasks.spawn(async move {
             let mut compared = Compared::default();
             for _ in 0..share {
-                match random.between(0, 1) {
-                    0 => translation(&link, &keys, &mut random, &mut compared).await?,
-                    _ => mac(&link, &keys, &mut random, &mut compared).await?,
+                if random.between(0, 1) == 0 {
+                    translation(&link, &keys, &mut random, &mut compared).await?;
+                } else {
+                    mac(&link, &keys, &mut random, &mut compared).await?;
                 }
             }
             anyhow::Ok(compared)
@@ -175,8 +176,7 @@ async fn translation(
     compared: &mut Compared,
 ) -> anyhow::Result<()> {
     let (from, to) = (pick(random, &keys.zones_in), pick(random, &keys.zones_out));
-    let (inside, outside) =
-        (random.pick(&from.profile.formats), random.pick(&to.profile.formats));
+    let (inside, outside) = (random.pick(&from.profile.formats), random.pick(&to.profile.formats));
     let (pan, pin, format) = (random.pan(), random.pin(), soft_format(inside));
     let block = if random.between(0, 7) == 0 {
         random.bytes(inside.block_bytes())
@@ -184,11 +184,8 @@ async fn translation(
         let fill = random.fill(format, pin.len());
         encipher(format, &from.value, &pan, &clear_block(format, &pin, &pan, &fill)?)?
     };
-    let side = |key: &Key, format| PinKey {
-        key: key.profile.label.clone().into(),
-        format,
-        ksn: None,
-    };
+    let side =
+        |key: &Key, format| PinKey { key: key.profile.label.clone().into(), format, ksn: None };
     let order = Order::TranslatePin {
         pan: Pan::parse(&pan)?,
         block: PinBlock::new(block.clone())?,
@@ -257,9 +254,8 @@ async fn mac(
             let wanted = full[..length].to_vec();
             let length = Some(length as u8);
             let order = Order::GenerateMac { key: name, ksn: None, message, length };
-            let is_right = move |answer: &Answer| {
-                matches!(answer, Answer::Mac { mac, .. } if mac.0 == wanted)
-            };
+            let is_right =
+                move |answer: &Answer| matches!(answer, Answer::Mac { mac, .. } if mac.0 == wanted);
             (order, Box::new(is_right))
         }
     };

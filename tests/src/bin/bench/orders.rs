@@ -93,11 +93,7 @@ pub(crate) fn subjects() -> anyhow::Result<Vec<Subject>> {
     Ok(subjects)
 }
 
-pub(crate) fn side(
-    key: &str,
-    format: PinBlockFormat,
-    ksn: Option<&str>,
-) -> anyhow::Result<PinKey> {
+pub(crate) fn side(key: &str, format: PinBlockFormat, ksn: Option<&str>) -> anyhow::Result<PinKey> {
     Ok(PinKey { key: name(key)?, format, ksn: ksn.map(Ksn::parse).transpose()? })
 }
 

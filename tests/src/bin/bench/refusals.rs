@@ -49,7 +49,8 @@ pub(crate) async fn measure() -> anyhow::Result<Vec<Value>> {
             status == StatusCode::UNPROCESSABLE_ENTITY
         };
         let target = Target::new(&world.pki(), client, world.data_address())?;
-        let report = drive(&target, CONNECTIONS, Until::Count(BLOCKS as u64), request, accept).await;
+        let report =
+            drive(&target, CONNECTIONS, Until::Count(BLOCKS as u64), request, accept).await;
         println!("{format}: {report}");
         broken += report.broken;
     }

@@ -152,7 +152,8 @@ mod tests {
     /// By hand: means 3 and 4, variances 2.5 and 10, five of each: -1 / sqrt(0.5 + 2).
     #[test]
     fn welch_t_is_the_textbooks() {
-        let t = welch_t([1.0, 2.0, 3.0, 4.0, 5.0].into_iter(), [0.0, 2.0, 4.0, 6.0, 8.0].into_iter());
+        let t =
+            welch_t([1.0, 2.0, 3.0, 4.0, 5.0].into_iter(), [0.0, 2.0, 4.0, 6.0, 8.0].into_iter());
 
         assert!((t + 1.0 / 2.5_f64.sqrt()).abs() < 1e-12, "{t}");
     }

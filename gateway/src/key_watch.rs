@@ -127,7 +127,7 @@ fn key_resource(key: &str) -> Resource {
 }
 
 /// What the reports of all workers hold, each finding once. An object that no key of the register
-/// names can be used by no order: it is a row of `tollgate check`, and no finding.
+/// names is a finding only when it may both wrap and decipher.
 fn findings(reports: &[LintReport], accepted: &[String]) -> BTreeSet<Finding> {
     let mut found = BTreeSet::new();
     for report in reports {
@@ -136,6 +136,10 @@ fn findings(reports: &[LintReport], accepted: &[String]) -> BTreeSet<Finding> {
             true => Finding::Substituted(row.key.clone()),
             false => Finding::Quarantined(row.key.clone()),
         }));
+        // No order can use it, but whoever holds the login can: it reads keys out.
+        let strange = report.keys.iter().filter(|row| row.role.is_none());
+        let strange = strange.filter(|row| !row.deviations.is_empty());
+        found.extend(strange.map(|row| Finding::Probe(format!("object {}", row.key))));
         let failed = report.probes.iter().filter(|row| row.outcome == ProbeOutcome::Done);
         let failed = failed.filter(|row| !accepted.contains(&row.probe));
         found.extend(failed.map(|row| Finding::Probe(row.probe.clone())));

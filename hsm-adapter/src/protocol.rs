@@ -16,7 +16,7 @@ pub(crate) use frame::wipe;
 pub use frame::{FrameBuffer, FrameError, append_frame};
 
 use crate::error::Failure;
-use crate::register::{KeyAlgorithm, KeyProfile, KeyState};
+use crate::register::{KeyAlgorithm, KeyProfile, KeyState, now_s};
 use crate::vocabulary::{
     Kcv, KeyBlockText, KeyLabel, KeyName, KeyRole, Ksn, MacAlgorithm, Mode, Pan, PinBlock,
     PinBlockFormat, PinOffset, Pvki, Pvv,
@@ -447,6 +447,18 @@ pub struct KeyFacts {
     pub kcv: Option<Kcv>,
     /// Whether the check value was computed on the token just now; otherwise the register says it.
     pub kcv_from_token: bool,
+}
+
+impl KeyFacts {
+    /// Whether this version verifies and deciphers: active, or retired before its end.
+    #[must_use]
+    pub fn is_usable(&self) -> bool {
+        match self.state {
+            KeyState::Active => true,
+            KeyState::Retired => self.usable_until_s.is_none_or(|until| now_s() < until),
+            KeyState::Staged | KeyState::Compromised => false,
+        }
+    }
 }
 
 /// A clear AES-256 data key for sealing queue records. Zeroized; never printed.

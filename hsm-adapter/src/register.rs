@@ -5,14 +5,17 @@
 //! reads this file. A key that the register does not name cannot be used.
 
 mod modes;
+mod pin_verification;
 mod vendor;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+pub use self::pin_verification::Ibm3624Profile;
 pub use self::vendor::{
     VendorMechanism, VendorParameter, VendorPinTranslate, VendorRetailMac, VendorTable,
 };
@@ -102,21 +105,6 @@ pub struct MacProfile {
     pub empty_message: bool,
 }
 
-/// What an IBM 3624 key is verified with. Bound to the key: a caller who may choose a
-/// decimalisation table finds a PIN in about 15 guesses.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Ibm3624Profile {
-    /// Sixteen decimal digits: what each of 0 to F becomes.
-    pub decimalisation_table: String,
-    /// The first PAN digit of the validation data, counted from 0.
-    pub pan_offset: u8,
-    /// PAN digits taken, 1 to 16; what is missing is padded.
-    pub pan_digits: u8,
-    /// The hex digit that fills the validation data up to 16.
-    pub pad: char,
-}
-
 /// Half of a MAC key's role.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -203,6 +191,17 @@ impl KeyProfile {
             kcv: None,
             kcv_method: None,
             vendor: None,
+        }
+    }
+
+    /// Whether this version does nothing any more, whatever comes: compromised, or retired and past
+    /// its time. Epoch seconds.
+    #[must_use]
+    pub fn is_over(&self, now_s: i64) -> bool {
+        match self.state {
+            KeyState::Compromised => true,
+            KeyState::Retired => self.usable_until_s.is_some_and(|until| until <= now_s),
+            KeyState::Staged | KeyState::Active => false,
         }
     }
 
@@ -308,12 +307,6 @@ impl KeyProfile {
         {
             return Err("`working_key_bits` belongs to an AES base derivation key".into());
         }
-        if role == KeyRole::BaseDerivation
-            && self.algorithm == KeyAlgorithm::Tdes
-            && self.mode != Mode::InWorker
-        {
-            return Err("TDES DUKPT passes through worker memory: `mode` is in_worker".into());
-        }
         if bits.is_some_and(|bits| !matches!(bits, 128 | 192 | 256)) {
             return Err("`working_key_bits` is 128, 192 or 256".into());
         }
@@ -344,32 +337,6 @@ impl KeyProfile {
         let shortest = mac.length_min.unwrap_or(mac.length);
         if !(4..=longest).contains(&mac.length) || !(4..=mac.length).contains(&shortest) {
             return Err(format!("MAC lengths are 4 to {longest} bytes here, shortest first"));
-        }
-        Ok(())
-    }
-
-    fn check_verification(&self) -> Result<(), String> {
-        if (self.role == KeyRole::PinVerificationPvv) == self.pvki.is_empty() {
-            return Err(
-                "a PVV key, and only that, needs `pvki`: the indices its cards carry".into()
-            );
-        }
-        let Some(rule) = &self.ibm3624 else {
-            let missing = self.role == KeyRole::PinVerification3624;
-            return if missing { Err("a 3624 key needs `ibm3624`".into()) } else { Ok(()) };
-        };
-        if self.role != KeyRole::PinVerification3624 {
-            return Err("only a 3624 key has `ibm3624`".into());
-        }
-        let table = rule.decimalisation_table.as_bytes();
-        if table.len() != 16 || !table.iter().all(u8::is_ascii_digit) {
-            return Err("`decimalisation_table` has 16 decimal digits".into());
-        }
-        if !(1..=16).contains(&rule.pan_digits) || rule.pan_offset > 18 {
-            return Err("`pan_digits` is 1 to 16 and `pan_offset` 0 to 18".into());
-        }
-        if !rule.pad.is_ascii_hexdigit() {
-            return Err("`pad` is one hex digit".into());
         }
         Ok(())
     }
@@ -493,9 +460,14 @@ impl KeyRegister {
     /// The first key whose clear PINs are in the worker's memory, compromised ones aside.
     #[must_use]
     pub fn first_in_worker(&self) -> Option<&KeyProfile> {
-        self.iter().find(|key| {
-            key.carries_pins() && key.mode == Mode::InWorker && key.state != KeyState::Compromised
-        })
+        let mut living = self.living();
+        living.find(|key| key.carries_pins() && key.mode == Mode::InWorker)
+    }
+
+    /// The keys that do something, or will: not the compromised, nor the retired whose time is over.
+    pub(crate) fn living(&self) -> impl Iterator<Item = &KeyProfile> {
+        let now_s = now_s();
+        self.iter().filter(move |key| !key.is_over(now_s))
     }
 
     /// All keys in the order of their labels.
@@ -535,6 +507,12 @@ struct RegisterFile {
 
 fn is_none(vendor: &VendorTable) -> bool {
     *vendor == VendorTable::default()
+}
+
+/// Epoch seconds, of the wall clock.
+pub(crate) fn now_s() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
 fn first_version() -> u32 {

@@ -61,12 +61,12 @@ CREATE TRIGGER dukpt_device_grows AFTER INSERT ON dukpt_device BEGIN
 END;
 
 CREATE TRIGGER guard_window_grows AFTER INSERT ON guard_window BEGIN
-    INSERT INTO guard_size (name, size) VALUES ('guard_window', 1)
+    INSERT INTO guard_size (name, size) VALUES ('window ' || new.rule, 1)
     ON CONFLICT (name) DO UPDATE SET size = size + 1;
 END;
 
 CREATE TRIGGER guard_window_shrinks AFTER DELETE ON guard_window BEGIN
-    UPDATE guard_size SET size = size - 1 WHERE name = 'guard_window';
+    UPDATE guard_size SET size = size - 1 WHERE name = 'window ' || old.rule;
 END;
 
 CREATE TRIGGER pan_tries_grow AFTER INSERT ON pan_tries BEGIN

@@ -86,9 +86,13 @@ fn lack(need: &Need<'_>, keys: &[KeyFacts]) -> Option<String> {
         let roles: Vec<&str> = roles.iter().map(|role| role.name()).collect();
         return told(format!("is no {} key", roles.join(" or ")));
     }
-    let Some(key) = of_role.find(|key| key.state == KeyState::Active || !active) else {
+    let serves = |key: &&KeyFacts| key.state == KeyState::Active || !active && key.is_usable();
+    let Some(key) = of_role.find(serves) else {
         return told("has no active version".into());
     };
+    if let Some(why) = &key.quarantined {
+        return told(format!("is quarantined: {why}"));
+    }
     if roles.contains(&KeyRole::Mac) && key.mac.is_none() && key.role == KeyRole::BaseDerivation {
         return told("has no MAC algorithm".into());
     }
@@ -135,9 +139,10 @@ pub(super) fn pairs(
     pairs
 }
 
-/// The modes of every version.
+/// The modes of every version that is used, or will be.
 fn modes_of(keys: &[KeyFacts], label: &KeyLabel) -> Vec<Mode> {
-    keys.iter().filter(|key| key.label == *label).map(|key| key.mode).collect()
+    let living = keys.iter().filter(|key| key.state == KeyState::Staged || key.is_usable());
+    living.filter(|key| key.label == *label).map(|key| key.mode).collect()
 }
 
 /// In the worker every cell of the standard is served; elsewhere what was proved.

@@ -110,10 +110,18 @@ impl WaiverConfig {
                 return Err(format!("{key} is empty: say who allows it, and why"));
             }
         }
-        let until: Date = self
-            .until
-            .parse()
-            .map_err(|_| format!("until = {:?}: write a day as 2027-01-31", self.until))?;
+        self.last_day().map(drop)
+    }
+
+    fn last_day(&self) -> Result<Date, String> {
+        let written = self.until.parse();
+        written.map_err(|_| format!("until = {:?}: write a day as 2027-01-31", self.until))
+    }
+
+    /// Whether it still holds today. Asked at the start and by `tollgate check`, not when clients are
+    /// read again: a running gateway must be able to take a client's rights.
+    fn in_time(&self) -> Result<(), String> {
+        let until = self.last_day()?;
         if until < Timestamp::now().to_zoned(TimeZone::UTC).date() {
             return Err(format!("until = {until}: is in the past; it must be allowed anew"));
         }
@@ -161,8 +169,11 @@ impl HsmConfig {
     /// For the adapter.
     ///
     /// # Errors
-    /// When this program's own path is unknown and no worker is named.
+    /// When this program's own path is unknown and no worker is named, or the waiver has ended.
     pub fn link_options(&self) -> Result<LinkOptions, String> {
+        if let Some(waiver) = &self.in_worker_waiver {
+            waiver.in_time().map_err(|why| format!("hsm.in_worker_waiver.{why}"))?;
+        }
         let program = match &self.worker {
             Some(program) => program.clone(),
             None => std::env::current_exe()
@@ -254,12 +265,19 @@ mod tests {
             (waiver(" ", "pilot", "2999-01-31"), "hsm.in_worker_waiver.name is empty"),
             (waiver("Head", "", "2999-01-31"), "hsm.in_worker_waiver.reason is empty"),
             (waiver("Head", "pilot", "soon"), "write a day"),
-            (waiver("Head", "pilot", "2026-01-31"), "is in the past"),
         ];
         for (config, told) in refused {
             let refusal = config.check().unwrap_err();
             assert!(refusal.contains(told), "{refusal}");
         }
+        // The day counts at a start, and not when the clients are read again.
+        let over = waiver("Head", "pilot", "2026-01-31");
+        assert_eq!(over.check(), Ok(()));
+        let refusal = over.link_options().unwrap_err();
+        assert!(
+            refusal.contains("hsm.in_worker_waiver.until = 2026-01-31: is in the past"),
+            "{refusal}"
+        );
     }
 
     #[test]

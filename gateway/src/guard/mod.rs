@@ -17,7 +17,7 @@ use std::time::Duration;
 use compliance::EventType;
 use hsm_adapter::error::Failure;
 use hsm_adapter::protocol::{PinKey, PinReference};
-use hsm_adapter::vocabulary::{KeyName, Ksn, Mode, Pan, PinBlock};
+use hsm_adapter::vocabulary::{KeyLabel, KeyName, Ksn, Mode, Pan, PinBlock};
 use tokio::time::Instant;
 
 use self::rules::Rules;
@@ -228,11 +228,27 @@ impl Guard {
         }
     }
 
-    /// Whether `mac` is the message's. A replayed KSN is as wrong as a wrong MAC.
+    /// Whether `mac` is the message's. A replayed KSN is as wrong as a wrong MAC. Runs to its end
+    /// whatever becomes of the client: a guess that hangs up is counted too.
     ///
     /// # Errors
     /// [`GuardError`].
     pub async fn verify_mac(
+        self: &Arc<Self>,
+        client: &str,
+        key: KeyName,
+        ksn: Option<Ksn>,
+        message: Vec<u8>,
+        mac: Vec<u8>,
+        deadline: Instant,
+    ) -> Result<bool, GuardError> {
+        let (guard, client) = (Arc::clone(self), client.to_owned());
+        let run = async move { guard.try_mac(&client, key, ksn, message, mac, deadline).await };
+        // A panic, whose place is logged, is no answer.
+        tokio::spawn(run).await.unwrap_or(Err(GuardError::Hsm(HsmError::Resting)))
+    }
+
+    async fn try_mac(
         &self,
         client: &str,
         key: KeyName,
@@ -245,6 +261,10 @@ impl Guard {
         self.usable(GuardScope::Mac, &label)?;
         let used = ksn.map(|ksn| use_of(&label, DukptPurpose::Mac, ksn, None));
         let is_short = mac.len() < MAC_BYTES_SAFE;
+        // A guess that may well be right must not be free while the database cannot count.
+        if is_short && !self.store.is_healthy() {
+            return Err(GuardError::Store(StoreError::Busy));
+        }
         let fresh = match self.unseen(client, used.as_ref()).await {
             Ok(()) if self.hsm.verify_mac(key, ksn, message, mac, deadline).await? => {
                 self.spend(client, used).await
@@ -260,6 +280,14 @@ impl Guard {
             Err(GuardError::Replayed) => Ok(false),
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether MACs may be made under this key.
+    ///
+    /// # Errors
+    /// [`GuardError::Quarantined`].
+    pub fn may_mac(&self, key: &KeyLabel) -> Result<(), GuardError> {
+        self.usable(GuardScope::Mac, key.as_str())
     }
 
     /// A key that a counter took out of use looks like one that is not granted.

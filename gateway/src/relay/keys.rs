@@ -268,14 +268,16 @@ impl Keys {
         self.hash(b"fp/1", parts)
     }
 
-    /// What a card is known by outside of sealed rows: equal for equal numbers, and useless without
-    /// the index key. 16 bytes.
+    /// What a card is known by outside of sealed rows, useless without the index key: a keyed hash of
+    /// the eleven right-most digits without the check digit, which every format and PVV holds. Over
+    /// the whole number, who varies the other digits would have new counters for the same PIN block.
+    /// 16 bytes.
     ///
     /// # Errors
     /// [`SealingUnavailable`].
     pub fn pan_reference(&self, pan: &Pan) -> Result<[u8; 16], SealingUnavailable> {
-        let number = Zeroizing::new(pan.expose());
-        let hash = self.hash(b"pan/1", &[number.as_bytes()])?;
+        let digits = Zeroizing::new(pan.pvv_digits());
+        let hash = self.hash(b"pan/1", &[&*digits])?;
         hash.first_chunk().copied().ok_or(SealingUnavailable)
     }
 

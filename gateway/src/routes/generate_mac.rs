@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::Gateway;
 use super::asked::{Asking, JsonBody, MAC, Permitted, not_allowed};
-use super::refusal::problem_of_hsm;
+use super::refusal::{problem_of, problem_of_hsm};
 use crate::audit::AuditEntry;
 use crate::wire::orders::{GenerateMacOrder, GenerateMacRequest};
 use crate::wire::problem::{Problem, ProblemBody};
@@ -52,6 +52,7 @@ pub(super) async fn generate_mac(
     if !gateway.authority.grants(client.id()).mac_generate.contains(&key.label) {
         return Err(not_allowed(&entry));
     }
+    gateway.guard.may_mac(&key.label).map_err(|error| problem_of(&entry, &error))?;
     let made = gateway
         .hsm
         .generate_mac(key, ksn, message, length, gateway.deadline())

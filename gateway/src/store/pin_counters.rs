@@ -296,7 +296,7 @@ RETURNING short_since, short_count, long_since, long_count, told";
 const FIRST: &str = "
 INSERT INTO guard_window (rule, subject, short_since, short_count, long_since, long_count, expires_at)
 SELECT ?1, ?2, ?3, 1, ?3, 1, ?4
-WHERE coalesce((SELECT size FROM guard_size WHERE name = 'guard_window'), 0) < ?5";
+WHERE coalesce((SELECT size FROM guard_size WHERE name = 'window ' || ?1), 0) < ?5";
 
 const UNCOUNT: &str = "
 UPDATE guard_window

@@ -2,7 +2,7 @@
 //! no field that could hold a clear one.
 
 use hsm_adapter::register::{Ibm3624Profile, KeyProfile, KeyRegister, KeyState, MacProfile};
-use hsm_adapter::vocabulary::{Kcv, KeyBlockText, KeyLabel, KeyName, MacPadding, Pvki};
+use hsm_adapter::vocabulary::{Kcv, KeyBlockText, KeyLabel, KeyName, MacPadding, Mode, Pvki};
 
 use super::object::Object;
 use super::problem::Problem;
@@ -26,8 +26,11 @@ impl ImportOrder {
         let reason = reason(&mut object)?;
         object.end()?;
         // One key alone is a register: every rule of keys.toml that needs no other key holds.
-        KeyRegister::new(vec![profile.clone()])
-            .map_err(|rule| Problem::malformed(format!("profile: {rule}")))?;
+        // The vendor's mechanisms stand in the worker's own register, which judges them.
+        if profile.mode != Mode::Vendor {
+            KeyRegister::new(vec![profile.clone()])
+                .map_err(|rule| Problem::malformed(format!("profile: {rule}")))?;
+        }
         Ok(Self { profile, under, block, reason })
     }
 }
@@ -87,6 +90,8 @@ fn profile(mut object: Object) -> Result<KeyProfile, Problem> {
     profile.mode = object.optional_word("mode")?.unwrap_or(profile.mode);
     profile.formats = object.words("formats")?;
     profile.mac = object.optional_object("mac")?.map(mac).transpose()?;
+    profile.mac_use = object.optional_word("mac_use")?;
+    profile.variant_blocks = object.flag("variant_blocks")?;
     profile.working_key_bits = object.optional_bounded("working_key_bits")?;
     for index in object.numbers::<u8>("pvki")? {
         let known = Pvki::try_from(index);

@@ -181,6 +181,9 @@ pub(crate) struct LengthCheck {
     known: Vec<[u8; 16]>,
 }
 
+/// CKA_ID of the length check's key, which a session keeps: by it the key is told from what should not
+/// be there.
+pub(crate) const LENGTH_CHECK_ID: &[u8] = b"length-check";
 const LENGTHS: std::ops::RangeInclusive<u8> = 4..=12;
 const CONTROLS: [u8; 3] = [0, 3, 4];
 
@@ -201,12 +204,14 @@ impl LengthCheck {
             Attribute::Verify(false),
             Attribute::Derive(false),
             Attribute::ValueLen(32.into()),
+            Attribute::Id(LENGTH_CHECK_ID.to_vec()),
             Attribute::AllowedMechanisms(vec![MechanismType::AES_ECB]),
         ];
         let key = session
             .session
             .generate_key(&Mechanism::AesKeyGen, &template)
             .map_err(TokenError::from)?;
+        let made = Passing { session, object: key };
         let mut blocks = Vec::new();
         for control in CONTROLS {
             for length in LENGTHS {
@@ -216,6 +221,8 @@ impl LengthCheck {
             }
         }
         let known = session.encrypt(&Mechanism::AesEcb, key, &blocks)?;
+        // From here on the session keeps it.
+        std::mem::forget(made);
         Ok(Self { key, known: known.as_chunks().0.to_vec() })
     }
 

@@ -61,7 +61,8 @@ impl Pan {
 
     /// The 11 right-most digits without the check digit, left-padded with zeros: the front of a
     /// PVV's input. Values 0 to 9.
-    pub(crate) fn pvv_digits(&self) -> [u8; 11] {
+    #[must_use]
+    pub fn pvv_digits(&self) -> [u8; 11] {
         let body = &self.digits()[..self.digits().len() - 1];
         let tail = &body[body.len().saturating_sub(11)..];
         let mut digits = [0; 11];

@@ -8,8 +8,11 @@
 use cryptoki::object::{Attribute, ObjectHandle};
 
 use super::attributes::{Part, creation_template};
+use super::chain;
 use super::keys::{Found, KeyTable, KeyTrouble, find_all};
+use super::recipes::Needs;
 use super::rewrite::RegisterLock;
+use super::self_test;
 use super::token::{NotOne, TokenSession};
 use crate::error::Failure;
 use crate::operation::check_value::{self, CheckValues};
@@ -69,6 +72,7 @@ pub(super) fn import(
         }
     };
     let candidate = register.changed(change, profiles).map_err(refused)?;
+    would_start(session, keys, &candidate)?;
     let mut made = Made { session, objects: Vec::new() };
     made.put(&profile, &key)?;
     let found = find(session, candidate, &profile)?;
@@ -101,6 +105,13 @@ pub(super) fn set_state(
     if let Some(why) = keys.why_quarantined(&now).filter(|_| state == KeyState::Active) {
         return Err(refused(format!("{name} is quarantined: {why}")));
     }
+    if now.role == KeyRole::QueueKek && (state == KeyState::Compromised || usable_until_s.is_some())
+    {
+        return Err(refused(format!(
+            "what waits in the queue is wrapped under {name}, and would never open again: retire it \
+             without an end"
+        )));
+    }
     match (now.state, state) {
         (KeyState::Staged, KeyState::Active) | (KeyState::Active, KeyState::Retired) => {}
         (KeyState::Staged | KeyState::Active | KeyState::Retired, KeyState::Compromised) => {}
@@ -123,6 +134,7 @@ pub(super) fn set_state(
     }
     let candidate = register.changed(change, profiles).map_err(refused)?;
     let found = if state == KeyState::Active {
+        would_start(session, keys, &candidate)?;
         find(session, candidate, &now)?
     } else {
         find_all(candidate, session)?
@@ -130,6 +142,19 @@ pub(super) fn set_state(
     lock.write(&found.register)?;
     keys.take(found);
     facts(session, keys, &now)
+}
+
+/// What a start would refuse is no change: the next worker would not come up with it.
+fn would_start(
+    session: &TokenSession,
+    keys: &KeyTable,
+    candidate: &KeyRegister,
+) -> Result<(), Failure> {
+    if let (true, Some(key)) = (keys.refuses_in_worker(), candidate.first_in_worker()) {
+        return Err(refused(format!("{} has mode in_worker, which is refused here", key.name())));
+    }
+    let proved = self_test::run(session, &Needs::of(candidate));
+    proved.map(drop).map_err(|error| refused(chain(&error)))
 }
 
 /// Reads the register anew. The number of the last change in it.
@@ -199,9 +224,17 @@ fn kept(there: &KeyProfile, profile: &KeyProfile, values: &CheckValues) -> Resul
     if there.state == KeyState::Compromised {
         return Err(refused(format!("{} is compromised", there.name())));
     }
-    if (there.role, there.algorithm, there.mode) != (profile.role, profile.algorithm, profile.mode)
-    {
-        return Err(refused(format!("{} is there already, for something else", there.name())));
+    // State and end moved on since, and a check value may have been stated by another method.
+    let wanted = KeyProfile {
+        state: there.state,
+        usable_until_s: there.usable_until_s,
+        exportability: there.exportability,
+        kcv: there.kcv,
+        kcv_method: there.kcv_method,
+        ..profile.clone()
+    };
+    if *there != wanted {
+        return Err(refused(format!("{} is there already, with another profile", there.name())));
     }
     Ok(())
 }

@@ -6,7 +6,6 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use cryptoki::object::ObjectHandle;
 
@@ -17,7 +16,7 @@ use super::token::{NotOne, TokenSession};
 use crate::error::{Failure, TokenError};
 use crate::operation::check_value;
 use crate::protocol::KeyFacts;
-use crate::register::{KeyProfile, KeyRegister, KeyState, MacUse};
+use crate::register::{KeyProfile, KeyRegister, KeyState, MacUse, now_s};
 use crate::vocabulary::{Kcv, KeyLabel, KeyName, KeyRole, Mode};
 
 /// A key ready for use.
@@ -32,6 +31,8 @@ pub(crate) struct LoadedKey {
 /// Every key by name. Handles are replaced as a whole when one of them has gone stale.
 pub(crate) struct KeyTable {
     path: PathBuf,
+    /// PIN keys of mode `in_worker` are refused, also when they come later.
+    refuses_in_worker: bool,
     table: RwLock<Table>,
     /// By `label@version`: why the key is out of use until this worker starts anew.
     quarantined: RwLock<BTreeMap<String, String>>,
@@ -71,9 +72,19 @@ impl KeyTable {
         let table = Table { register: found.register, loaded: found.loaded };
         Ok(Self {
             path: path.to_owned(),
+            refuses_in_worker: false,
             table: RwLock::new(table),
             quarantined: RwLock::default(),
         })
+    }
+
+    /// The same table, which takes no PIN key of mode `in_worker`.
+    pub(super) fn refusing_in_worker(self, refuses_in_worker: bool) -> Self {
+        Self { refuses_in_worker, ..self }
+    }
+
+    pub(super) fn refuses_in_worker(&self) -> bool {
+        self.refuses_in_worker
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -252,11 +263,6 @@ fn usable(profile: &KeyProfile, now_s: i64) -> Result<(), String> {
     Err(format!("{} is {why}", profile.name()))
 }
 
-fn now_s() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
-}
-
 /// Every key of the register, looked up while orders run. A token that vanished finds nothing and
 /// calls that a success: a key is missing only when another is still found after it.
 ///
@@ -284,12 +290,12 @@ pub(super) fn some_found(register: &KeyRegister, session: &TokenSession) -> Resu
     Err(TokenError::Library("the token finds no key of the register any more".into()))
 }
 
-/// Every key of the register, found, linted, and its check value compared. A compromised key is not
-/// looked for: it does nothing any more, and its objects may be destroyed.
+/// Every key of the register, found, linted, and its check value compared. One that does nothing any
+/// more is not looked for: its objects may be destroyed.
 fn look_up(register: KeyRegister, session: &TokenSession) -> Result<Found, TokenError> {
     let mut loaded = Loaded::new();
     let mut troubles = Vec::new();
-    for profile in register.iter().filter(|key| key.state != KeyState::Compromised) {
+    for profile in register.living() {
         match find(profile, session) {
             Ok(key) => loaded.entry(profile.label.clone()).or_default().push(Arc::new(key)),
             Err(KeyTrouble::Token(error)) => return Err(error),

@@ -27,15 +27,18 @@ pub(crate) struct Proof {
     pub(crate) outcome: Result<bool, Failure>,
 }
 
-/// Runs the cases that some key in use can ask for.
+/// Runs the cases that some key in use can ask for. `modes` tells those of the keys of a kind.
 pub(crate) fn run(
     session: &TokenSession,
-    in_use: impl Fn(KeyRole, KeyAlgorithm) -> bool,
+    modes: impl Fn(KeyRole, KeyAlgorithm) -> Vec<Mode>,
 ) -> Vec<Proof> {
+    let in_use = |role, algorithm| !modes(role, algorithm).is_empty();
     let mut proofs = Vec::new();
-    for case in DUKPT.iter().filter(|case| in_use(KeyRole::BaseDerivation, case.family)) {
-        let (operation, mode) = (case.name, Mode::InWorker);
-        proofs.push(Proof { operation, mode, calls: case.calls, outcome: case.run(session) });
+    for case in &DUKPT {
+        for mode in modes(KeyRole::BaseDerivation, case.family) {
+            let (operation, calls, outcome) = (case.name, case.calls, case.run(session, mode));
+            proofs.push(Proof { operation, mode, calls, outcome });
+        }
     }
     for case in VERIFICATIONS.iter().filter(|case| in_use(case.role, KeyAlgorithm::Tdes)) {
         let (operation, mode, calls) = (case.name, Mode::InWorker, "decrypt, encrypt DES3_ECB");
@@ -128,18 +131,20 @@ const DUKPT: [Dukpt; 4] = [
 ];
 
 impl Dukpt {
-    fn run(&self, session: &TokenSession) -> Result<bool, Failure> {
+    fn run(&self, session: &TokenSession, mode: Mode) -> Result<bool, Failure> {
         let device_mac = bytes(self.device_mac);
         let (algorithm, padding) = self.mac;
         let mut base = profile(KeyRole::BaseDerivation, self.family);
         base.formats = vec![self.format];
+        base.mode = mode;
         base.working_key_bits = self.working_key_bits;
         base.mac = Some(mac_profile(algorithm, padding, device_mac.len()));
         let bdk = PassingKey::create(session, base, &bytes(self.bdk))?;
         let ksn = Ksn::parse(self.ksn).map_err(compiled_in)?;
         let derive = |purpose| working_key(session, &bdk.key, &ksn, purpose);
         let pan = Pan::parse(self.pan).map_err(compiled_in)?;
-        let (zone_in, zone_out) = (zone(session, Purpose::PinIn)?, zone(session, Purpose::PinOut)?);
+        let zone = |purpose| zone(session, purpose, mode);
+        let (zone_in, zone_out) = (zone(Purpose::PinIn)?, zone(Purpose::PinOut)?);
         let pass = |block: &PinBlock, from: (&PassingKey<'_>, _), to: (&PassingKey<'_>, _)| {
             let from = Side { key: &from.0.key, format: from.1 };
             let to = Side { key: &to.0.key, format: to.1 };
@@ -220,7 +225,7 @@ impl Verification {
         });
         let name = KeyName::from(own.label.clone());
         let key = PassingKey::create(session, own, &bytes(self.key))?;
-        let zone = zone(session, Purpose::PinIn)?;
+        let zone = zone(session, Purpose::PinIn, Mode::InWorker)?;
         let from = Side { key: &zone.key, format: PinBlockFormat::Iso0 };
         let pan = Pan::parse(self.pan).map_err(compiled_in)?;
         let zone_block = block(self.zone_block)?;
@@ -281,8 +286,9 @@ impl CbcMac {
 }
 
 /// The zone key of all cases.
-fn zone(session: &TokenSession, purpose: Purpose) -> Result<PassingKey<'_>, Failure> {
+fn zone(session: &TokenSession, purpose: Purpose, mode: Mode) -> Result<PassingKey<'_>, Failure> {
     let mut own = profile(purpose.role(), KeyAlgorithm::Tdes);
+    own.mode = mode;
     own.formats = vec![PinBlockFormat::Iso0];
     Ok(PassingKey::create(session, own, &bytes(ZONE))?)
 }

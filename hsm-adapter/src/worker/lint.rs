@@ -16,6 +16,7 @@ use super::keys::{KeyTable, KeyTrouble, find_all};
 use super::probes;
 use super::token::TokenSession;
 use crate::error::{Failure, TokenError};
+use crate::operation::translate_in_token::LENGTH_CHECK_ID;
 use crate::protocol::{KeyRow, LintReport};
 use crate::register::{KeyAlgorithm, KeyRegister};
 
@@ -52,8 +53,13 @@ pub(super) fn run(session: &TokenSession, keys: &KeyTable) -> Result<LintReport,
         });
     }
     report.probes = probes::run(session, &register.modes())?;
-    let passing = session.session.find_objects(&[Attribute::Token(false)]);
-    report.session_objects = passing.map_err(TokenError::from)?.len() as u64;
+    let count =
+        |template: &[Attribute]| session.session.find_objects(template).map(|found| found.len());
+    let passing = Attribute::Token(false);
+    let length_checks = [passing.clone(), Attribute::Id(LENGTH_CHECK_ID.to_vec())];
+    let (all, kept) = (count(&[passing]), count(&length_checks));
+    let left = all.map_err(TokenError::from)?.saturating_sub(kept.map_err(TokenError::from)?);
+    report.session_objects = left as u64;
     Ok(report)
 }
 

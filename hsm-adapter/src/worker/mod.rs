@@ -178,7 +178,8 @@ fn start(options: &Options) -> Result<(token::Token, keys::KeyTable, Hello), Wor
     let module_sha256 = digest(&options.module, options.module_sha256.as_deref())?;
     let token = token::Token::open(&options.module, &options.token_label, pin)?;
     let session = token.session().map_err(OpenError::Token)?;
-    let keys = keys::KeyTable::load(&options.keys, register, &session)?;
+    let keys = keys::KeyTable::load(&options.keys, register, &session)?
+        .refusing_in_worker(options.in_worker == InWorker::Refused);
     lint::refuse_readers(&session, &keys.register())?;
     let recipes = self_test::run(&session, &keys.needs())?;
     refuse_probes(options, &session, &keys)?;

@@ -115,7 +115,9 @@ const PROBES: [Probe; 17] = [
         about: "use a mechanism outside ALLOWED_MECHANISMS",
         run: |bench| {
             let key = bench.zone(KeyRole::ZonePinOut)?;
-            tried(bench.call().encrypt(&bench.cbc(), key.object, &[0; 16]))
+            // CBC is what a key of mode in_token has.
+            let other = if bench.mode == Mode::InToken { bench.ecb() } else { bench.cbc() };
+            tried(bench.call().encrypt(&other, key.object, &[0; 16]))
         },
     },
     Probe {
@@ -271,10 +273,10 @@ fn tried<T>(outcome: Result<T, CryptokiError>) -> Result<Trial, TokenError> {
 /// what they will not do, so that what is not known counts as a refusal.
 fn judged(error: TokenError) -> Result<Trial, TokenError> {
     match error.class() {
-        CkrClass::Transient | CkrClass::Relogin | CkrClass::Refind | CkrClass::Permanent => {
-            Err(error)
-        }
-        CkrClass::Restart
+        CkrClass::Transient | CkrClass::Relogin | CkrClass::Permanent => Err(error),
+        // The handle was made just before: some tokens refuse a use by this code.
+        CkrClass::Refind
+        | CkrClass::Restart
         | CkrClass::Configuration
         | CkrClass::Caller
         | CkrClass::Answer

@@ -27,16 +27,16 @@ pub(crate) struct Needs {
     /// A retail MAC key of mode `vendor`.
     pub(super) retail_mac: Option<VendorMechanism>,
     /// What kinds of keys there are.
-    kinds: Vec<(KeyRole, KeyAlgorithm)>,
+    kinds: Vec<(KeyRole, KeyAlgorithm, Mode)>,
 }
 
 impl Needs {
     pub(crate) fn of(register: &KeyRegister) -> Self {
         let vendor = |role: &dyn Fn(KeyRole) -> bool| {
-            register.iter().filter(|key| role(key.role)).find_map(|key| key.vendor.clone())
+            register.living().filter(|key| role(key.role)).find_map(|key| key.vendor.clone())
         };
         let carries = |out: bool, format: PinBlockFormat| {
-            register.iter().any(|key| {
+            register.living().any(|key| {
                 let side = match key.role {
                     KeyRole::ZonePinIn => !out,
                     KeyRole::ZonePinOut => out,
@@ -62,17 +62,20 @@ impl Needs {
                 && carries(true, *to)
         });
         Self {
-            in_worker: register.iter().any(|key| key.carries_pins() && key.mode == Mode::InWorker),
+            in_worker: register
+                .living()
+                .any(|key| key.carries_pins() && key.mode == Mode::InWorker),
             in_token: in_token.collect(),
             vendor: vendor(&|role| matches!(role, KeyRole::ZonePinIn | KeyRole::ZonePinOut)),
             retail_mac: vendor(&|role| role == KeyRole::Mac),
-            kinds: register.iter().map(|key| (key.role, key.algorithm)).collect(),
+            kinds: register.living().map(|key| (key.role, key.algorithm, key.mode)).collect(),
         }
     }
 
-    /// Whether there is a key of this role and algorithm.
-    pub(super) fn has(&self, role: KeyRole, algorithm: KeyAlgorithm) -> bool {
-        self.kinds.contains(&(role, algorithm))
+    /// The modes of the keys of this role and algorithm, each once.
+    pub(super) fn modes(&self, role: KeyRole, algorithm: KeyAlgorithm) -> Vec<Mode> {
+        let has = |mode: &Mode| self.kinds.contains(&(role, algorithm, *mode));
+        Mode::ALL.into_iter().filter(has).collect()
     }
 }
 

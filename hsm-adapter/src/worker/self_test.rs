@@ -38,7 +38,7 @@ pub(crate) fn run(session: &TokenSession, needs: &Needs) -> Result<Vec<Recipe>, 
         let calls = format!("sign {:#010X}", vendor.number);
         prove(MACS[0].name, Mode::Vendor, calls, MACS[0].run(session, Some(vendor)))?;
     }
-    let asked = |role, algorithm| needs.has(role, algorithm);
+    let asked = |role, algorithm| needs.modes(role, algorithm);
     for Proof { operation, mode, calls, outcome } in known_answers::run(session, asked) {
         prove(operation, mode, calls.into(), outcome)?;
     }

@@ -180,7 +180,8 @@ fn malformed_translations() -> Vec<Bad> {
         bad("a byte order mark", &format!("\u{feff}{TRANSLATION}")).naming(whole),
         edited("a name twice", r#"{"pan""#, r#"{"pan":"4556737586899855","pan""#).naming(whole),
         edited("a null", r#""4556737586899855""#, "null").naming(whole),
-        edited("a list as PAN", r#""4556737586899855""#, r#"["4556737586899855"]"#).naming(whole),
+        edited("a list as PAN", r#""4556737586899855""#, r#"["4556737586899855"]"#)
+            .naming("pan: must be a string"),
         edited("a fraction", r#""4556737586899855""#, "4556737586899855.5").naming(whole),
         edited("an escape that is none", "4556737586899855", r"4556737586899855\q").naming(whole),
         edited("a number as PAN", r#""4556737586899855""#, PAN).naming("pan: must be a string"),

@@ -11,6 +11,7 @@ use harness::world::{Wanted, World, program};
 use hsm_adapter::client::LinkError;
 use hsm_adapter::error::Failure;
 use hsm_adapter::protocol::{Answer, Message, Order, PinKey};
+use hsm_adapter::register::KeyAlgorithm;
 use hsm_adapter::vocabulary::{
     KeyLabel, KeyName, KeyRole, MacAlgorithm, Mode, Pan, PinBlock, PinBlockFormat,
 };
@@ -39,7 +40,10 @@ mechanism = 0x80000135
 /// Zone keys get this mode; format 1 stays where it can be served.
 fn set_mode(keys: &mut [PlannedKey], mode: Mode) {
     for PlannedKey { profile, .. } in keys {
-        if matches!(profile.role, KeyRole::ZonePinIn | KeyRole::ZonePinOut) {
+        let derives = profile.role == KeyRole::BaseDerivation
+            && profile.algorithm == KeyAlgorithm::Aes
+            && mode == Mode::InToken;
+        if derives || matches!(profile.role, KeyRole::ZonePinIn | KeyRole::ZonePinOut) {
             profile.mode = mode;
             if mode == Mode::InToken {
                 profile.formats.retain(|format| *format != PinBlockFormat::Iso1);
@@ -81,11 +85,13 @@ async fn a_token_that_unwraps_serves_the_cells_of_its_mode_and_refuses_the_other
         let v = &case.vector;
         let (pan, order) = translation_order(case);
         let cell = (v.part("in").number("format"), v.part("out").number("format"));
+        // The register steps of TDES DUKPT pass through the worker: a key of another mode.
+        let steps = v.part("in").has("dukpt") && cell.0 == 0;
 
         let answer = token.ask(order).await;
 
         match v.find("error") {
-            None if IN_TOKEN.contains(&cell) => {
+            None if IN_TOKEN.contains(&cell) && !steps => {
                 let Ok(Answer::Block { block, .. }) = answer else { panic!("{v}: {answer:?}") };
                 assert_block(v, &pan, block.expose());
                 served += 1;
@@ -123,7 +129,7 @@ async fn pins_of_every_length_pass_inside_the_token_and_nothing_of_them_stays() 
         let v = &case.vector;
         let (inside, outside) = (v.part("in"), v.part("out"));
         let cell = (inside.number("format"), outside.number("format"));
-        if !IN_TOKEN.contains(&cell) {
+        if !IN_TOKEN.contains(&cell) || inside.has("dukpt") {
             continue;
         }
         let [from, to]: [PinFormat; 2] =
@@ -176,7 +182,7 @@ async fn a_vendors_mechanisms_translate_and_make_macs_as_the_vectors_say() {
     let token = Token::of(Wanted { more_keys: keys.0, shim, vendor, ..Wanted::default() }).await;
 
     let mut translated = 0;
-    for case in &cases {
+    for case in cases.iter().filter(|case| !case.vector.part("in").has("dukpt")) {
         let v = &case.vector;
         let (pan, order) = translation_order(case);
         let answer = token.ask(order).await;

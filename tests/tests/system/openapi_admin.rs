@@ -199,7 +199,10 @@ async fn a_key_that_a_client_may_use_and_that_is_not_there_is_named_with_the_cli
     let told: Vec<_> = red.iter().map(|row| row.detail.as_str()).collect();
     let whose = "client \"acquirer-b\": mac_verify";
     let absent = format!("{whose} = \"zak.absent\": is not in the key register");
-    assert_eq!(told, [absent, format!("{whose} = \"zpk.billing\": is no mac key")]);
+    assert_eq!(
+        told,
+        [absent, format!("{whose} = \"zpk.billing\": is no mac or base-derivation key")]
+    );
 }
 
 #[tokio::test]

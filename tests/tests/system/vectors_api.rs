@@ -14,11 +14,13 @@ use crate::wanted::{Zone, grant_macs, grant_translations, grants_of};
 #[tokio::test]
 async fn every_zone_key_translation_is_answered_as_its_vector_says() {
     let mut keys = VectorKeys::default();
-    let cases = translations(&mut keys);
+    let mut cases = translations(&mut keys);
     let world = all_that_can_be_granted(keys).await;
     let client = world.client("acquirer-a").unwrap();
 
+    // A DUKPT key is granted to no zone client: `dukpt` tells its story.
     let mut translated = 0;
+    cases.retain(|case| !case.vector.part("in").has("dukpt"));
     for Translation { vector: v, from, to } in &cases {
         let (inside, outside) = (v.part("in"), v.part("out"));
         let pan = inside.find("pan").unwrap_or_else(|| outside.text("pan"));
@@ -129,7 +131,7 @@ async fn every_mac_is_made_and_verified_as_its_vector_says() {
             assert!(!verify(flipped(&message, at), &mac).await, "{v}: a bit of the message");
         }
     }
-    assert_eq!(cases.len(), 55);
+    assert_eq!(cases.len(), 73);
 }
 
 /// A world in which `acquirer-a` may do with these keys whatever a configuration can say: every

@@ -10,6 +10,8 @@ pub mod demo_keys; // the disposable token's keys, in the clear
 pub mod mtls; // one private CA, both ends
 pub mod billing; // who is paid, and can be told to misbehave
 pub mod acquirer; // who sends payments
+pub mod bad_blocks; // PIN blocks with one fault each
+pub mod random_orders; // random operations, by worker and by soft
 pub mod load; // many requests at once, and how long each took
 pub mod world; // all of it in one call
 pub mod demo; // the story of `make demo`

@@ -102,7 +102,7 @@ pub(super) fn set_state(
     if change <= register.change() {
         return as_it_is(session, keys, register, &now);
     }
-    if let Some(why) = keys.why_quarantined(&now.name()).filter(|_| state == KeyState::Active) {
+    if let Some(why) = keys.why_quarantined(&now).filter(|_| state == KeyState::Active) {
         return Err(refused(format!("{name} is quarantined: {why}")));
     }
     if now.role == KeyRole::QueueKek && (state == KeyState::Compromised || usable_until_s.is_some())

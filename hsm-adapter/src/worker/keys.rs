@@ -17,7 +17,7 @@ use crate::error::{Failure, TokenError};
 use crate::operation::check_value;
 use crate::protocol::KeyFacts;
 use crate::register::{KeyProfile, KeyRegister, KeyState, MacUse, now_s};
-use crate::vocabulary::{Kcv, KeyLabel, KeyName, KeyRole};
+use crate::vocabulary::{Kcv, KeyLabel, KeyName, KeyRole, Mode};
 
 /// A key ready for use.
 #[derive(Debug, Clone)]
@@ -94,13 +94,19 @@ impl KeyTable {
     /// The named version, or the active one, for an operation that protects nothing new: a retired
     /// version does it until its time is over, a staged or compromised one does nothing.
     pub(crate) fn get(&self, name: &KeyName) -> Result<Arc<LoadedKey>, Failure> {
-        let profile = self.profile(name)?;
-        let name = profile.name();
-        if let Some(why) = self.why_quarantined(&name) {
+        let table = self.table();
+        let profile = table.profile(name).ok_or(Failure::UnknownKey)?;
+        if let Some(why) = self.why_quarantined(profile) {
+            let name = profile.name();
             return Err(Failure::KeyNotForThis(format!("{name} is quarantined: {why}")));
         }
-        usable(&profile, now_s()).map_err(Failure::KeyNotForThis)?;
-        self.handle(&profile).ok_or(Failure::UnknownKey)
+        usable(profile, now_s()).map_err(Failure::KeyNotForThis)?;
+        table.handle(profile).ok_or(Failure::UnknownKey)
+    }
+
+    /// The mode of the named version, or of the active one; `None` for a key that is not there.
+    pub(super) fn mode(&self, name: &KeyName) -> Option<Mode> {
+        Some(self.table().profile(name)?.mode)
     }
 
     /// Like [`get`](Self::get), and refuses a key of another role, or a MAC key that verifies none.
@@ -154,9 +160,13 @@ impl KeyTable {
         }
     }
 
-    pub(super) fn why_quarantined(&self, name: &str) -> Option<String> {
+    pub(super) fn why_quarantined(&self, profile: &KeyProfile) -> Option<String> {
         let quarantined = self.quarantined.read().unwrap_or_else(PoisonError::into_inner);
-        quarantined.get(name).cloned()
+        // Nearly always: no order need put the name together.
+        if quarantined.is_empty() {
+            return None;
+        }
+        quarantined.get(&profile.name()).cloned()
     }
 
     /// Looks every handle up again, with the checks of the first time: an object that took the place
@@ -206,7 +216,7 @@ impl KeyTable {
             role: profile.role,
             algorithm: profile.algorithm,
             mode: profile.mode,
-            quarantined: self.why_quarantined(&profile.name()),
+            quarantined: self.why_quarantined(profile),
             formats: profile.formats.clone(),
             mac: profile.mac.map(|mac| mac.algorithm),
             kcv,
@@ -216,21 +226,7 @@ impl KeyTable {
 
     /// The handles of a key, whatever its state. `None` for one that is not on the token.
     pub(crate) fn handle(&self, profile: &KeyProfile) -> Option<Arc<LoadedKey>> {
-        let table = self.table();
-        let versions = table.loaded.get(&profile.label)?;
-        versions.iter().find(|key| key.profile.version == profile.version).cloned()
-    }
-
-    fn profile(&self, name: &KeyName) -> Result<KeyProfile, Failure> {
-        let table = self.table();
-        let mut meant = table.register.iter().filter(|profile| {
-            profile.label == name.label
-                && match name.version {
-                    Some(version) => profile.version == version,
-                    None => profile.state == KeyState::Active,
-                }
-        });
-        meant.next().cloned().ok_or(Failure::UnknownKey)
+        self.table().handle(profile)
     }
 
     fn table(&self) -> std::sync::RwLockReadGuard<'_, Table> {
@@ -238,16 +234,33 @@ impl KeyTable {
     }
 }
 
+impl Table {
+    fn profile(&self, name: &KeyName) -> Option<&KeyProfile> {
+        self.register.iter().find(|profile| {
+            profile.label == name.label
+                && match name.version {
+                    Some(version) => profile.version == version,
+                    None => profile.state == KeyState::Active,
+                }
+        })
+    }
+
+    fn handle(&self, profile: &KeyProfile) -> Option<Arc<LoadedKey>> {
+        let versions = self.loaded.get(&profile.label)?;
+        versions.iter().find(|key| key.profile.version == profile.version).cloned()
+    }
+}
+
 /// Why a key of this state verifies and deciphers nothing at this time.
 fn usable(profile: &KeyProfile, now_s: i64) -> Result<(), String> {
-    let name = profile.name();
-    match (profile.state, profile.usable_until_s) {
-        (KeyState::Active, _) | (KeyState::Retired, None) => Ok(()),
-        (KeyState::Retired, Some(until)) if now_s < until => Ok(()),
-        (KeyState::Retired, Some(_)) => Err(format!("{name} is retired, and its time is over")),
-        (KeyState::Staged, _) => Err(format!("{name} is staged: it is not in use yet")),
-        (KeyState::Compromised, _) => Err(format!("{name} is compromised")),
-    }
+    let why = match (profile.state, profile.usable_until_s) {
+        (KeyState::Active, _) | (KeyState::Retired, None) => return Ok(()),
+        (KeyState::Retired, Some(until)) if now_s < until => return Ok(()),
+        (KeyState::Retired, Some(_)) => "retired, and its time is over",
+        (KeyState::Staged, _) => "staged: it is not in use yet",
+        (KeyState::Compromised, _) => "compromised",
+    };
+    Err(format!("{} is {why}", profile.name()))
 }
 
 /// Every key of the register, looked up while orders run. A token that vanished finds nothing and

@@ -36,7 +36,7 @@ pub(super) fn run(session: &TokenSession, keys: &KeyTable) -> Result<LintReport,
         let key = profile.name();
         let now = trouble_of.get(&key);
         // What a key was quarantined for stays its deviation, whatever the token says now.
-        let why = keys.why_quarantined(&key).or_else(|| now.map(|(text, _)| text.clone()));
+        let why = keys.why_quarantined(profile).or_else(|| now.map(|(text, _)| text.clone()));
         report.keys.push(KeyRow {
             key,
             role: Some(profile.role),

@@ -36,6 +36,7 @@ use zeroize::Zeroizing;
 
 pub use self::keys::KeyTrouble;
 pub use self::probes::probe_names;
+pub use self::raw::mechanism_type;
 pub use self::self_test::SelfTestError;
 pub use self::token::OpenError;
 use crate::error::{CkrClass, Failure, TokenError, VendorCode, set_vendor_codes};

@@ -10,7 +10,7 @@ use crate::error::{CkrClass, Failure, TokenError};
 use crate::operation::side::{NamedKey, NamedSide, Purpose, Side, one_mode};
 use crate::operation::{mac, seal, translate, verify_pin};
 use crate::protocol::{Answer, Message, Order};
-use crate::vocabulary::{KeyName, KeyRole, Mode};
+use crate::vocabulary::{KeyRole, Mode};
 
 /// Runs one order on one session.
 pub(super) fn perform(
@@ -104,9 +104,8 @@ fn no_such_mode(mode: Mode) -> Failure {
 
 /// Where a clear PIN is while the order runs: the mode of its inbound key.
 pub(super) fn mode_of(keys: &KeyTable, order: &Order) -> Option<Mode> {
-    let mode = |name: &KeyName| keys.get(name).ok().map(|key| key.profile.mode);
     match order {
-        Order::TranslatePin { from, .. } | Order::VerifyPin { from, .. } => mode(&from.key),
+        Order::TranslatePin { from, .. } | Order::VerifyPin { from, .. } => keys.mode(&from.key),
         Order::GenerateMac { .. }
         | Order::VerifyMac { .. }
         | Order::MakeDataKey { .. }

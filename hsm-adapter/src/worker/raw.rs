@@ -23,8 +23,9 @@ use cryptoki_sys::{
 
 use crate::error::TokenError;
 
-/// The mechanism type with this standard number.
-pub(crate) fn mechanism_type(number: CK_MECHANISM_TYPE) -> MechanismType {
+/// The mechanism type with this standard number: cryptoki names only some of them.
+#[must_use]
+pub fn mechanism_type(number: CK_MECHANISM_TYPE) -> MechanismType {
     // SAFETY: `MechanismType` is `repr(transparent)` over `CK_MECHANISM_TYPE` (it says so in its
     // source, so that vectors of both have one layout), and every number is a valid value of it.
     unsafe { std::mem::transmute::<CK_MECHANISM_TYPE, MechanismType>(number) }

@@ -18,6 +18,7 @@ mod opencryptoki; // another token; by `make test-opencryptoki` alone
 mod payments;
 mod pin_blocks;
 mod pin_verify;
+mod random_operations;
 mod return_codes;
 mod second_gateway;
 mod smoke;

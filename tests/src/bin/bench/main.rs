@@ -1,5 +1,6 @@
 //! `make bench`: CPU per operation of gateway and workers together, beside the floors of the same
-//! run. Benchmarks report; they assert nothing about time.
+//! run; then what takes too long for `make test`: random operations, refusals, their timing, a
+//! million operations. Benchmarks report; they assert nothing about time.
 //!
 //! Floors: TLS is a bare axum + tokio-rustls echo over the same mutual TLS with the same bodies, in
 //! a process of its own; PKCS#11 is the same C_ calls in a loop on the same token objects. CPU is
@@ -7,6 +8,11 @@
 #![forbid(unsafe_code)]
 
 mod cpu;
+mod endurance;
+mod orders;
+mod random;
+mod refusals;
+mod secrecy;
 mod workers;
 
 use std::net::SocketAddr;
@@ -54,6 +60,14 @@ enum Part {
     Gateway,
     /// A worker alone, beside the raw PKCS#11 calls.
     Workers,
+    /// A hundred thousand random operations, beside the same in software.
+    Random,
+    /// A hundred thousand PIN blocks that are none, over HTTPS.
+    Refusals,
+    /// Whether the time of a refusal tells what was wrong.
+    Secrecy,
+    /// A million operations on one worker: what they leave behind.
+    Endurance,
 }
 
 #[derive(Subcommand)]
@@ -145,6 +159,18 @@ async fn measure(arguments: &Arguments) -> anyhow::Result<()> {
     }
     if wanted(Part::Workers) {
         figures.extend(workers::measure(arguments.seconds).await?);
+    }
+    if wanted(Part::Random) {
+        figures.extend(random::measure().await?);
+    }
+    if wanted(Part::Refusals) {
+        figures.extend(refusals::measure().await?);
+    }
+    if wanted(Part::Secrecy) {
+        figures.extend(secrecy::measure().await?);
+    }
+    if wanted(Part::Endurance) {
+        figures.extend(endurance::measure().await?);
     }
     write(&arguments.out, figures)
 }
@@ -294,6 +320,7 @@ fn pkcs11_floors(world: &World, seconds: f64) -> anyhow::Result<Value> {
     let output = std::process::Command::new(program("examples/pkcs11_floor")?)
         .args(["--module", &text("module")?, "--token-label", &text("token_label")?])
         .args(["--pin-file", &text("pin_file")?, "--seconds", &seconds.to_string()])
+        .args(["--only", "translate", "--only", "retail_mac"])
         .env("SOFTHSM2_CONF", hsm["environment"]["SOFTHSM2_CONF"].as_str().unwrap_or_default())
         .output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -11,16 +11,15 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use gateway::config::Config;
-use harness::acquirer::Acquirer;
-use harness::soft::pin::PinFormat;
 use harness::world::{Wanted, World, program};
-use hsm_adapter::client::TokenLink;
-use hsm_adapter::protocol::{Answer, Message, Order, PinKey};
-use hsm_adapter::vocabulary::{KeyLabel, Pan, PinBlock, PinBlockFormat};
+use hsm_adapter::client::{LinkError, TokenLink};
+use hsm_adapter::protocol::{Answer, Order};
 use serde_json::{Value, json};
+use softhsm::PlannedKey;
 use tokio::time::{Instant, sleep};
 
 use super::cpu::Cpu;
+use super::orders::{self, Subject};
 use super::{figure, hsm_section};
 
 /// Orders that one session has waiting: enough that it never rests.
@@ -35,8 +34,8 @@ pub(crate) struct Bench {
 }
 
 impl Bench {
-    pub(crate) async fn start() -> anyhow::Result<Self> {
-        let world = World::prepare(Wanted::default())?;
+    pub(crate) async fn start(more_keys: Vec<PlannedKey>) -> anyhow::Result<Self> {
+        let world = World::prepare(Wanted { more_keys, ..Wanted::default() })?;
         let config = Config::load(&world.config())?;
         let mut options = config.hsm.link_options().map_err(anyhow::Error::msg)?;
         options.program = program("tollgate-hsm")?;
@@ -55,6 +54,10 @@ impl Bench {
         self.link.status().first().and_then(|worker| worker.pid).context("no worker")
     }
 
+    pub(crate) async fn ask(&self, order: &Order) -> Result<Answer, LinkError> {
+        self.link.call(order, Instant::now() + Duration::from_secs(10)).await.1
+    }
+
     pub(crate) async fn stop(self) -> anyhow::Result<()> {
         let link = Arc::into_inner(self.link).context("the link is still in use")?;
         link.stop().await;
@@ -62,22 +65,15 @@ impl Bench {
     }
 }
 
-/// One operation, and the name of its raw calls in `pkcs11_floor`.
-struct Subject {
-    name: &'static str,
-    floor: &'static str,
-    order: Order,
-}
-
 /// Prints a table and gives the figures.
 pub(crate) async fn measure(seconds: u64) -> anyhow::Result<Vec<Value>> {
-    let bench = Bench::start().await?;
+    let bench = Bench::start(orders::more_keys()?).await?;
     println!(
         "\n{:<22} {:>10} {:>10} {:>7} {:>9}",
         "worker CPU us", "worker", "PKCS#11", "ratio", "per s"
     );
     let mut figures = Vec::new();
-    for subject in subjects()? {
+    for subject in orders::subjects()? {
         let mut runs = Vec::new();
         for _ in 0..3 {
             runs.push(run(&bench, &subject, seconds as f64 / 3.0).await?);
@@ -154,44 +150,4 @@ async fn run(bench: &Bench, subject: &Subject, seconds: f64) -> anyhow::Result<R
     let worker_s = Cpu::of_process(bench.worker()?)? - before;
     let per_s = operations as f64 / started.elapsed().as_secs_f64();
     Ok(Run { worker_us: worker_s * 1e6 / operations as f64, floor_us, per_s })
-}
-
-fn subjects() -> anyhow::Result<Vec<Subject>> {
-    let pan = "4761737909457820";
-    let refused = |error| anyhow::anyhow!("{error:?}");
-    let a = Acquirer::a().pin_block("1234", pan, PinFormat::Iso0).map_err(refused)?;
-    let b = Acquirer::b().pin_block("1234", pan, PinFormat::Iso4).map_err(refused)?;
-    let block = |text: &str| -> anyhow::Result<PinBlock> { Ok(PinBlock::new(hex::decode(text)?)?) };
-    let side = |key: &str, format| -> anyhow::Result<PinKey> {
-        Ok(PinKey { key: KeyLabel::parse(key)?.into(), format, ksn: None })
-    };
-    let translate = |text: &str, from: PinKey, to: PinKey| -> anyhow::Result<Order> {
-        Ok(Order::TranslatePin { pan: Pan::parse(pan)?, block: block(text)?, from, to })
-    };
-    let mac = |key: &str| -> anyhow::Result<Order> {
-        let message = Message(vec![0x5A; 64]);
-        Ok(Order::GenerateMac {
-            key: KeyLabel::parse(key)?.into(),
-            ksn: None,
-            message,
-            length: None,
-        })
-    };
-    use PinBlockFormat::{Iso0, Iso4};
-    let subject = |name, floor, order| Subject { name, floor, order };
-    Ok(vec![
-        subject(
-            "translate",
-            "translate",
-            translate(&a, side("zpk.acquirer-a", Iso0)?, side("zpk.billing", Iso0)?)?,
-        ),
-        subject(
-            "translate_iso4",
-            "translate_iso4",
-            translate(&b, side("zpk.acquirer-b", Iso4)?, side("zpk.billing-aes", Iso4)?)?,
-        ),
-        subject("mac_retail", "retail_mac", mac("zak.acquirer-a")?),
-        subject("mac_cmac_aes", "cmac_aes", mac("zak.acquirer-b")?),
-        subject("mac_hmac", "hmac", mac("zak.acquirer-d")?),
-    ])
 }

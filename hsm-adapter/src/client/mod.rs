@@ -2,6 +2,95 @@
 //!
 //! Mechanism only. Whether and how often to ask again is the caller's policy; every order is a pure
 //! function, so that asking again is always safe.
+//!
+//! # An example for each operation
+//!
+//! Orders name labels and formats; everything else belongs to the key (`keys.toml`).
+//!
+//! ```no_run
+//! use std::time::Duration;
+//!
+//! use hsm_adapter::client::TokenLink;
+//! use hsm_adapter::protocol::{Answer, Message, Order, PinKey, PinReference};
+//! use hsm_adapter::vocabulary::{
+//!     KeyBlockText, KeyLabel, KeyName, Ksn, Pan, PinBlock, PinBlockFormat, PinOffset, Pvki, Pvv,
+//! };
+//! use tokio::time::Instant;
+//!
+//! type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
+//!
+//! fn key(label: &str) -> Outcome<KeyName> {
+//!     Ok(KeyLabel::parse(label)?.into())
+//! }
+//!
+//! fn side(label: &str, format: PinBlockFormat, ksn: Option<Ksn>) -> Outcome<PinKey> {
+//!     Ok(PinKey { key: key(label)?, format, ksn })
+//! }
+//!
+//! async fn operations(link: &TokenLink, block: PinBlock, mac: Vec<u8>) -> Outcome<()> {
+//!     let ask = |order: Order| async move {
+//!         link.call(&order, Instant::now() + Duration::from_secs(2)).await.1
+//!     };
+//!     let pan = || Pan::parse("4761737909457820");
+//!     let zone = || side("zpk.acquirer-a", PinBlockFormat::Iso0, None);
+//!     let message = || Message(b"0200...".to_vec());
+//!
+//!     // Translate, zone to zone: iso0 under TDES becomes iso4 under AES.
+//!     let to = side("zpk.billing-aes", PinBlockFormat::Iso4, None)?;
+//!     let order = Order::TranslatePin { pan: pan()?, block: block.clone(), from: zone()?, to };
+//!     let Answer::Block { block: _, key_version: _ } = ask(order).await? else { return Ok(()) };
+//!
+//!     // Translate from a DUKPT device: its base derivation key and the KSN of this transaction.
+//!     let ksn = Ksn::parse("123456789012345600000001")?;
+//!     let from = side("bdk.terminals", PinBlockFormat::Iso4, Some(ksn))?;
+//!     let to = side("zpk.billing", PinBlockFormat::Iso0, None)?;
+//!     ask(Order::TranslatePin { pan: pan()?, block: block.clone(), from, to }).await?;
+//!
+//!     // Verify a PIN: by Visa PVV, by IBM 3624 offset, by a reference block.
+//!     let (pvki, pvv) = (Pvki::try_from(1)?, Pvv::parse("2651")?);
+//!     let offset = PinOffset::parse("7710")?;
+//!     for reference in [
+//!         PinReference::Pvv { key: key("pvk.issuer")?, pvki, pvv },
+//!         PinReference::Ibm3624 { key: key("pvk.issuer-3624")?, offset },
+//!         PinReference::Block { key: key("pin.reference")?, block: block.clone() },
+//!     ] {
+//!         let (pan, block, from) = (pan()?, block.clone(), zone()?);
+//!         let Answer::PinVerified { verified, .. } =
+//!             ask(Order::VerifyPin { pan, block, from, reference }).await?
+//!         else {
+//!             return Ok(());
+//!         };
+//!         println!("{verified}");
+//!     }
+//!
+//!     // Make a MAC and verify one; with a KSN the key is a base derivation key.
+//!     let zak = || key("zak.acquirer-a");
+//!     ask(Order::GenerateMac { key: zak()?, ksn: None, message: message(), length: Some(4) }).await?;
+//!     let mac = Message(mac);
+//!     ask(Order::VerifyMac { key: zak()?, ksn: None, message: message(), mac }).await?;
+//!
+//!     // Data keys of the queue, random bytes, the keys themselves.
+//!     ask(Order::MakeDataKey { kek: key("queue.kek")? }).await?;
+//!     ask(Order::Random { bytes: 32 }).await?;
+//!     let Answer::Keys(keys) = ask(Order::ListKeys).await? else { return Ok(()) };
+//!
+//!     // Import a key from a TR-31 / X9.143 block. `change` grows with each change of keys.
+//!     let block = KeyBlockText::parse("D0112P0AE00E0000...")?;
+//!     let label = KeyLabel::parse("zpk.acquirer-b")?;
+//!     let wanted = hsm_adapter::register::KeyProfile {
+//!         version: 2,
+//!         formats: vec![PinBlockFormat::Iso4],
+//!         ..hsm_adapter::register::KeyProfile::new(label, keys[0].role, keys[0].algorithm)
+//!     };
+//!     let (kbpk, profile) = (key("kek.acquirer-a")?, Box::new(wanted));
+//!     ask(Order::ImportKey { change: 1, kbpk, block, profile }).await?;
+//!
+//!     // Read every key back and try what must fail; run the known answers.
+//!     ask(Order::Lint).await?;
+//!     ask(Order::SelfTest).await?;
+//!     Ok(())
+//! }
+//! ```
 
 mod connection;
 mod supervisor;

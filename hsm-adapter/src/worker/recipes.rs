@@ -75,6 +75,11 @@ impl Needs {
         }
     }
 
+    /// Whether there is a key of this role and algorithm.
+    pub(super) fn has(&self, role: KeyRole, algorithm: KeyAlgorithm) -> bool {
+        !self.modes(role, algorithm).is_empty()
+    }
+
     /// The modes of the keys of this role and algorithm, each once.
     pub(super) fn modes(&self, role: KeyRole, algorithm: KeyAlgorithm) -> Vec<Mode> {
         let has = |mode: &Mode| self.kinds.contains(&(role, algorithm, *mode));

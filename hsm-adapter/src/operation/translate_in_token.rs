@@ -175,8 +175,7 @@ fn wrap(
     key: ObjectHandle,
     object: &Passing<'_>,
 ) -> Result<Vec<u8>, Failure> {
-    let wrapped = session.session.wrap_key(mechanism, key, object.object);
-    Ok(wrapped.map_err(TokenError::from)?)
+    Ok(session.raw.wrap(&session.session, mechanism, key, object.object)?)
 }
 
 /// A key that nothing else is wrapped under, and the nine ciphertexts of each format's first byte.

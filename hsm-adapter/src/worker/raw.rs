@@ -11,14 +11,14 @@ use std::ptr;
 
 use cryptoki::context::Function;
 use cryptoki::error::Rv;
-use cryptoki::mechanism::MechanismType;
+use cryptoki::mechanism::{Mechanism, MechanismType};
 use cryptoki::object::ObjectHandle;
 use cryptoki::session::Session;
 use cryptoki::slot::Slot;
 use cryptoki_sys::{
-    CK_ATTRIBUTE, CK_ATTRIBUTE_TYPE, CK_FUNCTION_LIST, CK_MECHANISM_TYPE, CK_OBJECT_HANDLE, CK_RV,
-    CK_SESSION_HANDLE, CK_SLOT_ID, CK_TOKEN_INFO, CK_ULONG, CKA_ALLOWED_MECHANISMS,
-    CKA_UNWRAP_TEMPLATE, CKA_VALUE_LEN, CKR_OK,
+    CK_ATTRIBUTE, CK_ATTRIBUTE_TYPE, CK_BYTE, CK_FUNCTION_LIST, CK_MECHANISM, CK_MECHANISM_TYPE,
+    CK_OBJECT_HANDLE, CK_RV, CK_SESSION_HANDLE, CK_SLOT_ID, CK_TOKEN_INFO, CK_ULONG,
+    CKA_ALLOWED_MECHANISMS, CKA_UNWRAP_TEMPLATE, CKA_VALUE_LEN, CKR_OK,
 };
 
 use crate::error::TokenError;
@@ -36,11 +36,24 @@ type GetAttributeValue =
 
 type GetTokenInfo = unsafe extern "C" fn(CK_SLOT_ID, *mut CK_TOKEN_INFO) -> CK_RV;
 
-/// The module's own C_GetAttributeValue and C_GetTokenInfo.
+type WrapKey = unsafe extern "C" fn(
+    CK_SESSION_HANDLE,
+    *mut CK_MECHANISM,
+    CK_OBJECT_HANDLE,
+    CK_OBJECT_HANDLE,
+    *mut CK_BYTE,
+    *mut CK_ULONG,
+) -> CK_RV;
+
+/// A PIN block of format 4 is 16 bytes, and no more than another block is ever added to it.
+const WRAPPED_BYTES_MAX: usize = 64;
+
+/// The module's own C_GetAttributeValue, C_GetTokenInfo and C_WrapKey.
 #[derive(Clone, Copy)]
 pub(crate) struct RawModule {
     get_attribute_value: GetAttributeValue,
     get_token_info: GetTokenInfo,
+    wrap_key: WrapKey,
 }
 
 /// What a token calls itself; padding taken off.
@@ -70,7 +83,39 @@ impl RawModule {
         // SAFETY: as above.
         let get_token_info = unsafe { (*list).C_GetTokenInfo }.ok_or_else(missing)?;
         std::mem::forget(library);
-        Ok(Self { get_attribute_value, get_token_info })
+        // SAFETY: as above.
+        let wrap_key = unsafe { (*list).C_WrapKey }.ok_or_else(missing)?;
+        Ok(Self { get_attribute_value, get_token_info, wrap_key })
+    }
+
+    /// C_WrapKey in one call. cryptoki asks for the length first, and opencryptoki answers that
+    /// question, not the wrap itself, with DATA_LEN_RANGE when it would have to pad.
+    pub(crate) fn wrap(
+        &self,
+        session: &Session,
+        mechanism: &Mechanism<'_>,
+        key: ObjectHandle,
+        object: ObjectHandle,
+    ) -> Result<Vec<u8>, TokenError> {
+        let mut raw_mechanism = CK_MECHANISM::from(mechanism);
+        let mut wrapped = [0; WRAPPED_BYTES_MAX];
+        let mut length = WRAPPED_BYTES_MAX as CK_ULONG;
+        // SAFETY: the handles come from cryptoki and are alive; `raw_mechanism` borrows what
+        // `mechanism` holds, which outlives the call; `wrapped` is a buffer of `length` bytes, and a
+        // module may not write beyond it.
+        let rv = unsafe {
+            (self.wrap_key)(
+                session.handle(),
+                &mut raw_mechanism,
+                key.handle(),
+                object.handle(),
+                wrapped.as_mut_ptr(),
+                &mut length,
+            )
+        };
+        Rv::from(rv).into_result(Function::WrapKey)?;
+        let length = usize::try_from(length).unwrap_or(WRAPPED_BYTES_MAX);
+        Ok(wrapped[..length.min(WRAPPED_BYTES_MAX)].to_vec())
     }
 
     /// The token in a slot. cryptoki's own call fails as a

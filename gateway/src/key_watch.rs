@@ -186,6 +186,7 @@ mod tests {
             Finding::Substituted("a@1".into()),
             Finding::Quarantined("b@1".into()),
             Finding::Probe("copy".into()),
+            Finding::Probe("object stranger".into()),
         ];
         assert_eq!(found, expected.into());
     }

@@ -224,6 +224,9 @@ async fn translation(
     Ok(())
 }
 
+/// Whether an answer is the right one.
+type Judge = Box<dyn Fn(&Answer) -> bool + Send>;
+
 async fn mac(
     link: &TokenLink,
     keys: &RandomKeys,
@@ -236,8 +239,7 @@ async fn mac(
     let full = soft_mac(key, profile, &message)?;
     let (name, longest) = (key.profile.label.clone().into(), usize::from(profile.length));
     let message = Message(message);
-    let (order, is_right): (Order, Box<dyn Fn(&Answer) -> bool + Send>) = match random.between(0, 3)
-    {
+    let (order, is_right): (Order, Judge) = match random.between(0, 3) {
         0 => {
             let mac = Message(full[..longest].to_vec());
             let order = Order::VerifyMac { key: name, ksn: None, message, mac };
@@ -262,7 +264,7 @@ async fn mac(
 
     let answer = ask(link, &order).await;
 
-    if answer.as_ref().is_ok_and(|answer| is_right(answer)) {
+    if answer.as_ref().is_ok_and(is_right) {
         compared.macs += 1;
     } else {
         let what = format!("{:?} under {}", profile, key.profile.label);

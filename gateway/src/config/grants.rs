@@ -83,18 +83,6 @@ impl Grants {
                 }
             }
         }
-        // Who may have blocks made for a device under any KSN must not be able to hand them in again.
-        let both = self
-            .translate
-            .iter()
-            .flat_map(|grant| &grant.to)
-            .find(|zone| self.translate.iter().any(|grant| grant.from.key == zone.key));
-        if let Some(zone) = both {
-            return Err(format!(
-                "grants.translate: {} stands on both sides; give one of them to another client",
-                zone.key
-            ));
-        }
         let named = self.payments.iter().flat_map(|payments| &payments.billers);
         match named.into_iter().find(|name| !billers.contains(&name.as_str())) {
             Some(name) => Err(format!("grants.payments.billers: no [[biller]] is named {name:?}")),

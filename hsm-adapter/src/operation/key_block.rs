@@ -252,9 +252,10 @@ mod tests {
             let text = text('B', usage, 'T', mode);
             let block = Block::parse(&text);
             for role in roles {
-                let macs: Vec<_> = match role {
-                    KeyRole::Mac => macs.iter().copied().map(Some).collect(),
-                    _ => vec![None],
+                let macs: Vec<_> = if role == KeyRole::Mac {
+                    macs.iter().copied().map(Some).collect()
+                } else {
+                    vec![None]
                 };
                 for (mac, half) in macs.into_iter().flat_map(|mac| halves.map(|half| (mac, half))) {
                     if half.is_some() && role != KeyRole::Mac {

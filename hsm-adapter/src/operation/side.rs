@@ -91,7 +91,8 @@ impl NamedKey {
         Ok(match &self.ksn {
             None => ReadyKey::OfToken(Arc::clone(&self.key)),
             Some(ksn) => {
-                ReadyKey::Derived(dukpt::working_key(session, &self.key, ksn, self.purpose)?)
+                let derived = dukpt::working_key(session, &self.key, ksn, self.purpose)?;
+                ReadyKey::Derived(Box::new(derived))
             }
         })
     }
@@ -100,7 +101,7 @@ impl NamedKey {
 /// A key that works until it is dropped.
 pub(crate) enum ReadyKey<'s> {
     OfToken(Arc<LoadedKey>),
-    Derived(PassingKey<'s>),
+    Derived(Box<PassingKey<'s>>),
 }
 
 impl ReadyKey<'_> {

@@ -4,7 +4,7 @@ use cryptoki::mechanism::Mechanism;
 use cryptoki::mechanism::misc::KeyDerivationStringData;
 use cryptoki::mechanism::vendor_defined::VendorDefinedMechanism;
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
-use cryptoki_sys::{CK_ULONG, CKA_UNWRAP_TEMPLATE, CKM_AES_ECB_ENCRYPT_DATA};
+use cryptoki_sys::{CK_ULONG, CKM_AES_ECB_ENCRYPT_DATA};
 
 use super::attributes::{Part, creation_template, template};
 use super::keys::LoadedKey;
@@ -80,9 +80,6 @@ pub(crate) fn derive<'s>(
 ) -> Result<Passing<'s>, TokenError> {
     let mut wanted = template(profile, Part::Whole);
     wanted[0] = Attribute::Token(false);
-    // SoftHSM takes none for a derived key. This one unwraps one block, by a template that says all.
-    let unwrap_template = AttributeType::VendorDefined(CKA_UNWRAP_TEMPLATE);
-    wanted.retain(|attribute| attribute.attribute_type() != unwrap_template);
     wanted.extend([
         Attribute::Class(ObjectClass::SECRET_KEY),
         Attribute::KeyType(KeyType::AES),

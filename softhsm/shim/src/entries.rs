@@ -82,7 +82,7 @@ macro_rules! entries {
         /// The replaced functions, without `C_`, in the order of their counters.
         pub(crate) const NAMES: &[&str] = &[$(short(stringify!($name))),*];
 
-        #[expect(non_camel_case_types, reason = "PKCS#11 names them")]
+        #[expect(non_camel_case_types, clippy::enum_variant_names, reason = "PKCS#11 names them")]
         enum At { $($name),* }
 
         $(

@@ -8,7 +8,7 @@ use std::ptr;
 
 use cryptoki_sys::{
     CK_ATTRIBUTE, CK_ATTRIBUTE_TYPE, CK_BYTE, CK_MECHANISM, CK_MECHANISM_TYPE, CK_RV, CK_ULONG,
-    CKR_ARGUMENTS_BAD, CKR_BUFFER_TOO_SMALL, CKR_OK,
+    CKA_MODIFIABLE, CKR_ARGUMENTS_BAD, CKR_BUFFER_TOO_SMALL, CKR_OK,
 };
 use zeroize::Zeroizing;
 
@@ -83,6 +83,7 @@ pub(crate) struct Template<'a> {
     attributes: Vec<CK_ATTRIBUTE>,
     /// What our attributes point to: moving a vector does not move its bytes.
     owned: Vec<Zeroizing<Vec<u8>>>,
+    #[expect(clippy::vec_box, reason = "attributes above point to these: they must not move")]
     inner: Vec<Box<CK_ATTRIBUTE>>,
     _application: std::marker::PhantomData<&'a CK_ATTRIBUTE>,
 }
@@ -153,6 +154,8 @@ impl<'a> Template<'a> {
 
     /// For the target; valid as long as this template is.
     pub(crate) fn raw(&mut self) -> (*mut CK_ATTRIBUTE, CK_ULONG) {
+        // SoftHSM takes attributes in their order, and after this one no other of a derived key.
+        self.attributes.sort_by_key(|attribute| attribute.type_ == CKA_MODIFIABLE);
         (self.attributes.as_mut_ptr(), self.attributes.len() as CK_ULONG)
     }
 }

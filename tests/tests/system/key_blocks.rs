@@ -486,10 +486,9 @@ pub(crate) async fn import(
 
 /// The key that an order answered.
 pub(crate) fn facts(answer: Result<Answer, LinkError>) -> Result<KeyFacts, LinkError> {
-    match answer? {
-        Answer::Key(facts) => Ok(*facts),
-        other => panic!("{other:?}"),
-    }
+    let answer = answer?;
+    let Answer::Key(facts) = answer else { panic!("{answer:?}") };
+    Ok(*facts)
 }
 
 /// Why a block or a change was refused.

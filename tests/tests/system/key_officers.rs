@@ -179,9 +179,14 @@ async fn one_officer_takes_a_compromised_key_out_of_use_at_once_on_every_worker(
         let refused = post(&acquirer, "/v1/mac/verify", &verification(b"m", &mac, 1)).await;
         // One that kept an order too long was replaced meanwhile.
         let _ = signal(stopped, Signal::CONT);
-        assert_eq!(
-            (refused.status.as_u16(), refused.slug().as_deref()),
-            (403, Some("not-allowed"))
+        // While its worker stands still an order may find nobody in time; it finds no yes.
+        let told = (refused.status.as_u16(), refused.slug());
+        assert!(
+            matches!(
+                (told.0, told.1.as_deref()),
+                (403, Some("not-allowed")) | (503, Some("hsm-unavailable"))
+            ),
+            "{told:?}"
         );
     }
     let events = key_events(&world);

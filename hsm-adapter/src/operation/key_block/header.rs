@@ -219,14 +219,17 @@ fn key_version(text: &str) -> Result<(), Failure> {
     }
 }
 
-/// Ids and data of that many blocks, and where the header ends.
+/// Id and data of each.
+type OptionalBlocks<'t> = Vec<(&'t str, &'t str)>;
+
+/// That many blocks, and where the header ends.
 fn optional_blocks(
     text: &str,
     count: usize,
     version: Version,
-) -> Result<(Vec<(&str, &str)>, usize), Failure> {
+) -> Result<(OptionalBlocks<'_>, usize), Failure> {
     let malformed = || refused("its optional blocks are not id, length and data");
-    let mut blocks: Vec<(&str, &str)> = Vec::new();
+    let mut blocks = OptionalBlocks::new();
     let mut at = 16;
     for _ in 0..count {
         let (id, length, data_at) = optional_head(text, at).ok_or_else(malformed)?;

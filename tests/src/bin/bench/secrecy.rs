@@ -62,7 +62,7 @@ async fn latencies(bench: &Bench, format: PinFormat) -> anyhow::Result<Vec<Vec<f
             orders.swap(last, random.between(0, last));
         }
         for (kind, order) in &orders {
-            let begun = std::time::Instant::now();
+            let begun = Instant::now();
             let answer = bench.link.call(order, Instant::now() + Duration::from_secs(5)).await.1;
             let ns = begun.elapsed().as_nanos() as f64;
             match (answer, kinds[*kind]) {

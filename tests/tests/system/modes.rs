@@ -108,7 +108,7 @@ async fn a_token_that_unwraps_serves_the_cells_of_its_mode_and_refuses_the_other
             }
         }
     }
-    assert_eq!((served, unserved), (8, 11));
+    assert_eq!((served, unserved), (10, 14));
     token.link.stop().await;
 }
 

@@ -35,7 +35,13 @@ DAEMON= # its process id, when it is ours
 WORK=$(mktemp -d)
 cleanup() {
     rm -rf "$WORK"
-    if [ -n "$DAEMON" ]; then as_root kill "$DAEMON" || true; fi
+    [ -n "$DAEMON" ] || return 0
+    # It ends within some seconds, and may need to be told again.
+    for _ in $(seq 40); do
+        as_root kill "$DAEMON" 2>/dev/null || return 0
+        sleep 0.5
+    done
+    say "pkcsslotd ($DAEMON) has not ended yet"
 }
 trap cleanup EXIT
 
@@ -54,6 +60,7 @@ fi
 field() {
     pkcsconf -t -c "$SLOT" | sed -n "s/^[[:space:]]*$1: //p" | sed 's/[[:space:]]*$//'
 }
+pkcsconf -t >/dev/null || { say "pkcsconf finds no daemon; is one just ending? try again"; exit 1; }
 SLOT=$(pkcsconf -t | awk '/^Token #/ { sub("#", "", $2); slot = $2 }
     /Model: IBM SoftTok/ { print slot; exit }')
 [ -n "$SLOT" ] || { say "opencryptoki has no soft token; see opencryptoki.conf"; exit 1; }

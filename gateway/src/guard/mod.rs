@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use compliance::EventType;
 use hsm_adapter::error::Failure;
-use hsm_adapter::protocol::{PinKey, PinReference};
+use hsm_adapter::protocol::{Message, PinKey, PinReference};
 use hsm_adapter::vocabulary::{KeyLabel, KeyName, Ksn, Mode, Pan, PinBlock};
 use tokio::time::Instant;
 
@@ -51,6 +51,28 @@ pub struct PinOrder {
     pub block: PinBlock,
     /// Its key and format.
     pub from: PinKey,
+}
+
+/// A MAC that somebody says is a message's.
+#[derive(Debug)]
+pub struct MacOrder {
+    /// The MAC key, or the base derivation key.
+    pub key: KeyName,
+    /// For a base derivation key, and only there.
+    pub ksn: Option<Ksn>,
+    /// The message, as it is.
+    pub message: Message,
+    /// Of the key's own length, or it is none.
+    pub mac: Message,
+}
+
+/// A MAC short enough to be guessed, by what its key's budget of wrong ones has left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Guess {
+    /// It is counted.
+    InBudget,
+    /// If it is wrong, the key goes out of use.
+    BeyondBudget,
 }
 
 /// Why the token was not asked, or its answer is told to nobody.
@@ -228,7 +250,7 @@ impl Guard {
         }
     }
 
-    /// Whether `mac` is the message's. A replayed KSN is as wrong as a wrong MAC. Runs to its end
+    /// Whether it is the message's MAC. A replayed KSN is as wrong as a wrong MAC. Runs to its end
     /// whatever becomes of the client: a guess that hangs up is counted too.
     ///
     /// # Errors
@@ -236,14 +258,11 @@ impl Guard {
     pub async fn verify_mac(
         self: &Arc<Self>,
         client: &str,
-        key: KeyName,
-        ksn: Option<Ksn>,
-        message: Vec<u8>,
-        mac: Vec<u8>,
+        order: MacOrder,
         deadline: Instant,
     ) -> Result<bool, GuardError> {
         let (guard, client) = (Arc::clone(self), client.to_owned());
-        let run = async move { guard.try_mac(&client, key, ksn, message, mac, deadline).await };
+        let run = async move { guard.try_mac(&client, order, deadline).await };
         // A panic, whose place is logged, is no answer.
         tokio::spawn(run).await.unwrap_or(Err(GuardError::Hsm(HsmError::Resting)))
     }
@@ -251,34 +270,43 @@ impl Guard {
     async fn try_mac(
         &self,
         client: &str,
-        key: KeyName,
-        ksn: Option<Ksn>,
-        message: Vec<u8>,
-        mac: Vec<u8>,
+        order: MacOrder,
         deadline: Instant,
     ) -> Result<bool, GuardError> {
+        let MacOrder { key, ksn, message, mac } = order;
         let label = key.label.to_string();
         self.usable(GuardScope::Mac, &label)?;
         let used = ksn.map(|ksn| use_of(&label, DukptPurpose::Mac, ksn, None));
-        let is_short = mac.len() < MAC_BYTES_SAFE;
-        // A guess that may well be right must not be free while the database cannot count.
-        if is_short && !self.store.is_healthy() {
-            return Err(GuardError::Store(StoreError::Busy));
+        match self.unseen(client, used.as_ref()).await {
+            Ok(()) => {}
+            Err(GuardError::Replayed) => return Ok(false),
+            Err(error) => return Err(error),
         }
-        let fresh = match self.unseen(client, used.as_ref()).await {
-            Ok(()) if self.hsm.verify_mac(key, ksn, message, mac, deadline).await? => {
-                self.spend(client, used).await
-            }
-            Ok(()) => {
-                self.wrong_mac(client, &label, is_short).await?;
-                return Ok(false);
-            }
-            Err(seen) => Err(seen),
-        };
-        match fresh {
+        // Before the token is asked: while nothing can be counted, no guess is free.
+        let guess =
+            if mac.0.len() < MAC_BYTES_SAFE { Some(self.guess(&label).await?) } else { None };
+        let outcome = self.hsm.verify_mac(key, ksn, message, mac, deadline).await;
+        if !matches!(outcome, Ok(false)) && guess == Some(Guess::InBudget) {
+            self.store.uncount(self.rules.mac_failures_life.rule, label.as_bytes()).await?;
+        }
+        if !outcome? {
+            self.wrong_mac(client, &label, guess).await?;
+            return Ok(false);
+        }
+        match self.spend(client, used).await {
             Ok(()) => Ok(true),
             Err(GuardError::Replayed) => Ok(false),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Counts a short MAC as wrong, until it is right.
+    async fn guess(&self, label: &str) -> Result<Guess, GuardError> {
+        let (rule, rows_max) = (self.rules.mac_failures_life, self.rules.counters_max);
+        match self.store.count(rule, label.as_bytes(), rows_max).await? {
+            Counted::Within => Ok(Guess::InBudget),
+            Counted::Over { .. } => Ok(Guess::BeyondBudget),
+            Counted::NoRoom => Err(GuardError::NoRoom("pin_counters_max")),
         }
     }
 
@@ -343,23 +371,22 @@ impl Guard {
         }
     }
 
-    async fn wrong_mac(&self, client: &str, label: &str, is_short: bool) -> Result<(), GuardError> {
-        let (rules, subject) = (&self.rules, label.as_bytes());
-        let mut suspect = false;
-        match self.store.count(rules.mac_failures_day, subject, rules.counters_max).await? {
-            Counted::Within => {}
-            Counted::Over { first, .. } => suspect = first,
-            Counted::NoRoom => return Err(GuardError::NoRoom("pin_counters_max")),
+    async fn wrong_mac(
+        &self,
+        client: &str,
+        label: &str,
+        guess: Option<Guess>,
+    ) -> Result<(), GuardError> {
+        let rules = &self.rules;
+        let mut suspect = guess == Some(Guess::BeyondBudget);
+        if suspect {
+            self.quarantine(GuardScope::Mac, label).await?;
         }
-        if is_short {
-            match self.store.count(rules.mac_failures_life, subject, rules.counters_max).await? {
-                Counted::Within => {}
-                Counted::Over { .. } => {
-                    self.quarantine(GuardScope::Mac, label).await?;
-                    suspect = true;
-                }
-                Counted::NoRoom => return Err(GuardError::NoRoom("pin_counters_max")),
-            }
+        match self.store.count(rules.mac_failures_day, label.as_bytes(), rules.counters_max).await?
+        {
+            Counted::Within => {}
+            Counted::Over { first, .. } => suspect |= first,
+            Counted::NoRoom => return Err(GuardError::NoRoom("pin_counters_max")),
         }
         if suspect {
             self.tell(EventType::MacGuessSuspect, client, label, None);

@@ -150,11 +150,10 @@ impl HsmLink {
         &self,
         key: KeyName,
         ksn: Option<Ksn>,
-        message: Vec<u8>,
-        mac: Vec<u8>,
+        message: Message,
+        mac: Message,
         deadline: Instant,
     ) -> Result<bool, HsmError> {
-        let (message, mac) = (Message(message), Message(mac));
         let order = Order::VerifyMac { key, ksn, message, mac };
         let Answer::Verified(verified) = self.ask(order, deadline).await? else {
             return Err(wrong());

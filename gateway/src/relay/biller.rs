@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use hsm_adapter::protocol::PinKey;
+use hsm_adapter::protocol::{Message, PinKey};
 use hsm_adapter::vocabulary::{KeyLabel, Pan, PinBlock};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -117,7 +117,7 @@ impl Biller {
         let Some(mac) = mac.and_then(|(_, mac)| hex::decode(mac).ok()) else {
             return Err(answered.reject(&self.name, "no MAC"));
         };
-        let body = answered.body.to_vec();
+        let (body, mac) = (Message(answered.body.to_vec()), Message(mac));
         // The answer is here: reading it is worth a moment more than the attempt had.
         let limit = limit.max(Instant::now() + VERIFY_MIN);
         match hsm.verify_mac(self.mac_key.clone().into(), None, body, mac, limit).await {

@@ -6,7 +6,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use compliance::{EventType, Outcome, PanLastFour, Reason, ResourceType};
-use hsm_adapter::protocol::PinKey;
+use hsm_adapter::protocol::{Message, PinKey};
 use hsm_adapter::vocabulary::{KeyLabel, PinBlock};
 use serde::Serialize;
 use tokio::time::Instant;
@@ -19,7 +19,7 @@ use super::asked::{
 use super::refusal::{block_refused, problem_of, problem_of_hsm, seconds};
 use crate::audit::AuditEntry;
 use crate::config::Grants;
-use crate::guard::PinOrder;
+use crate::guard::{MacOrder, PinOrder};
 use crate::relay::biller::Biller;
 use crate::relay::idempotency::IdempotencyKey;
 use crate::relay::pay::{Instruction, PayError, Receipt};
@@ -242,8 +242,9 @@ async fn verify_mac(
     if label != key.as_str() || mac.is_empty() || body.is_empty() {
         return Err(refused());
     }
-    let (guard, body) = (&gateway.guard, body.to_vec());
-    match guard.verify_mac(client, key.clone().into(), None, body, mac, deadline).await {
+    let (message, mac) = (Message(body.to_vec()), Message(mac));
+    let order = MacOrder { key: key.clone().into(), ksn: None, message, mac };
+    match gateway.guard.verify_mac(client, order, deadline).await {
         Ok(true) => Ok(()),
         Ok(false) => Err(refused()),
         Err(error) => Err(problem_of(entry, &error)),

@@ -3,12 +3,14 @@
 use axum::Json;
 use axum::extract::State;
 use compliance::{EventType, Outcome, Reason, ResourceType};
+use hsm_adapter::protocol::Message;
 use serde::Serialize;
 
 use super::Gateway;
 use super::asked::{Asking, JsonBody, MAC, Permitted, not_allowed};
 use super::refusal::problem_of;
 use crate::audit::AuditEntry;
+use crate::guard::MacOrder;
 use crate::wire::orders::{VerifyMacOrder, VerifyMacRequest};
 use crate::wire::problem::{Problem, ProblemBody};
 
@@ -45,9 +47,10 @@ pub(super) async fn verify_mac(
     if !gateway.authority.grants(client.id()).mac_verify.contains(&key.label) {
         return Err(not_allowed(&entry));
     }
+    let order = MacOrder { key, ksn, message: Message(message), mac: Message(mac) };
     let verified = gateway
         .guard
-        .verify_mac(client.id(), key, ksn, message, mac, gateway.deadline())
+        .verify_mac(client.id(), order, gateway.deadline())
         .await
         .map_err(|error| problem_of(&entry, &error))?;
     if !verified {

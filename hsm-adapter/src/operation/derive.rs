@@ -2,7 +2,7 @@
 
 use cryptoki::mechanism::Mechanism;
 use cryptoki::mechanism::misc::KeyDerivationStringData;
-use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
+use cryptoki::object::{Attribute, KeyType, ObjectClass, ObjectHandle};
 use zeroize::Zeroizing;
 
 use crate::error::TokenError;
@@ -38,14 +38,9 @@ pub(crate) fn readable_block(
         Attribute::Extractable(true),
     ];
     let object = derive_as(session, base, &template, block)?;
-    let found = session.session.get_attributes(object.object, &[AttributeType::Value])?;
-    for attribute in found {
-        if let Attribute::Value(value) = attribute {
-            let value = Zeroizing::new(value);
-            if value.len() == 16 {
-                return Ok(value);
-            }
-        }
+    let value = session.raw.value(&session.session, object.object)?;
+    if value.len() == 16 {
+        return Ok(value);
     }
     Err(TokenError::Library("a derived block was not readable".into()))
 }

@@ -1,8 +1,7 @@
 //! Data keys for the queue: drawn in the token, wrapped under its KEK (RFC 5649).
 
 use cryptoki::mechanism::Mechanism;
-use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass};
-use zeroize::Zeroizing;
+use cryptoki::object::{Attribute, KeyType, ObjectClass};
 
 use crate::error::{CkrClass, Failure};
 use crate::protocol::ClearDataKey;
@@ -59,18 +58,9 @@ fn template() -> Vec<Attribute> {
 }
 
 fn value(object: &Passing<'_>) -> Result<ClearDataKey, Failure> {
-    let attributes = object
-        .session
-        .session
-        .get_attributes(object.object, &[AttributeType::Value])
-        .map_err(crate::error::TokenError::from)?;
-    for attribute in attributes {
-        if let Attribute::Value(value) = attribute {
-            let value = Zeroizing::new(value);
-            return ClearDataKey::from_slice(&value).ok_or_else(refused);
-        }
-    }
-    Err(refused())
+    let session = object.session;
+    let value = session.raw.value(&session.session, object.object)?;
+    ClearDataKey::from_slice(&value).ok_or_else(refused)
 }
 
 fn refused() -> Failure {

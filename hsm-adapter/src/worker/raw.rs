@@ -18,8 +18,10 @@ use cryptoki::slot::Slot;
 use cryptoki_sys::{
     CK_ATTRIBUTE, CK_ATTRIBUTE_TYPE, CK_BYTE, CK_FUNCTION_LIST, CK_MECHANISM, CK_MECHANISM_TYPE,
     CK_OBJECT_HANDLE, CK_RV, CK_SESSION_HANDLE, CK_SLOT_ID, CK_TOKEN_INFO, CK_ULONG,
-    CKA_ALLOWED_MECHANISMS, CKA_UNWRAP_TEMPLATE, CKA_VALUE_LEN, CKR_OK,
+    CKA_ALLOWED_MECHANISMS, CKA_UNWRAP_TEMPLATE, CKA_VALUE, CKA_VALUE_LEN, CKR_OK,
 };
+
+use zeroize::Zeroizing;
 
 use crate::error::TokenError;
 
@@ -47,6 +49,9 @@ type WrapKey = unsafe extern "C" fn(
 
 /// A PIN block of format 4 is 16 bytes, and no more than another block is ever added to it.
 const WRAPPED_BYTES_MAX: usize = 64;
+
+/// The longest key that is read back.
+const VALUE_BYTES_MAX: usize = 64;
 
 /// The module's own C_GetAttributeValue, C_GetTokenInfo and C_WrapKey.
 #[derive(Clone, Copy)]
@@ -167,6 +172,29 @@ impl RawModule {
             return Vec::new();
         }
         mechanisms[..bytes / size_of::<CK_MECHANISM_TYPE>()].to_vec()
+    }
+
+    /// CKA_VALUE of a passing object that may be read, at most [`VALUE_BYTES_MAX`] bytes. cryptoki reads
+    /// into a buffer of its own, and frees it as it is.
+    pub(crate) fn value(
+        &self,
+        session: &Session,
+        object: ObjectHandle,
+    ) -> Result<Zeroizing<Vec<u8>>, TokenError> {
+        let mut value = Zeroizing::new(vec![0; VALUE_BYTES_MAX]);
+        let mut attribute = CK_ATTRIBUTE {
+            type_: CKA_VALUE,
+            pValue: value.as_mut_ptr().cast(),
+            ulValueLen: VALUE_BYTES_MAX as CK_ULONG,
+        };
+        // SAFETY: the handles come from cryptoki and are alive; `attribute` names a buffer of
+        // `ulValueLen` bytes that outlives the call, and a module may not write beyond it.
+        let rv = unsafe {
+            (self.get_attribute_value)(session.handle(), object.handle(), &mut attribute, 1)
+        };
+        Rv::from(rv).into_result(Function::GetAttributeValue)?;
+        value.truncate(usize::try_from(attribute.ulValueLen).unwrap_or(VALUE_BYTES_MAX));
+        Ok(value)
     }
 
     /// CKA_VALUE_LEN of a secret key, in bytes; cryptoki would call three times. `None` when the

@@ -77,6 +77,41 @@ async fn two_officers_bring_a_key_into_use_and_every_step_is_on_record() {
     assert_eq!(steps[5].0["note"], "yearly change");
 }
 
+/// A register that is edited by hand while a worker is replaced: two workers, one label, two keys.
+#[tokio::test]
+async fn a_label_with_two_check_values_closes_the_link_until_it_has_one_again() {
+    let world = World::start().await.unwrap();
+    let (first, _) = officers(&world);
+    let acquirer = world.client("acquirer-b").unwrap();
+    let status = async || {
+        let body = json!({"key": LABEL, "message": "00"});
+        post(&acquirer, "/v1/mac/generate", &body).await.status.as_u16()
+    };
+    let kcv = DemoKeys::load().key("zpk.acquirer-a").kcv.clone().unwrap();
+    let register = world.dir().join("token/keys.toml");
+    let good = std::fs::read_to_string(&register).unwrap();
+    let other = good.replace(&kcv, "A1B2C3");
+    assert_ne!(other, good);
+
+    std::fs::write(&register, other).unwrap();
+    signal(world.workers()[0], Signal::KILL).unwrap();
+    until("the link is closed", Duration::from_secs(20), async || status().await == 503).await;
+
+    let listed = first.send(Method::GET, "/v1/keys", &[], Vec::new()).await.unwrap();
+    assert_eq!(listed.status, 200, "officers see what to put right: {listed:?}");
+    std::fs::write(&register, good).unwrap();
+    for worker in world.workers() {
+        signal(worker, Signal::KILL).unwrap();
+    }
+    until("the link is open again", Duration::from_secs(30), async || status().await == 200).await;
+    let events = world.audit().unwrap();
+    let told = |event: &Value| {
+        event["event"]["type"] == "key.substitution"
+            && event["resource"]["id"] == "zpk.acquirer-a@1"
+    };
+    assert!(events.iter().any(told));
+}
+
 #[tokio::test]
 async fn a_retired_key_still_verifies_within_its_overlap_and_makes_nothing() {
     let world = World::start().await.unwrap();

@@ -201,12 +201,17 @@ async fn the_sixth_wrong_pin_in_a_row_makes_no_hsm_call_also_after_a_kill() {
     assert_eq!(world.metric(PIN_CALLS).await.unwrap(), asked);
     assert_eq!(world.metric("tollgate_blocked_total{scope=\"pan\"}").await.unwrap(), 1.0);
     assert_eq!(verdict(&client, OTHER_PAN, PIN).await, Some(true), "another card");
+    // The same card to a PIN block and a PVV: only digits that neither holds are others.
+    let alias = format!("9{}5", &PAN[1..PAN.len() - 1]);
+    assert_ne!(alias, PAN);
+    assert_eq!(block(&alias, PIN), block(PAN, PIN));
+    assert_eq!(verdict(&client, &alias, PIN).await, None);
     world.kill_gateway();
     world.start_gateway().await.unwrap();
     let client = world.client("acquirer-a").unwrap();
     assert_eq!(verdict(&client, PAN, PIN).await, None);
     let audit = world.audit().unwrap();
-    assert_eq!(audit.iter().filter(|event| event["reason"] == "blocked").count(), 2);
+    assert_eq!(audit.iter().filter(|event| event["reason"] == "blocked").count(), 3);
 }
 
 #[tokio::test]
@@ -315,6 +320,9 @@ async fn guesses_at_short_macs_have_a_budget_that_a_kill_does_not_renew() {
     let mut world = world(&[("mac_failures_max", 3)], vec![key]).await;
     let right = hex::encode(&cmac_aes(&value, b"message").unwrap()[..4]);
     let client = world.client("acquirer-a").unwrap();
+    for _ in 0..5 {
+        assert!(client.verify_mac("zak.short", b"message", &right).await.unwrap(), "costs nothing");
+    }
     for _ in 0..3 {
         assert!(!client.verify_mac("zak.short", b"message", "00000000").await.unwrap());
     }

@@ -38,12 +38,8 @@ pub(super) fn router() -> Router<Admin> {
         .route("/v1/keys", get(list))
         .route("/v1/keys/changes", get(changes))
         .route("/v1/keys/import", post(import))
-        .route("/v1/keys/{label}/activate", post(activate))
-        .route("/v1/keys/{label}/retire", post(retire))
-        .route("/v1/keys/{label}/compromise", post(compromise))
-        .route("/v1/keys/changes/{number}/approve", post(approve))
-        .route("/v1/keys/changes/{number}/refuse", post(refuse))
-        .route("/v1/keys/changes/{number}/withdraw", post(withdraw))
+        .route("/v1/keys/{label}/{change}", post(change_state))
+        .route("/v1/keys/changes/{number}/{decision}", post(decide))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
 }
 
@@ -229,91 +225,29 @@ async fn import(
     propose(&admin, &entry, &officer, order, &reason).await
 }
 
-async fn activate(
-    State(admin): State<Admin>,
-    entry: AuditEntry,
-    Officer(officer): Officer,
-    _: Admitted,
-    Path(label): Path<String>,
-    JsonBody(body): JsonBody,
-) -> Result<Response, Problem> {
-    change_state(&admin, &entry, &officer, KeyChangeKind::Activate, &label, &body).await
-}
-
-async fn retire(
-    State(admin): State<Admin>,
-    entry: AuditEntry,
-    Officer(officer): Officer,
-    _: Admitted,
-    Path(label): Path<String>,
-    JsonBody(body): JsonBody,
-) -> Result<Response, Problem> {
-    change_state(&admin, &entry, &officer, KeyChangeKind::Retire, &label, &body).await
-}
-
-async fn compromise(
-    State(admin): State<Admin>,
-    entry: AuditEntry,
-    Officer(officer): Officer,
-    _: Admitted,
-    Path(label): Path<String>,
-    JsonBody(body): JsonBody,
-) -> Result<Response, Problem> {
-    change_state(&admin, &entry, &officer, KeyChangeKind::Compromise, &label, &body).await
-}
-
-async fn approve(
-    State(admin): State<Admin>,
-    entry: AuditEntry,
-    Officer(officer): Officer,
-    _: Admitted,
-    Path(number): Path<i64>,
-    JsonBody(body): JsonBody,
-) -> Result<Response, Problem> {
-    let change = decide(&admin, &entry, &officer, number, Decision::Approve, &body).await?;
-    make(&admin, &entry, change.number).await
-}
-
-async fn refuse(
-    State(admin): State<Admin>,
-    entry: AuditEntry,
-    Officer(officer): Officer,
-    _: Admitted,
-    Path(number): Path<i64>,
-    JsonBody(body): JsonBody,
-) -> Result<Response, Problem> {
-    let change = decide(&admin, &entry, &officer, number, Decision::Refuse, &body).await?;
-    Ok(Json(ChangeView::new(change, None)).into_response())
-}
-
-async fn withdraw(
-    State(admin): State<Admin>,
-    entry: AuditEntry,
-    Officer(officer): Officer,
-    _: Admitted,
-    Path(number): Path<i64>,
-    JsonBody(body): JsonBody,
-) -> Result<Response, Problem> {
-    let change = decide(&admin, &entry, &officer, number, Decision::Withdraw, &body).await?;
-    Ok(Json(ChangeView::new(change, None)).into_response())
-}
-
+/// POST `/v1/keys/{label}/activate`, `retire` or `compromise`.
 async fn change_state(
-    admin: &Admin,
-    entry: &AuditEntry,
-    officer: &Client,
-    kind: KeyChangeKind,
-    label: &str,
-    body: &[u8],
+    State(admin): State<Admin>,
+    entry: AuditEntry,
+    Officer(officer): Officer,
+    _: Admitted,
+    Path((label, change)): Path<(String, String)>,
+    JsonBody(body): JsonBody,
 ) -> Result<Response, Problem> {
+    let kind = match change.as_str() {
+        "activate" => KeyChangeKind::Activate,
+        "retire" => KeyChangeKind::Retire,
+        "compromise" => KeyChangeKind::Compromise,
+        _ => return Err(Problem::new(Slug::NotFound)),
+    };
     entry.event(EventType::KeyChange);
     let label =
-        KeyLabel::parse(label).map_err(|rule| Problem::malformed(format!("label: {rule}")))?;
+        KeyLabel::parse(&label).map_err(|rule| Problem::malformed(format!("label: {rule}")))?;
     let overlaps = kind != KeyChangeKind::Compromise;
-    let StateOrder { version, overlap_s, reason } = StateOrder::parse(body, overlaps)?;
+    let StateOrder { version, overlap_s, reason } = StateOrder::parse(&body, overlaps)?;
     entry.resource(ResourceType::Key, &format!("{label}@{version}"));
     let order = KeyOrder::State { kind, label, version, overlap_s };
-    propose(admin, entry, officer, order, &reason).await
+    propose(&admin, &entry, &officer, order, &reason).await
 }
 
 /// 202 with the proposal; what needs no second officer is made at once.
@@ -337,16 +271,23 @@ async fn propose(
     Ok((StatusCode::ACCEPTED, Json(ChangeView::new(change, None))).into_response())
 }
 
+/// POST `/v1/keys/changes/{number}/approve`, `refuse` or `withdraw`.
 async fn decide(
-    admin: &Admin,
-    entry: &AuditEntry,
-    officer: &Client,
-    number: i64,
-    decision: Decision,
-    body: &[u8],
-) -> Result<KeyChange, Problem> {
+    State(admin): State<Admin>,
+    entry: AuditEntry,
+    Officer(officer): Officer,
+    _: Admitted,
+    Path((number, decision)): Path<(i64, String)>,
+    JsonBody(body): JsonBody,
+) -> Result<Response, Problem> {
+    let decision = match decision.as_str() {
+        "approve" => Decision::Approve,
+        "refuse" => Decision::Refuse,
+        "withdraw" => Decision::Withdraw,
+        _ => return Err(Problem::new(Slug::NotFound)),
+    };
     entry.event(EventType::KeyChange);
-    let DecisionOrder { reason } = DecisionOrder::parse(body)?;
+    let DecisionOrder { reason } = DecisionOrder::parse(&body)?;
     entry.note(&reason);
     let decided = admin.officers.decide(number, decision, officer.id(), &reason).await;
     let about = |change: &KeyChange| {
@@ -361,7 +302,10 @@ async fn decide(
                 Decision::Refuse => Reason::Refused,
                 Decision::Withdraw => Reason::Withdrawn,
             });
-            Ok(*change)
+            if decision == Decision::Approve {
+                return make(&admin, &entry, change.number).await;
+            }
+            Ok(Json(ChangeView::new(*change, None)).into_response())
         }
         Decided::NotBy(change) => {
             about(&change);

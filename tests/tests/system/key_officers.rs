@@ -32,6 +32,8 @@ async fn two_officers_bring_a_key_into_use_and_every_step_is_on_record() {
     let proposed = post(&first, "/v1/keys/import", &import(&block(), Some(&kcv()))).await;
     assert_eq!((proposed.status.as_u16(), text(&proposed, "state")), (202, "proposed".into()));
     let number = proposed.json()["change"].as_i64().unwrap();
+    let unknown = decide(&second, number, "bless").await;
+    assert_eq!((unknown.status.as_u16(), unknown.slug().as_deref()), (404, Some("not-found")));
     let alone = decide(&first, number, "approve").await;
     assert_eq!((alone.status.as_u16(), alone.slug().as_deref()), (403, Some("not-allowed")));
     assert_eq!(versions(&first).await, ["1 active"], "nothing happened on the token");

@@ -298,7 +298,7 @@ impl World {
         Ok(Authority::open(&self.pki())?.revoke(name)?)
     }
 
-    /// Every line of the audit log, in order of the files.
+    /// Every whole line of the audit log, in order of the files.
     ///
     /// # Errors
     /// When a line is not JSON.
@@ -310,7 +310,10 @@ impl World {
         files.sort();
         let mut events = Vec::new();
         for file in files {
-            for line in std::fs::read_to_string(&file)?.lines() {
+            let text = std::fs::read_to_string(&file)?;
+            // What has no end yet is being written.
+            let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+            for line in whole.lines() {
                 events.push(serde_json::from_str(line).with_context(|| line.to_owned())?);
             }
         }

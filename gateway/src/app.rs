@@ -23,7 +23,7 @@ use crate::edge::{Listener, Registry, TlsError, TlsSource};
 use crate::guard::Guard;
 use crate::key_watch::KeyWatch;
 use crate::links::backend::{BackendLink, BackendOptions};
-use crate::links::breaker::Breaker;
+use crate::links::breaker::{Breaker, Pace};
 use crate::links::token::{HsmLink, audited};
 use crate::officers::Officers;
 use crate::relay::biller::Biller;
@@ -336,8 +336,8 @@ impl Clients {
 /// When the worker program cannot be named.
 pub(crate) fn hsm_link(config: &HsmConfig) -> anyhow::Result<HsmLink> {
     let link = TokenLink::start(config.link_options().map_err(anyhow::Error::msg)?);
-    let breaker = Breaker::new("hsm", config.breaker);
     let attempt = Duration::from_millis(config.attempt_ms_max);
+    let breaker = Breaker::new("hsm", config.breaker, Pace::of_attempt(attempt));
     Ok(HsmLink::new(link, breaker, config.retry, attempt, config.queue_kek.clone()))
 }
 
@@ -354,7 +354,8 @@ fn biller_link(config: &BillerConfig) -> anyhow::Result<Biller> {
         connect_max: Duration::from_millis(config.connect_ms_max),
         attempt_max: Duration::from_millis(config.attempt_ms_max),
     };
-    let breaker = Breaker::new(format!("biller.{}", config.name), config.breaker);
+    let pace = Pace::of_attempt(options.attempt_max);
+    let breaker = Breaker::new(format!("biller.{}", config.name), config.breaker, pace);
     let pin = config.pin_key.clone().zip(config.pin_format);
     Ok(Biller {
         name: config.name.clone(),

@@ -56,8 +56,8 @@ pub struct BackendOptions {
     pub attempt_max: Duration,
 }
 
-/// What came back, with its MAC still to be verified. Dropped without a verdict, it counts neither
-/// way.
+/// What came back, with its MAC still to be verified. Dropped without a verdict, it is a call that
+/// was abandoned.
 pub struct Answered {
     /// HTTP.
     pub status: u16,
@@ -153,9 +153,11 @@ impl BackendLink {
         let limit = limit.min(started + self.attempt_max);
         let begun = Arc::new(AtomicBool::new(false));
         let exchange = self.send_and_read(body, mac, Arc::clone(&begun));
-        let outcome = match tokio::time::timeout_at(limit, exchange).await {
-            Ok(outcome) => outcome.map_err(|error| (error.why, Some(error.cause))),
-            Err(_) => Err(("time-out", None)),
+        let (verdict, outcome) = match tokio::time::timeout_at(limit, exchange).await {
+            Ok(outcome) => {
+                (Verdict::Failing, outcome.map_err(|error| (error.why, Some(error.cause))))
+            }
+            Err(_) => (Verdict::TimedOut, Err(("time-out", None))),
         };
         let outcome = outcome.map_err(|(why, cause)| {
             let error = match begun.load(Ordering::Acquire) {
@@ -173,7 +175,7 @@ impl BackendLink {
                 Ok(Answered { status, body, mac, after, permit })
             }
             Err(error) => {
-                permit.record(Verdict::Failing);
+                permit.record(verdict);
                 Err(error)
             }
         }

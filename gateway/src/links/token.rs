@@ -385,10 +385,7 @@ impl HsmLink {
         let Ok(permit) = self.breaker.admit() else { return (None, Err(HsmError::Resting)) };
         let limit = limit.min(Instant::now() + self.attempt_max);
         let (mode, outcome) = self.link.call(order, limit).await;
-        // Without a verdict the permit goes back, and counts neither way.
-        if let Some(verdict) = verdict(&outcome, self.link.is_answering()) {
-            permit.record(verdict);
-        }
+        permit.record(verdict(&outcome, self.link.is_answering()));
         (mode, outcome.map_err(HsmError::from))
     }
 }
@@ -406,30 +403,31 @@ pub fn audited(mode: Mode) -> compliance::Mode {
     }
 }
 
-/// Only what speaks of the token's health counts: a refused PIN block is an answer, and so is our
-/// own bound on orders in flight. A worker that is lost beside one that answers takes all its
-/// orders with it at once; its supervisor replaces it, and the token is well.
-fn verdict(outcome: &Result<Answer, LinkError>, another_answers: bool) -> Option<Verdict> {
+/// Only what speaks of the token's health counts: a refused PIN block is an answer, and our own
+/// bounds say nothing. A worker that is lost beside one that answers takes all its orders with it at
+/// once; its supervisor replaces it, and the token is well.
+fn verdict(outcome: &Result<Answer, LinkError>, another_answers: bool) -> Verdict {
     match outcome {
-        Ok(_) | Err(LinkError::Busy | LinkError::OrderTooLong) => Some(Verdict::Healthy),
+        Ok(_) => Verdict::Healthy,
+        Err(LinkError::Busy | LinkError::OrderTooLong) => Verdict::Ignored,
         // Nobody's order can succeed until a person acts.
         Err(LinkError::Answered(Failure::Token {
             class: CkrClass::Permanent | CkrClass::Configuration,
             ..
-        })) => Some(Verdict::Failing),
-        Err(LinkError::Answered(failure)) if !failure.is_transient() => Some(Verdict::Healthy),
+        })) => Verdict::Failing,
+        Err(LinkError::Answered(failure)) if !failure.is_transient() => Verdict::Healthy,
         Err(LinkError::NoWorker | LinkError::TimedOut | LinkError::WorkerDied)
             if another_answers =>
         {
-            None
+            Verdict::Ignored
         }
+        Err(LinkError::TimedOut) => Verdict::TimedOut,
         Err(
             LinkError::NoWorker
-            | LinkError::TimedOut
             | LinkError::WorkerDied
             | LinkError::WrongAnswer
             | LinkError::Answered(_),
-        ) => Some(Verdict::Failing),
+        ) => Verdict::Failing,
     }
 }
 
@@ -479,9 +477,13 @@ mod tests {
 
     #[test]
     fn a_worker_that_is_lost_beside_one_that_answers_says_nothing_of_the_token() {
-        for lost in [LinkError::NoWorker, LinkError::TimedOut, LinkError::WorkerDied] {
-            assert_eq!(verdict(&Err(lost.clone()), true), None);
-            assert_eq!(verdict(&Err(lost), false), Some(Verdict::Failing));
+        for (lost, alone) in [
+            (LinkError::NoWorker, Verdict::Failing),
+            (LinkError::TimedOut, Verdict::TimedOut),
+            (LinkError::WorkerDied, Verdict::Failing),
+        ] {
+            assert_eq!(verdict(&Err(lost.clone()), true), Verdict::Ignored);
+            assert_eq!(verdict(&Err(lost), false), alone);
         }
     }
 
@@ -491,9 +493,9 @@ mod tests {
 
         for another in [true, false] {
             let answered = verdict(&Err(LinkError::Answered(refused.clone())), another);
-            assert_eq!(answered, Some(Verdict::Healthy));
+            assert_eq!(answered, Verdict::Healthy);
             let wrong = verdict(&Err(LinkError::WrongAnswer), another);
-            assert_eq!(wrong, Some(Verdict::Failing));
+            assert_eq!(wrong, Verdict::Failing);
         }
     }
 
@@ -508,7 +510,7 @@ mod tests {
             let failure = Failure::Token { function: "Login".into(), code: "x".into(), class };
             let outcome = Err(LinkError::Answered(failure));
 
-            assert_eq!(verdict(&outcome, true), Some(expected), "{class:?}");
+            assert_eq!(verdict(&outcome, true), expected, "{class:?}");
         }
     }
 }

@@ -67,6 +67,9 @@ table! {
     BACKEND_REQUEST_DURATION = "backend_request_duration_seconds" Histogram Seconds ["backend"] "Time of one request to a billing backend.";
     BREAKER_STATE = "breaker_state" Gauge Count ["name", "state"] "1 for the state that the breaker is in, 0 for the others.";
     BREAKER_CALLS = "breaker_calls_total" Counter Count ["name", "kind"] "Calls that a breaker saw, by what became of them.";
+    BREAKER_FAILURE_RATE = "breaker_failure_rate" Gauge Count ["name"] "Share of failures among the breaker's last calls, 0 to 1; -1 with too few calls.";
+    BREAKER_SLOW_RATE = "breaker_slow_rate" Gauge Count ["name"] "Share of slow answers among the breaker's last calls, 0 to 1; -1 with too few calls.";
+    BREAKER_TRANSITIONS = "breaker_transitions_total" Counter Count ["name", "from", "to", "reason"] "Changes of a breaker's state, by their reason.";
     RETRY_ATTEMPTS = "retry_attempts_total" Counter Count ["link", "outcome"] "Attempts after the first, by what became of them.";
     QUEUE_DEPTH = "queue_depth" Gauge Count ["status", "priority"] "Stored payments, by status and priority.";
     QUEUE_OLDEST = "queue_oldest_seconds" Gauge Seconds [] "Age of the oldest payment that waits.";

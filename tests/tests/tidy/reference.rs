@@ -120,7 +120,7 @@ fn unnamed(reference: &str, sources: &[String]) -> Vec<String> {
 
 fn config_sources() -> Vec<String> {
     let config = crate::files::texts("gateway/src/config", &[".rs"]);
-    let owned = ["gateway/src/links/retry.rs", "gateway/src/links/breaker.rs"].map(read);
+    let owned = ["gateway/src/links/retry.rs", "gateway/src/links/breaker/config.rs"].map(read);
     config.into_iter().map(|file| file.text).chain(owned).collect()
 }
 

@@ -18,6 +18,7 @@ use uuid::Uuid;
 
 use crate::admin::{self, Admin};
 use crate::audit::{AuditLayer, AuditLog, AuditUnavailable, record_refusals};
+use crate::breaker_desk::BreakerDesk;
 use crate::config::{BillerConfig, Config, HsmConfig, ListenerConfig};
 use crate::edge::{Listener, Registry, TlsError, TlsSource};
 use crate::guard::Guard;
@@ -127,7 +128,12 @@ impl App {
             audit.clone(),
             config.officers,
         ));
-        let admin_state = Admin { hsm, relay, officers, audit: audit.clone(), metrics };
+        let of_billers =
+            billers.values().map(|biller: &Arc<Biller>| biller.backend.breaker().clone());
+        let breakers = std::iter::once(hsm.breaker().clone()).chain(of_billers).collect();
+        let breakers = BreakerDesk::start(breakers, store.clone(), audit.clone()).await;
+        let breakers = Arc::new(breakers.context("reading the orders for breakers")?);
+        let admin_state = Admin { hsm, relay, officers, breakers, audit: audit.clone(), metrics };
         Ok(Self {
             config_path: config_path.to_owned(),
             data,
@@ -167,6 +173,8 @@ impl App {
         tasks.spawn(named("queue", Arc::clone(&relay).keep(background.clone())));
         let officers = Arc::clone(&self.admin_state.officers);
         tasks.spawn(named("officers", officers.keep(background.clone())));
+        let (breakers, stopping) = (Arc::clone(&self.admin_state.breakers), background.clone());
+        tasks.spawn(named("breakers", async move { breakers.keep(stopping).await }));
         for biller in &self.billers {
             let forwarder = Arc::clone(&relay).forward(Arc::clone(biller), background.clone());
             tasks.spawn(named("forwarder", forwarder));

@@ -25,7 +25,7 @@ struct Link {
     usable: bool,
     /// Where clear PINs may be: the weakest mode that runs; `unknown` while no worker is ready.
     mode: &'static str,
-    /// `closed`, `open` or `probing`.
+    /// `closed`, `open`, `half_open`, `forced_open` or `disabled`.
     breaker: &'static str,
     workers: Vec<Worker>,
     /// What a ready worker proved at its start.

@@ -105,6 +105,7 @@ const ROOMS: &[Room] = &[
         name: "admin",
         opens: &[
             "audit",
+            "breaker_desk",
             "config",
             "edge",
             "links",
@@ -121,6 +122,7 @@ const ROOMS: &[Room] = &[
             "store::StoreError",
             "telemetry",
             "wire::body",
+            "wire::breaker_orders",
             "wire::key_orders",
             "wire::problem",
         ],

@@ -44,19 +44,22 @@ pub struct Wanted {
     pub edit: Option<Edit>,
     /// Whether the token is made and used through the fault shim.
     pub shim: bool,
+    /// The port that the configuration has for the billers: a proxy's. The simulator's when absent.
+    pub biller_port: Option<u16>,
     /// `[vendor]` of the key register, TOML; none when empty.
     pub vendor: String,
 }
 
 impl fmt::Debug for Wanted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { dir, ports, more_keys, edit_keys, edit, shim, vendor } = self;
+        let Self { dir, ports, more_keys, edit_keys, edit, shim, biller_port, vendor } = self;
         let mut parts = f.debug_struct("Wanted");
         parts.field("dir", dir).field("ports", ports).field("more_keys", more_keys);
         parts
             .field("edit_keys", &edit_keys.is_some())
             .field("edit", &edit.is_some())
-            .field("shim", shim);
+            .field("shim", shim)
+            .field("biller_port", biller_port);
         parts.field("vendor", vendor).finish()
     }
 }
@@ -70,6 +73,17 @@ pub struct Ports {
     pub admin: u16,
     /// The billing simulator.
     pub billing: u16,
+}
+
+impl Ports {
+    /// Ports that nothing listens on.
+    ///
+    /// # Errors
+    /// When there are none.
+    pub fn free() -> anyhow::Result<Self> {
+        let [data, admin, billing] = free_ports()?;
+        Ok(Self { data, admin, billing })
+    }
 }
 
 /// A running world.
@@ -121,7 +135,7 @@ impl World {
         std::fs::create_dir_all(dir.join("data")).with_context(|| dir.display().to_string())?;
         let ports = match wanted.ports {
             Some(ports) => ports,
-            None => free_ports()?,
+            None => Ports::free()?,
         };
         let mut plan = demo_plan()?;
         plan.extend(wanted.more_keys);
@@ -131,7 +145,7 @@ impl World {
         make_token(&dir, &plan, wanted.shim, &wanted.vendor)?;
         let mut authority = Authority::create(&dir.join("pki"), "Tollgate demo CA")?;
         issue_demo(&mut authority)?;
-        let mut table = config::table(&dir, ports)?;
+        let mut table = config::table(&dir, ports, wanted.biller_port.unwrap_or(ports.billing))?;
         if wanted.shim {
             config::put_shim(&mut table, &dir)?;
         }
@@ -345,7 +359,9 @@ impl World {
         ([127, 0, 0, 1], self.ports.data).into()
     }
 
-    fn billing_address(&self) -> SocketAddr {
+    /// Where the billing simulator listens.
+    #[must_use]
+    pub fn billing_address(&self) -> SocketAddr {
         ([127, 0, 0, 1], self.ports.billing).into()
     }
 
@@ -402,9 +418,12 @@ fn module() -> anyhow::Result<PathBuf> {
     find_module().context("SoftHSM is not installed: run softhsm/install.sh")
 }
 
-/// Three ports that nothing listens on, below the range from which the kernel takes its own. Each
-/// process looks in a place of its own, so that worlds that start at once do not meet.
-fn free_ports() -> anyhow::Result<Ports> {
+/// Ports that nothing listens on, below the range from which the kernel takes its own. Each process
+/// looks in a place of its own, so that worlds that start at once do not meet.
+///
+/// # Errors
+/// When there are none.
+pub fn free_ports<const N: usize>() -> anyhow::Result<[u16; N]> {
     use std::sync::atomic::{AtomicU32, Ordering};
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let mut free = Vec::new();
@@ -415,8 +434,8 @@ fn free_ports() -> anyhow::Result<Ports> {
         if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
             free.push(port);
         }
-        if let [data, admin, billing] = free[..] {
-            return Ok(Ports { data, admin, billing });
+        if let Ok(free) = <[u16; N]>::try_from(&free[..]) {
+            return Ok(free);
         }
     }
     anyhow::bail!("no free ports between 15000 and 32000")

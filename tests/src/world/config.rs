@@ -10,7 +10,7 @@ use super::Ports;
 pub(super) const TOKEN_LABEL: &str = "tollgate-demo";
 
 /// The configuration as a table, so that a test can change any value of it.
-pub(super) fn table(dir: &Path, ports: Ports) -> anyhow::Result<toml::Table> {
+pub(super) fn table(dir: &Path, ports: Ports, biller: u16) -> anyhow::Result<toml::Table> {
     let token = super::token_directory(dir)?;
     let text = TEXT
         .replace("@DIR@", &dir.display().to_string())
@@ -21,7 +21,7 @@ pub(super) fn table(dir: &Path, ports: Ports) -> anyhow::Result<toml::Table> {
         .replace("@KEYS@", &token.key_register().display().to_string())
         .replace("@DATA@", &ports.data.to_string())
         .replace("@ADMIN@", &ports.admin.to_string())
-        .replace("@BILLING@", &ports.billing.to_string());
+        .replace("@BILLING@", &biller.to_string());
     toml::from_str(&text).context("the demo's configuration")
 }
 

@@ -72,13 +72,14 @@ pub async fn run(options: Options) -> anyhow::Result<Table> {
         for (number, fault) in act.faults.iter().enumerate() {
             let struck = injector.inject(fault).await.with_context(|| format!("{fault:?}"))?;
             injected += u64::from(struck);
-            if fault.needs_rest() || number + 1 == act.faults.len() {
+            let is_last = number + 1 == act.faults.len();
+            if fault.needs_rest() || is_last || injector.lost_a_worker() {
                 let took = injector.recovery().await;
                 if took > RECOVERY_SAID_FROM {
                     println!("  {:.1} s to recover from {fault:?}", took.as_secs_f64());
                 }
                 recovery = recovery.max(took);
-                injector.workers_back().await;
+                injector.workers_back(fault).await;
             }
         }
         books.injected(row, injected, recovery);
@@ -89,8 +90,9 @@ pub async fn run(options: Options) -> anyhow::Result<Table> {
     load.end().await;
     println!("{:>4} s  waiting for the queue to drain", begun.elapsed().as_secs());
     let ledger = books.settle(&world.billing_control()?, DRAIN_MAX).await?;
+    let again = customers.ask_again(&ledger).await;
     world.stop_gateway().await.context("stopping the gateway")?;
-    Ok(books.close(seed, begun.elapsed(), &ledger, functions))
+    Ok(books.close(seed, begun.elapsed(), &ledger, &again, functions))
 }
 
 fn prepare(dir: PathBuf, front: u16, keys: &RandomKeys) -> anyhow::Result<(World, Ports)> {

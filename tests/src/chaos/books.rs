@@ -1,6 +1,7 @@
 //! What clients were told, by act; and what the biller did, in the end.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -23,6 +24,7 @@ struct Pages {
     bills: HashMap<String, (usize, Told)>,
     wrong: Vec<String>,
     odd: BTreeMap<String, u64>,
+    late: Vec<String>,
 }
 
 /// What a client knows of a payment.
@@ -51,8 +53,8 @@ pub(super) enum Ended {
     Wrong(String),
     /// An answer that nobody should get and that says nothing false: a kind of it.
     Odd(String),
-    /// None.
-    Unanswered,
+    /// None, and why.
+    Unanswered(String),
 }
 
 impl Books {
@@ -78,15 +80,19 @@ impl Books {
         row.recovery_s = recovery.as_secs_f64();
     }
 
-    pub(super) fn enter(&self, row: usize, ended: Ended, in_time: bool) {
+    pub(super) fn enter(&self, row: usize, ended: Ended, took: Duration) {
         let mut pages = self.pages();
         let name = pages.rows[row].name.clone();
         let line = &mut pages.rows[row];
         line.requests += 1;
-        let is_late = !in_time || matches!(ended, Ended::Unanswered);
+        let is_late = took > LATE_AFTER || matches!(ended, Ended::Unanswered(_));
         line.late += u64::from(is_late);
+        if is_late {
+            pages.late.push(format!("{name}: after {took:.2?}: {ended}"));
+        }
+        let line = &mut pages.rows[row];
         match ended {
-            Ended::Right | Ended::Unanswered => {}
+            Ended::Right | Ended::Unanswered(_) => {}
             Ended::Refused => line.refused += 1,
             Ended::Wrong(what) => {
                 line.wrong_answers += 1;
@@ -98,6 +104,18 @@ impl Books {
 
     pub(super) fn enter_bill(&self, row: usize, bill: String, told: Told) {
         self.pages().bills.insert(bill, (row, told));
+    }
+
+    /// The bills that were refused and are paid.
+    pub(super) fn refused_and_paid(&self, ledger: &LedgerReport) -> Vec<String> {
+        let paid = times_paid(ledger);
+        let pages = self.pages();
+        let refused = pages.bills.iter().filter(|(_, (_, told))| *told == Told::Refused);
+        refused
+            .map(|(bill, _)| bill)
+            .filter(|bill| paid.contains_key(bill.as_str()))
+            .cloned()
+            .collect()
     }
 
     /// Waits until all that was acknowledged is paid, and reads the ledger.
@@ -130,13 +148,14 @@ impl Books {
         seed: u64,
         took: Duration,
         ledger: &LedgerReport,
+        again: &HashMap<String, String>,
         functions: BTreeMap<String, u64>,
     ) -> Table {
         let paid = times_paid(ledger);
         let mut pages = self.pages();
-        let Pages { rows, bills, wrong, odd } = std::mem::take(&mut *pages);
+        let Pages { rows, bills, wrong, odd, late } = std::mem::take(&mut *pages);
         drop(pages);
-        let mut table = Table { seed, rows, wrong, odd, ..Table::default() };
+        let mut table = Table { seed, rows, wrong, odd, late, ..Table::default() };
         for (bill, (row, told)) in &bills {
             let times = paid.get(bill.as_str()).copied().unwrap_or_default();
             let row = &mut table.rows[*row];
@@ -148,7 +167,9 @@ impl Books {
                 }
                 Told::Refused if times > 0 => {
                     row.wrong_answers += 1;
-                    table.wrong.push(format!("{}: {bill} was refused and is paid", row.name));
+                    let again = again.get(bill).map(String::as_str).unwrap_or_default();
+                    let why = format!("{}: {bill} was refused and is paid: {again}", row.name);
+                    table.wrong.push(why);
                 }
                 Told::Paid | Told::Waits | Told::Refused | Told::Held | Told::Nothing => {}
             }
@@ -172,6 +193,22 @@ impl Books {
 
     fn pages(&self) -> MutexGuard<'_, Pages> {
         self.pages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The deadline of every request, and the grace that a loaded machine needs.
+pub(super) const DEADLINE: Duration = Duration::from_secs(5);
+const LATE_AFTER: Duration = Duration::from_millis(5_050);
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Right => f.write_str("the right answer"),
+            Self::Refused => f.write_str("not now"),
+            Self::Wrong(what) => write!(f, "wrong: {what}"),
+            Self::Odd(what) => f.write_str(what),
+            Self::Unanswered(why) => write!(f, "no answer: {why}"),
+        }
     }
 }
 

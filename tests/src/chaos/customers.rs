@@ -1,7 +1,8 @@
 //! The load: random operations and payments at a steady rate, and the check of every answer.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use reqwest::Method;
@@ -9,9 +10,10 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
-use super::books::{Books, Ended, Told};
+use super::books::{Books, DEADLINE, Ended, Told};
 use super::wire;
 use crate::acquirer::{Acquirer, Answer, Client, Payment};
+use crate::billing::LedgerReport;
 use crate::random_orders::{Question, RandomKeys, Reply, Verdict};
 use crate::soft::random::Random;
 use crate::world::World;
@@ -24,6 +26,8 @@ pub(super) struct Customers {
     books: Arc<Books>,
     next: AtomicU64,
     places: Arc<Semaphore>,
+    /// Who sent what, and the slug of its refusal: of payments that were refused.
+    refused: Mutex<HashMap<String, (usize, Vec<u8>, String)>>,
 }
 
 /// Customers that come until they are told not to.
@@ -33,9 +37,6 @@ pub(super) struct Load {
     places: Arc<Semaphore>,
 }
 
-/// What every request asks for, and the grace that a loaded machine needs.
-const DEADLINE_S: u64 = 5;
-const GRACE: Duration = Duration::from_millis(50);
 /// Longer than any answer takes.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// Requests under way; more would mean that nothing is answered at all.
@@ -55,7 +56,8 @@ impl Customers {
         let payers = [payer(Acquirer::a())?, payer(Acquirer::b())?];
         let places = Arc::new(Semaphore::new(PLACES as usize));
         let random = Mutex::new(Random::of(seed));
-        Ok(Self { keys, random, payers, books, next: AtomicU64::new(0), places })
+        let (next, refused) = (AtomicU64::new(0), Mutex::default());
+        Ok(Self { keys, random, payers, books, next, places, refused })
     }
 
     /// So many requests a second from now on, whether the earlier ones are answered or not.
@@ -99,17 +101,17 @@ impl Customers {
         let (question, path, body) = match asked {
             Ok(asked) => asked,
             Err(error) => {
-                self.books.enter(row, Ended::Odd(format!("not asked: {error:#}")), true);
+                self.books.enter(row, Ended::Odd(format!("not asked: {error:#}")), Duration::ZERO);
                 return false;
             }
         };
-        let (answer, in_time) = send(&self.payers[0].1, path, &[], body).await;
+        let (answer, took) = send(&self.payers[0].1, path, &[], body).await;
         let ended = match answer {
-            Some(answer) => judge(&question, &answer),
-            None => Ended::Unanswered,
+            Ok(answer) => judge(&question, &answer),
+            Err(why) => Ended::Unanswered(why),
         };
         let is_right = matches!(ended, Ended::Right);
-        self.books.enter(row, ended, in_time);
+        self.books.enter(row, ended, took);
         is_right
     }
 
@@ -117,21 +119,46 @@ impl Customers {
     pub(super) async fn pay(&self, biller: &str) -> bool {
         let row = self.books.row();
         let number = self.next.fetch_add(1, Relaxed);
-        let (acquirer, client) = &self.payers[(number / 4) as usize % 2];
+        let payer = (number / 4) as usize % 2;
+        let (acquirer, client) = &self.payers[payer];
         let bill = format!("chaos-{number}-{biller}");
         let payment = Payment::of(biller, &bill);
         let payment = if number / 2 % 2 == 0 { payment.by_card() } else { payment };
         let Ok(body) = acquirer.payment_body(&payment) else { return false };
         let (key, mac) = (format!("\"{bill}\""), acquirer.mac_header(&body));
         let headers = [("Idempotency-Key", &*key), ("Tollgate-Mac", &*mac)];
-        let (answer, in_time) = send(client, "/v1/payments", &headers, body).await;
-        let (told, ended) = match answer {
-            Some(answer) => told_by(&answer, acquirer, biller, &bill),
-            None => (Told::Nothing, Ended::Unanswered),
+        let (answer, took) = send(client, "/v1/payments", &headers, body.clone()).await;
+        let (told, ended) = match &answer {
+            Ok(answer) => told_by(answer, acquirer, biller, &bill),
+            Err(why) => (Told::Nothing, Ended::Unanswered(format!("{bill}: {why}"))),
         };
+        if let (Told::Refused, Ok(answer)) = (told, answer) {
+            let refusal = (payer, body, answer.slug().unwrap_or_default());
+            self.refused().insert(bill.clone(), refusal);
+        }
         self.books.enter_bill(row, bill, told);
-        self.books.enter(row, ended, in_time);
+        self.books.enter(row, ended, took);
         told == Told::Paid
+    }
+
+    /// What a client hears who was refused and whose payment is made all the same, when he asks
+    /// again under the same key.
+    pub(super) async fn ask_again(&self, ledger: &LedgerReport) -> HashMap<String, String> {
+        let mut said = HashMap::new();
+        for bill in self.books.refused_and_paid(ledger) {
+            let Some((payer, body, slug)) = self.refused().remove(&bill) else { continue };
+            let (acquirer, client) = &self.payers[payer];
+            let answer = match client.pay(acquirer, &bill, body).await {
+                Ok(answer) => format!("{} {}", answer.status, answer.json()["status"]),
+                Err(error) => error.to_string(),
+            };
+            said.insert(bill, format!("503 {slug}, and under the same key now {answer}"));
+        }
+        said
+    }
+
+    fn refused(&self) -> MutexGuard<'_, HashMap<String, (usize, Vec<u8>, String)>> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -145,20 +172,24 @@ impl Load {
     }
 }
 
-/// The answer, and whether it came within its deadline.
+/// The answer or why there is none, and how long it took.
 async fn send(
     client: &Client,
     path: &str,
     headers: &[(&str, &str)],
     body: Vec<u8>,
-) -> (Option<Answer>, bool) {
-    let deadline = DEADLINE_S.to_string();
+) -> (Result<Answer, String>, Duration) {
+    let deadline = DEADLINE.as_secs().to_string();
     let mut all = vec![("Request-Timeout", deadline.as_str())];
     all.extend(headers);
     let begun = Instant::now();
     let answer = timeout(PATIENCE, client.send(Method::POST, path, &all, body)).await;
-    let in_time = begun.elapsed() <= Duration::from_secs(DEADLINE_S) + GRACE;
-    (answer.ok().and_then(Result::ok), in_time)
+    let answer = match answer {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(error)) => Err(format!("{:#}", anyhow::Error::from(error))),
+        Err(_) => Err("silence".to_owned()),
+    };
+    (answer, begun.elapsed())
 }
 
 fn judge(question: &Question, answer: &Answer) -> Ended {

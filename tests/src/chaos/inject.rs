@@ -7,11 +7,11 @@ use std::time::Duration;
 use anyhow::Context as _;
 use rustix::process::Signal;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::customers::Customers;
 use super::plan::{Fault, Sent};
-use crate::billing::{Control, Mode};
+use crate::billing::{Control, Fault as Misanswer, Mode};
 use crate::proxy::{Behaviour, Proxy};
 use crate::world::{World, signal};
 
@@ -23,7 +23,9 @@ pub(super) struct Injector<'w> {
     billing: Control,
     /// When the last fault ended.
     ended: Instant,
-    /// Workers that must not be there any more.
+    /// The workers when it began.
+    before: Vec<u32>,
+    /// Those that must not be there any more.
     lost: Vec<u32>,
 }
 
@@ -31,8 +33,10 @@ pub(super) struct Injector<'w> {
 const STRIKES_WITHIN: Duration = Duration::from_secs(2);
 /// As long as it can take a worker to start again after many deaths, and to be ready.
 const WORKERS_BACK_MAX: Duration = Duration::from_secs(6);
+const NEXT_KILL_AFTER: Duration = Duration::from_millis(1_500);
 /// What takes longer counts as this.
 const RECOVERY_MAX: Duration = Duration::from_secs(30);
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 const PROBE_EVERY: Duration = Duration::from_millis(50);
 
 impl<'w> Injector<'w> {
@@ -42,7 +46,15 @@ impl<'w> Injector<'w> {
         customers: &'w Arc<Customers>,
     ) -> anyhow::Result<Self> {
         let billing = world.billing_control()?;
-        Ok(Self { world, proxy, customers, billing, ended: Instant::now(), lost: Vec::new() })
+        Ok(Self {
+            world,
+            proxy,
+            customers,
+            billing,
+            ended: Instant::now(),
+            before: Vec::new(),
+            lost: Vec::new(),
+        })
     }
 
     /// Makes one fault and waits for its end. Whether it struck anything.
@@ -51,6 +63,7 @@ impl<'w> Injector<'w> {
     /// A world that is broken by more than the fault.
     pub(super) async fn inject(&mut self, fault: &Fault) -> anyhow::Result<bool> {
         self.lost.clear();
+        self.before = self.world.workers();
         let struck = match fault {
             Fault::Call { function, action, calls } => self.call(function, action, *calls).await?,
             Fault::Start { function, action } => self.start(function, action).await?,
@@ -67,15 +80,23 @@ impl<'w> Injector<'w> {
                 true
             }
             Fault::Trap(trap) => {
-                let sprung = timeout(STRIKES_WITHIN, self.proxy.arm(*trap)).await;
+                let mut sprung = self.proxy.arm(*trap);
+                let struck = within(STRIKES_WITHIN, async || {
+                    self.pay();
+                    Ok(sprung.try_recv().is_ok())
+                });
+                let struck = struck.await?;
                 self.proxy.disarm();
-                matches!(sprung, Ok(Ok(())))
+                struck
             }
             Fault::Biller(fault) => {
                 self.billing.set_mode(*fault).await?;
-                let is_over = async || Ok(self.billing.fault().await?.mode == Mode::Normal);
-                let struck = within(STRIKES_WITHIN, is_over).await?;
-                self.billing.set_mode(crate::billing::Fault::always(Mode::Normal)).await?;
+                let struck = within(STRIKES_WITHIN, async || {
+                    self.pay();
+                    Ok(self.billing.fault().await?.mode == Mode::Normal)
+                });
+                let struck = struck.await?;
+                self.billing.set_mode(Misanswer::always(Mode::Normal)).await?;
                 struck
             }
             Fault::Both { rules, behaviour, ms } => {
@@ -111,13 +132,11 @@ impl<'w> Injector<'w> {
                 }
             }
             let next = Instant::now() + PROBE_EVERY;
-            while let Ok(Some(Ok((is_token, at)))) =
-                tokio::time::timeout_at(next, probes.join_next()).await
-            {
+            while let Ok(Some(Ok((is_token, at)))) = timeout_at(next, probes.join_next()).await {
                 let well = if is_token { &mut token } else { &mut biller };
                 *well = well.or(at);
             }
-            tokio::time::sleep_until(next).await;
+            sleep_until(next).await;
         }
         // The last are still answered, and entered.
         probes.detach_all();
@@ -125,9 +144,23 @@ impl<'w> Injector<'w> {
         at.saturating_duration_since(self.ended)
     }
 
-    /// Two workers, none of them lost; after a while without them all the same.
-    pub(super) async fn workers_back(&self) {
-        let limit = self.ended + WORKERS_BACK_MAX;
+    /// A payment more, which may meet the fault.
+    fn pay(&self) {
+        let customers = self.customers.clone();
+        tokio::spawn(async move { customers.pay("telkom").await });
+    }
+
+    /// Whether a worker has gone that was there before the fault.
+    pub(super) fn lost_a_worker(&self) -> bool {
+        let now = self.world.workers();
+        self.before.iter().any(|id| !now.contains(id))
+    }
+
+    /// Two workers, none of them lost; after a while without them all the same: those that remain
+    /// are killed next.
+    pub(super) async fn workers_back(&self, fault: &Fault) {
+        let is_kill = matches!(fault, Fault::Signal { sent: Sent::Kill, .. });
+        let limit = self.ended + if is_kill { NEXT_KILL_AFTER } else { WORKERS_BACK_MAX };
         while Instant::now() < limit {
             let workers = self.world.workers();
             if workers.len() == 2 && !workers.iter().any(|id| self.lost.contains(id)) {
@@ -216,7 +249,7 @@ async fn within(
         if Instant::now() > limit {
             return Ok(false);
         }
-        sleep(Duration::from_millis(10)).await;
+        sleep(LOOK_EVERY).await;
     }
     Ok(true)
 }

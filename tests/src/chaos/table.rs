@@ -42,6 +42,8 @@ pub struct Table {
     pub(super) wrong: Vec<String>,
     /// Answers that say nothing false and that nobody should get, and how often.
     pub(super) odd: BTreeMap<String, u64>,
+    /// Late answers, one sentence each.
+    pub(super) late: Vec<String>,
     pub(super) payments: u64,
     pub(super) effects: u64,
     pub(super) functions: BTreeMap<String, u64>,
@@ -103,6 +105,8 @@ impl Table {
     }
 }
 
+const LATE_SHOWN: usize = 20;
+
 fn in_time(row: &Row) -> f64 {
     let in_time = row.requests.saturating_sub(row.late);
     100.0 * in_time as f64 / row.requests.max(1) as f64
@@ -149,6 +153,9 @@ impl fmt::Display for Table {
         )?;
         for (what, count) in &self.odd {
             writeln!(f, "  odd, {count} times: {what}")?;
+        }
+        for what in self.late.iter().take(LATE_SHOWN) {
+            writeln!(f, "  late: {what}")?;
         }
         Ok(())
     }

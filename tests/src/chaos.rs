@@ -37,6 +37,8 @@ pub struct Options {
     pub dir: PathBuf,
     /// Requests a second.
     pub rate: u32,
+    /// HSM links, 1 or 2.
+    pub links: usize,
     /// The acts, in order.
     pub acts: Vec<Act>,
 }
@@ -46,12 +48,12 @@ pub struct Options {
 /// # Errors
 /// When the world itself breaks.
 pub async fn run(options: Options) -> anyhow::Result<Table> {
-    let Options { seed, dir, rate, acts } = options;
+    let Options { seed, dir, rate, links, acts } = options;
     let begun = Instant::now();
     let mut random = Random::of(seed);
     let keys = RandomKeys::of(&mut random)?;
     let [front] = free_ports()?;
-    let (mut world, ports) = prepare(dir, front, &keys)?;
+    let (mut world, ports) = prepare(dir, front, &keys, links)?;
     let front = ([127, 0, 0, 1], front).into();
     let proxy = Proxy::start(front, world.billing_address(), random.bits()).await?;
     world.start_billing().await?;
@@ -63,7 +65,7 @@ pub async fn run(options: Options) -> anyhow::Result<Table> {
     let customers = Arc::new(Customers::new(&world, keys, random.bits(), books.clone())?);
     let load = customers.clone().come(rate);
     sleep(if acts.len() > 5 { QUIET_FOR } else { QUIET_FOR / 5 }).await;
-    let mut injector = Injector::new(&world, &proxy, &customers)?;
+    let mut injector = Injector::new(&world, &proxy, &customers, links)?;
     for (number, act) in acts.iter().enumerate() {
         let row = number + 1;
         let act_begun = Instant::now();
@@ -95,7 +97,12 @@ pub async fn run(options: Options) -> anyhow::Result<Table> {
     Ok(books.close(seed, begun.elapsed(), &ledger, &again, functions))
 }
 
-fn prepare(dir: PathBuf, front: u16, keys: &RandomKeys) -> anyhow::Result<(World, Ports)> {
+fn prepare(
+    dir: PathBuf,
+    front: u16,
+    keys: &RandomKeys,
+    links: usize,
+) -> anyhow::Result<(World, Ports)> {
     if dir.exists() {
         std::fs::remove_dir_all(&dir).with_context(|| format!("removing {}", dir.display()))?;
     }
@@ -119,6 +126,7 @@ fn prepare(dir: PathBuf, front: u16, keys: &RandomKeys) -> anyhow::Result<(World
         more_keys: keys.planned(),
         edit: Some(Box::new(grant)),
         shim: true,
+        second_link: links > 1,
         biller_port: Some(front),
         ..Wanted::default()
     };

@@ -4,6 +4,7 @@
 //! Dropping a world ends its processes, by their ids, and removes its directory.
 
 mod config;
+mod link;
 mod process;
 mod shim;
 
@@ -15,10 +16,11 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use pki::{Authority, Leaf, issue_demo};
 use reqwest::Method;
-use softhsm::{PlannedKey, TokenDirectory, demo_plan, find_module};
+use softhsm::{PlannedKey, demo_plan, find_module};
 use tempfile::TempDir;
 use tokio::time::Instant;
 
+pub use self::link::Link;
 pub use self::process::{Process, children, program, signal};
 use crate::acquirer::Client;
 use crate::billing::Control;
@@ -44,6 +46,8 @@ pub struct Wanted {
     pub edit: Option<Edit>,
     /// Whether the token is made and used through the fault shim.
     pub shim: bool,
+    /// Whether there is a backup link: a second token with the same keys, and its workers.
+    pub second_link: bool,
     /// The port that the configuration has for the billers: a proxy's. The simulator's when absent.
     pub biller_port: Option<u16>,
     /// `[vendor]` of the key register, TOML; none when empty.
@@ -52,13 +56,15 @@ pub struct Wanted {
 
 impl fmt::Debug for Wanted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { dir, ports, more_keys, edit_keys, edit, shim, biller_port, vendor } = self;
+        let Self { dir, ports, more_keys, edit_keys, edit, shim, second_link, biller_port, vendor } =
+            self;
         let mut parts = f.debug_struct("Wanted");
         parts.field("dir", dir).field("ports", ports).field("more_keys", more_keys);
         parts
             .field("edit_keys", &edit_keys.is_some())
             .field("edit", &edit.is_some())
             .field("shim", shim)
+            .field("second_link", second_link)
             .field("biller_port", biller_port);
         parts.field("vendor", vendor).finish()
     }
@@ -142,12 +148,18 @@ impl World {
         if let Some(edit) = wanted.edit_keys {
             edit(&mut plan);
         }
-        make_token(&dir, &plan, wanted.shim, &wanted.vendor)?;
+        link::make_token(&dir, Link::Primary, &plan, wanted.shim, &wanted.vendor)?;
+        if wanted.second_link {
+            link::make_token(&dir, Link::Backup, &plan, wanted.shim, &wanted.vendor)?;
+        }
         let mut authority = Authority::create(&dir.join("pki"), "Tollgate demo CA")?;
         issue_demo(&mut authority)?;
         let mut table = config::table(&dir, ports, wanted.biller_port.unwrap_or(ports.billing))?;
         if wanted.shim {
             config::put_shim(&mut table, &dir)?;
+        }
+        if wanted.second_link {
+            config::add_backup(&mut table, &dir, wanted.shim)?;
         }
         if let Some(edit) = wanted.edit {
             edit(&mut table);
@@ -271,6 +283,14 @@ impl World {
         self.gateway.as_ref().map(Process::children).unwrap_or_default()
     }
 
+    /// The ids of the HSM workers of one link that run now.
+    #[must_use]
+    pub fn workers_of(&self, link: Link) -> Vec<u32> {
+        let mut workers = self.workers();
+        workers.retain(|id| link.is_of(*id));
+        workers
+    }
+
     /// A client of the data API with this certificate.
     ///
     /// # Errors
@@ -382,36 +402,6 @@ impl World {
     pub fn dir(&self) -> &Path {
         &self.dir
     }
-}
-
-fn make_token(
-    dir: &Path,
-    plan: &[PlannedKey],
-    behind_shim: bool,
-    vendor: &str,
-) -> anyhow::Result<()> {
-    let file = dir.join("token-plan.json");
-    std::fs::write(&file, serde_json::to_vec(plan)?)?;
-    let token = dir.join("token");
-    let mut command = std::process::Command::new(program("tollgate-token")?);
-    command.args(["init", "--label", config::TOKEN_LABEL, "--dir"]).arg(&token);
-    let table = dir.join("vendor.toml");
-    std::fs::write(&table, vendor)?;
-    command.arg("--vendor").arg(&table);
-    command.arg("--plan").arg(&file).env_remove("SOFTHSM2_CONF");
-    if behind_shim {
-        // Keys that are made through the shim can do what it emulates.
-        command.arg("--module").arg(shim::path()?).env("TOLLGATE_SHIM_TARGET", module()?);
-    }
-    let output = command.output().context("running tollgate-token")?;
-    let text = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "tollgate-token: {text}");
-    std::fs::remove_file(&file)?;
-    Ok(())
-}
-
-fn token_directory(dir: &Path) -> anyhow::Result<TokenDirectory> {
-    Ok(TokenDirectory::new(&dir.join("token"))?)
 }
 
 fn module() -> anyhow::Result<PathBuf> {

@@ -26,6 +26,9 @@ struct Arguments {
     /// Requests a second.
     #[arg(long, default_value_t = 120)]
     rate: u32,
+    /// HSM links: 1, or a primary and a backup.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=2))]
+    links: u8,
     /// Where the world lives; made anew at each start.
     #[arg(long, default_value = "var/chaos")]
     dir: PathBuf,
@@ -56,8 +59,9 @@ async fn main() -> ExitCode {
 }
 
 async fn battery(arguments: Arguments) -> anyhow::Result<Option<Table>> {
-    let Arguments { seed, only, quick, rate, dir, out, list } = arguments;
-    let mut acts = plan(seed);
+    let Arguments { seed, only, quick, rate, links, dir, out, list } = arguments;
+    let links = usize::from(links);
+    let mut acts = plan(seed, links);
     acts.retain(|act| only.is_empty() || only.iter().any(|name| act.name.starts_with(name)));
     anyhow::ensure!(!acts.is_empty(), "no act is named {only:?}");
     if quick {
@@ -75,7 +79,7 @@ async fn battery(arguments: Arguments) -> anyhow::Result<Option<Table>> {
     println!("seed {seed}: {faults} faults of {} kinds, in {}", acts.len(), dir.display());
     // What is dropped here ends its processes.
     let table = tokio::select! {
-        table = run(Options { seed, dir, rate, acts }) => table?,
+        table = run(Options { seed, dir, rate, links, acts }) => table?,
         _ = terminate.recv() => anyhow::bail!("told to stop"),
         _ = interrupt.recv() => anyhow::bail!("told to stop"),
     };

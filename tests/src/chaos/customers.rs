@@ -26,8 +26,15 @@ pub(super) struct Customers {
     books: Arc<Books>,
     next: AtomicU64,
     places: Arc<Semaphore>,
-    /// Who sent what, and the slug of its refusal: of payments that were refused.
-    refused: Mutex<HashMap<String, (usize, Vec<u8>, String)>>,
+    /// By bill.
+    refused: Mutex<HashMap<String, Refusal>>,
+}
+
+/// A payment that was refused: who sent what, and the slug.
+struct Refusal {
+    payer: usize,
+    body: Vec<u8>,
+    slug: String,
 }
 
 /// Customers that come until they are told not to.
@@ -123,7 +130,7 @@ impl Customers {
         let (acquirer, client) = &self.payers[payer];
         let bill = format!("chaos-{number}-{biller}");
         let payment = Payment::of(biller, &bill);
-        let payment = if number / 2 % 2 == 0 { payment.by_card() } else { payment };
+        let payment = if (number / 2).is_multiple_of(2) { payment.by_card() } else { payment };
         let Ok(body) = acquirer.payment_body(&payment) else { return false };
         let (key, mac) = (format!("\"{bill}\""), acquirer.mac_header(&body));
         let headers = [("Idempotency-Key", &*key), ("Tollgate-Mac", &*mac)];
@@ -133,8 +140,8 @@ impl Customers {
             Err(why) => (Told::Nothing, Ended::Unanswered(format!("{bill}: {why}"))),
         };
         if let (Told::Refused, Ok(answer)) = (told, answer) {
-            let refusal = (payer, body, answer.slug().unwrap_or_default());
-            self.refused().insert(bill.clone(), refusal);
+            let slug = answer.slug().unwrap_or_default();
+            self.refused().insert(bill.clone(), Refusal { payer, body, slug });
         }
         self.books.enter_bill(row, bill, told);
         self.books.enter(row, ended, took);
@@ -146,7 +153,9 @@ impl Customers {
     pub(super) async fn ask_again(&self, ledger: &LedgerReport) -> HashMap<String, String> {
         let mut said = HashMap::new();
         for bill in self.books.refused_and_paid(ledger) {
-            let Some((payer, body, slug)) = self.refused().remove(&bill) else { continue };
+            let Some(Refusal { payer, body, slug }) = self.refused().remove(&bill) else {
+                continue;
+            };
             let (acquirer, client) = &self.payers[payer];
             let answer = match client.pay(acquirer, &bill, body).await {
                 Ok(answer) => format!("{} {}", answer.status, answer.json()["status"]),
@@ -157,7 +166,7 @@ impl Customers {
         said
     }
 
-    fn refused(&self) -> MutexGuard<'_, HashMap<String, (usize, Vec<u8>, String)>> {
+    fn refused(&self) -> MutexGuard<'_, HashMap<String, Refusal>> {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -13,7 +13,7 @@ use super::customers::Customers;
 use super::plan::{Fault, Sent};
 use crate::billing::{Control, Fault as Misanswer, Mode};
 use crate::proxy::{Behaviour, Proxy};
-use crate::world::{World, signal};
+use crate::world::{Link, World, signal};
 
 /// The hand on all that can be made to fail.
 pub(super) struct Injector<'w> {
@@ -21,6 +21,7 @@ pub(super) struct Injector<'w> {
     proxy: &'w Proxy,
     customers: &'w Arc<Customers>,
     billing: Control,
+    links: &'static [Link],
     /// When the last fault ended.
     ended: Instant,
     /// The workers when it began.
@@ -29,6 +30,7 @@ pub(super) struct Injector<'w> {
     lost: Vec<u32>,
 }
 
+const WORKERS_OF_LINK: usize = 2;
 /// A call that a fault waits for comes within this, or never.
 const STRIKES_WITHIN: Duration = Duration::from_secs(2);
 /// As long as it can take a worker to start again after many deaths, and to be ready.
@@ -44,13 +46,16 @@ impl<'w> Injector<'w> {
         world: &'w World,
         proxy: &'w Proxy,
         customers: &'w Arc<Customers>,
+        links: usize,
     ) -> anyhow::Result<Self> {
+        let links = if links < 2 { &[Link::Primary][..] } else { &[Link::Primary, Link::Backup] };
         let billing = world.billing_control()?;
         Ok(Self {
             world,
             proxy,
             customers,
             billing,
+            links,
             ended: Instant::now(),
             before: Vec::new(),
             lost: Vec::new(),
@@ -99,12 +104,18 @@ impl<'w> Injector<'w> {
                 self.billing.set_mode(Misanswer::always(Mode::Normal)).await?;
                 struck
             }
+            Fault::OneLink { rules, ms } => {
+                self.world.shim_control_of(Link::Primary, rules).await?;
+                milliseconds(*ms).await;
+                self.world.shim_control_of(Link::Primary, "").await?;
+                true
+            }
             Fault::Both { rules, behaviour, ms } => {
-                self.world.shim_control(rules).await?;
+                self.control(rules).await?;
                 self.proxy.set(*behaviour);
                 milliseconds(*ms).await;
                 self.proxy.set(Behaviour::default());
-                self.world.shim_control("").await?;
+                self.control("").await?;
                 true
             }
         };
@@ -156,14 +167,16 @@ impl<'w> Injector<'w> {
         self.before.iter().any(|id| !now.contains(id))
     }
 
-    /// Two workers, none of them lost; after a while without them all the same: those that remain
+    /// All workers, none of them lost; after a while without them all the same: those that remain
     /// are killed next.
     pub(super) async fn workers_back(&self, fault: &Fault) {
         let is_kill = matches!(fault, Fault::Signal { sent: Sent::Kill, .. });
         let limit = self.ended + if is_kill { NEXT_KILL_AFTER } else { WORKERS_BACK_MAX };
         while Instant::now() < limit {
             let workers = self.world.workers();
-            if workers.len() == 2 && !workers.iter().any(|id| self.lost.contains(id)) {
+            if workers.len() == WORKERS_OF_LINK * self.links.len()
+                && !workers.iter().any(|id| self.lost.contains(id))
+            {
                 return;
             }
             sleep(Duration::from_millis(20)).await;
@@ -174,16 +187,16 @@ impl<'w> Injector<'w> {
     /// new workers would meet it too.
     async fn call(&self, function: &str, action: &str, calls: u64) -> anyhow::Result<bool> {
         let before = self.calls_of(function);
-        self.world.shim_control(&format!("{function} {action} {calls}")).await?;
+        self.control(&format!("{function} {action} {calls}")).await?;
         let called = async || Ok(self.calls_of(function) >= before + calls);
         let struck = within(STRIKES_WITHIN, called).await?;
-        self.world.shim_control("").await?;
+        self.control("").await?;
         Ok(struck)
     }
 
     async fn start(&mut self, function: &str, action: &str) -> anyhow::Result<bool> {
         let Some(worker) = self.world.workers().first().copied() else { return Ok(false) };
-        self.world.shim_control(&format!("{function} {action}")).await?;
+        self.control(&format!("{function} {action}")).await?;
         let before = self.calls_of(function);
         // It may have died of another fault.
         let _ = signal(worker, Signal::KILL);
@@ -192,7 +205,7 @@ impl<'w> Injector<'w> {
         let called = async || Ok(self.calls_of(function) > before && starts());
         let struck = within(WORKERS_BACK_MAX, called).await?;
         sleep(Duration::from_millis(300)).await;
-        self.world.shim_control("").await?;
+        self.control("").await?;
         Ok(struck)
     }
 
@@ -214,10 +227,21 @@ impl<'w> Injector<'w> {
         struck > 0
     }
 
+    /// The control file of every link's shim.
+    async fn control(&self, rules: &str) -> anyhow::Result<()> {
+        for link in self.links {
+            self.world.shim_control_of(*link, rules).await?;
+        }
+        Ok(())
+    }
+
     async fn token_away(&self, ms: u64, killed: bool) -> anyhow::Result<bool> {
-        let token: PathBuf = self.world.dir().join("token");
-        let away = self.world.dir().join("token-away");
-        std::fs::rename(&token, &away).context("taking the token away")?;
+        let tokens = self.links.iter().map(|link| link.token(self.world.dir()));
+        let tokens: Vec<(PathBuf, PathBuf)> =
+            tokens.map(|token| (token.with_extension("away"), token)).collect();
+        for (away, token) in &tokens {
+            std::fs::rename(token, away).context("taking the token away")?;
+        }
         if killed {
             for worker in self.world.workers() {
                 // It may have died of the token's loss.
@@ -225,13 +249,15 @@ impl<'w> Injector<'w> {
             }
         }
         milliseconds(ms).await;
-        std::fs::rename(&away, &token).context("bringing the token back")?;
+        for (away, token) in &tokens {
+            std::fs::rename(away, token).context("bringing the token back")?;
+        }
         Ok(true)
     }
 
     fn calls_of(&self, function: &str) -> u64 {
-        let counts = self.world.shim_counts().unwrap_or_default();
-        counts.get(function).copied().unwrap_or_default()
+        let counts = self.links.iter().filter_map(|link| self.world.shim_counts_of(*link).ok());
+        counts.filter_map(|counts| counts.get(function).copied()).sum()
     }
 }
 

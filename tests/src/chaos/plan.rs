@@ -65,6 +65,13 @@ pub enum Fault {
     Trap(Trap),
     /// The biller answers badly.
     Biller(Misanswer),
+    /// The first of two HSM links is bad, and the other one is not.
+    OneLink {
+        /// The control file of its shim.
+        rules: &'static str,
+        /// For so long.
+        ms: u64,
+    },
     /// The token and the network at once.
     Both {
         /// The control file of the shim.
@@ -103,19 +110,23 @@ impl Fault {
             Self::Start { .. }
             | Self::Signal { .. }
             | Self::TokenAway { .. }
+            | Self::OneLink { .. }
             | Self::Both { .. } => true,
         }
     }
 }
 
-/// All acts of a seed.
+/// All acts of a seed, for a gateway with so many HSM links.
 #[must_use]
-pub fn plan(seed: u64) -> Vec<Act> {
+pub fn plan(seed: u64, links: usize) -> Vec<Act> {
     let mut acts = Vec::new();
     for (number, (name, count, draw)) in ACTS.iter().enumerate() {
         let mut random = Random::of(seed ^ ((number as u64 + 1) << 40));
         let faults = (0..*count).map(|number| draw(&mut random, number)).collect();
         acts.push(Act { name, faults });
+    }
+    if links < 2 {
+        acts.retain(|act| !act.faults.iter().any(|fault| matches!(fault, Fault::OneLink { .. })));
     }
     acts
 }
@@ -124,24 +135,24 @@ pub fn plan(seed: u64) -> Vec<Act> {
 type Draw = fn(&mut Random, u64) -> Fault;
 
 /// Name, how many, and how one is drawn.
-const ACTS: [(&str, u64, Draw); 27] = [
-    ("token-delay", 60, |random, _| {
-        let action = format!("delay {}", random.between(20, 900));
+const ACTS: [(&str, u64, Draw); 28] = [
+    ("token-delay", 40, |random, _| {
+        let action = format!("delay {}", random.between(20, 600));
         call(random, action)
     }),
-    ("token-fail-session", 200, |random, _| {
+    ("token-fail-session", 300, |random, _| {
         // What another session, another search or another login cures.
         let code = random.pick(&[0xB3, 0xB0, 0x60, 0x82, 0x101, 0x91, 0x31]);
         call(random, format!("fail {code:#x}"))
     }),
-    ("token-fail-device", 16, |random, _| {
+    ("token-fail-device", 12, |random, _| {
         // What only a new start of the module cures.
         let code = random.pick(&[0x30, 0x32, 0x03, 0x05, 0x06, 0xE0, 0x190]);
         call(random, format!("fail {code:#x}"))
     }),
-    ("token-hang", 8, |random, _| one_call(random, "hang")),
-    ("token-crash", 8, |random, _| one_call(random, "crash")),
-    ("token-start", 6, |random, _| {
+    ("token-hang", 6, |random, _| one_call(random, "hang")),
+    ("token-crash", 6, |random, _| one_call(random, "crash")),
+    ("token-start", 5, |random, _| {
         let function = random.pick(&AT_START);
         let action = match random.between(0, 3) {
             0 => format!("delay {}", random.between(100, 900)),
@@ -149,11 +160,11 @@ const ACTS: [(&str, u64, Draw); 27] = [
         };
         Fault::Start { function, action }
     }),
-    ("token-away", 6, |random, number| Fault::TokenAway {
+    ("token-away", 5, |random, number| Fault::TokenAway {
         ms: between(random, 300, 2_500),
         killed: number % 2 == 0,
     }),
-    ("worker-killed", 24, |random, number| {
+    ("worker-killed", 16, |random, number| {
         random.bits();
         Fault::Signal { sent: Sent::Kill, all: number % 4 == 3 }
     }),
@@ -162,15 +173,15 @@ const ACTS: [(&str, u64, Draw); 27] = [
         all: number % 4 == 3,
     }),
     ("worker-stopped", 6, |_, number| Fault::Signal { sent: Sent::Stop, all: number % 4 == 3 }),
-    ("biller-refused", 12, |random, number| {
+    ("biller-refused", 10, |random, number| {
         let door = if number % 3 == 2 { Door::Resets } else { Door::Closed };
         let behaviour = Behaviour { door, ..Behaviour::default() };
         let ms = between(random, 300, 2_500);
         Fault::Network { behaviour, cut: true, ms, pause_ms: None }
     }),
-    ("biller-reset-request", 300, |random, number| trap(random, number, Side::Request)),
-    ("biller-reset-answer", 300, |random, number| trap(random, number, Side::Answer)),
-    ("biller-half-open", 10, |random, number| one_way(random, number, Passage::Lost, 3_000)),
+    ("biller-reset-request", 250, |random, number| trap(random, number, Side::Request)),
+    ("biller-reset-answer", 250, |random, number| trap(random, number, Side::Answer)),
+    ("biller-half-open", 8, |random, number| one_way(random, number, Passage::Lost, 3_000)),
     ("biller-held", 6, |random, number| one_way(random, number, Passage::Held, 4_000)),
     ("biller-delayed", 8, |random, _| {
         let delay = Duration::from_millis(between(random, 50, 3_000));
@@ -197,17 +208,21 @@ const ACTS: [(&str, u64, Draw); 27] = [
     ("biller-hang", 8, |random, number| {
         misanswer(random, if number % 2 == 0 { Mode::Hang } else { Mode::HangAfter })
     }),
-    ("biller-flapping", 14, |random, _| {
+    ("biller-flapping", 12, |random, _| {
         let behaviour = Behaviour { door: Door::Closed, ..Behaviour::default() };
         let (ms, pause) = (between(random, 300, 1_500), between(random, 300, 1_500));
         Fault::Network { behaviour, cut: true, ms, pause_ms: Some(pause) }
     }),
-    ("both-links", 6, |random, number| {
+    ("both-links", 5, |random, number| {
         let rules = random.pick(&["* fail 0x30", "Sign fail 0x32", "* delay 700", "Decrypt hang"]);
         let way = Way { passage: Passage::Lost, ..Way::default() };
         let closed = Behaviour { door: Door::Closed, ..Behaviour::default() };
         let behaviour = if number % 2 == 0 { closed } else { ways(number / 2, way) };
         Fault::Both { rules, behaviour, ms: between(random, 500, 2_500) }
+    }),
+    ("one-of-two-links", 9, |random, number| {
+        let rules = ["* hang", "* fail 0x30", "* delay 700"][number as usize % 3];
+        Fault::OneLink { rules, ms: between(random, 1_000, 3_000) }
     }),
 ];
 
@@ -244,7 +259,7 @@ fn trap(random: &mut Random, number: u64, side: Side) -> Fault {
     Fault::Trap(Trap { side, after, end })
 }
 
-const TRAP_STEP: u64 = 13;
+const TRAP_STEP: u64 = 16;
 
 fn misanswer(random: &mut Random, mode: Mode) -> Fault {
     Fault::Biller(Misanswer::next(mode, between(random, 1, 3)))
@@ -277,13 +292,21 @@ mod tests {
 
     #[test]
     fn a_seed_gives_the_same_faults_and_another_gives_others() {
-        assert_eq!(plan(7), plan(7));
-        assert_ne!(plan(7), plan(8));
+        assert_eq!(plan(7, 1), plan(7, 1));
+        assert_ne!(plan(7, 1), plan(8, 1));
+    }
+
+    #[test]
+    fn a_second_link_adds_acts_and_changes_none() {
+        let (one, two) = (plan(7, 1), plan(7, 2));
+
+        assert!(two.len() > one.len());
+        assert!(one.iter().all(|act| two.contains(act)));
     }
 
     #[test]
     fn a_battery_is_more_than_a_thousand_faults_in_acts_of_their_own_names() {
-        let acts = plan(1);
+        let acts = plan(1, 1);
 
         let faults: usize = acts.iter().map(|act| act.faults.len()).sum();
         let names: BTreeSet<_> = acts.iter().map(|act| act.name).collect();

@@ -12,25 +12,22 @@ use crate::acquirer::Answer as HttpAnswer;
 /// # Errors
 /// An order that clients do not give.
 pub(super) fn request_of(order: &Order) -> anyhow::Result<(&'static str, Vec<u8>)> {
-    let (path, body) = match order {
-        Order::TranslatePin { pan, block, from, to } => {
-            let block = hex::encode_upper(block.expose());
-            let (from, to) = (side(from), side(to));
-            let body = json!({"pan": pan.expose(), "pin_block": block, "from": from, "to": to});
-            ("/v1/pin/translate", body)
+    let (path, body) = if let Order::TranslatePin { pan, block, from, to } = order {
+        let block = hex::encode_upper(block.expose());
+        let (from, to) = (side(from), side(to));
+        let body = json!({"pan": pan.expose(), "pin_block": block, "from": from, "to": to});
+        ("/v1/pin/translate", body)
+    } else if let Order::GenerateMac { key, message, length, .. } = order {
+        let mut body = json!({"key": key.label, "message": hex::encode_upper(&message.0)});
+        if let Some(length) = length {
+            body["length"] = json!(length);
         }
-        Order::GenerateMac { key, message, length, .. } => {
-            let mut body = json!({"key": key.label, "message": hex::encode_upper(&message.0)});
-            if let Some(length) = length {
-                body["length"] = json!(length);
-            }
-            ("/v1/mac/generate", body)
-        }
-        Order::VerifyMac { key, message, mac, .. } => {
-            let (message, mac) = (hex::encode_upper(&message.0), hex::encode_upper(&mac.0));
-            ("/v1/mac/verify", json!({"key": key.label, "message": message, "mac": mac}))
-        }
-        other => bail!("no client asks for {}", other.operation()),
+        ("/v1/mac/generate", body)
+    } else if let Order::VerifyMac { key, message, mac, .. } = order {
+        let (message, mac) = (hex::encode_upper(&message.0), hex::encode_upper(&mac.0));
+        ("/v1/mac/verify", json!({"key": key.label, "message": message, "mac": mac}))
+    } else {
+        bail!("no client asks for {}", order.operation())
     };
     Ok((path, body.to_string().into_bytes()))
 }
@@ -43,23 +40,18 @@ pub(super) fn answer_of(order: &Order, answer: &HttpAnswer) -> anyhow::Result<An
     let body = answer.json();
     let text = |field: &str| body[field].as_str().with_context(|| format!("no {field}"));
     let version = || body["key_version"].as_u64().and_then(|version| version.try_into().ok());
-    match order {
-        Order::TranslatePin { to, .. } => {
-            let said = (text("key")?, text("format")?);
-            anyhow::ensure!(said == (&*to.key.label.to_string(), to.format.name()), "{said:?}");
-            let block = PinBlock::new(hex::decode(text("pin_block")?)?)?;
-            Ok(Answer::Block { block, key_version: version().context("no key_version")? })
-        }
-        Order::GenerateMac { .. } => {
-            let mac = Message(hex::decode(text("mac")?)?);
-            let algorithm: MacAlgorithm = serde_json::from_value(body["algorithm"].clone())?;
-            let key_version = version().context("no key_version")?;
-            Ok(Answer::Mac { mac, algorithm, key_version })
-        }
-        Order::VerifyMac { .. } => {
-            Ok(Answer::Verified(body["verified"].as_bool().context("no verified")?))
-        }
-        other => bail!("no client asks for {}", other.operation()),
+    if let Order::TranslatePin { to, .. } = order {
+        let said = (text("key")?, text("format")?);
+        anyhow::ensure!(said == (to.key.label.as_str(), to.format.name()), "{said:?}");
+        let block = PinBlock::new(hex::decode(text("pin_block")?)?)?;
+        Ok(Answer::Block { block, key_version: version().context("no key_version")? })
+    } else if let Order::GenerateMac { .. } = order {
+        let mac = Message(hex::decode(text("mac")?)?);
+        let algorithm: MacAlgorithm = serde_json::from_value(body["algorithm"].clone())?;
+        let key_version = version().context("no key_version")?;
+        Ok(Answer::Mac { mac, algorithm, key_version })
+    } else {
+        Ok(Answer::Verified(body["verified"].as_bool().context("no verified")?))
     }
 }
 

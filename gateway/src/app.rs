@@ -18,13 +18,18 @@ use uuid::Uuid;
 
 use crate::admin::{self, Admin};
 use crate::audit::{AuditLayer, AuditLog, AuditUnavailable, record_refusals};
-use crate::config::{BillerConfig, Config, HsmConfig, ListenerConfig};
+use crate::config::{BillerConfig, Config, HsmConfig, ListenerConfig, NamedLink};
 use crate::edge::{Listener, Registry, TlsError, TlsSource};
 use crate::guard::Guard;
 use crate::key_watch::KeyWatch;
-use crate::links::backend::{BackendLink, BackendOptions};
-use crate::links::breaker::Breaker;
-use crate::links::token::{HsmLink, audited};
+use crate::links::Role;
+use crate::links::backend::{Backend, BackendOptions};
+use crate::links::breaker::{Breaker, Pace};
+use crate::links::health::HealthConfig;
+use crate::links::limit::LimitOptions;
+use crate::links::pool::{Endpoint, Member, Pool, PoolOptions};
+use crate::links::retry::RetryConfig;
+use crate::links::token::{Hsm, HsmLink, audited};
 use crate::officers::Officers;
 use crate::relay::biller::Biller;
 use crate::relay::keys::{KeyLives, Keys};
@@ -46,7 +51,8 @@ pub struct App {
     store: Store,
     audit: AuditLog,
     billers: Vec<Arc<Biller>>,
-    key_watch: KeyWatch,
+    key_watches: Vec<KeyWatch>,
+    health: Monitored,
     /// Our certificates towards the billers: name and end, seconds since 1970.
     expiries: Vec<(String, i64)>,
 }
@@ -58,19 +64,24 @@ impl App {
     /// The first thing that cannot be had, with its place and remedy.
     pub async fn build(config: &Config, config_path: &Path) -> anyhow::Result<Self> {
         let metrics = Metrics::install().context("installing the metrics recorder")?;
-        let hsm = Arc::new(hsm_link(&config.hsm)?);
-        if let Some(why) = hsm.refused_at_start().await {
-            bail!("the HSM link: {why}");
+        let hsm = Arc::new(hsm(&config.hsm)?);
+        for link in hsm.links() {
+            if let Some(why) = link.refused_at_start().await {
+                bail!("the HSM link {}: {why}", link.label());
+            }
         }
         let audit = AuditLog::open(&config.audit, &config.replica, Uuid::now_v7())
             .context("opening the audit log")?;
         let store = Store::open(&config.store, &config.queue).await.context("opening the store")?;
         let lives = KeyLives { pin: config.queue.pin_life() };
         let keys = Keys::start(store.clone(), TokenKeys(Arc::clone(&hsm)), lives);
-        let (mut billers, mut expiries) = (HashMap::new(), Vec::new());
+        let (mut billers, mut healths) = (HashMap::new(), HashMap::new());
+        let mut expiries = Vec::new();
         for biller in &config.biller {
-            let built = Arc::new(biller_link(biller).with_context(|| biller.name.clone())?);
+            let built = biller_link(biller, config.retry).with_context(|| biller.name.clone())?;
+            let built = Arc::new(built);
             billers.insert(biller.name.clone(), built);
+            healths.insert(biller.name.clone(), biller.health);
             let end = crate::check::end_of(&biller.certificate).map_err(anyhow::Error::msg)?;
             expiries.push((format!("biller.{}", biller.name), end));
         }
@@ -88,7 +99,6 @@ impl App {
             store.clone(),
             keys,
             config.queue.clone(),
-            config.retry,
             audit.clone(),
             config.replica.clone(),
         ));
@@ -115,19 +125,21 @@ impl App {
             authority,
             request_max: Duration::from_millis(config.request_ms_max),
         };
-        let key_watch = KeyWatch::new(
-            Arc::clone(&hsm),
-            audit.clone(),
-            Duration::from_secs(config.hsm.lint_s),
-            config.hsm.accepted_probes.clone(),
-        );
+        let key_watch = |link: &Arc<HsmLink>| {
+            let every = Duration::from_secs(config.hsm.lint_s);
+            let accepted = config.hsm.accepted_probes.clone();
+            KeyWatch::new(Arc::clone(link), audit.clone(), every, accepted)
+        };
+        let key_watches = hsm.links().map(key_watch).collect();
         let officers = Arc::new(Officers::new(
             Arc::clone(&hsm),
             store.clone(),
             audit.clone(),
             config.officers,
         ));
-        let admin_state = Admin { hsm, relay, officers, audit: audit.clone(), metrics };
+        let everyone = billers.values().cloned().collect();
+        let admin_state =
+            Admin { hsm, relay, billers: everyone, officers, audit: audit.clone(), metrics };
         Ok(Self {
             config_path: config_path.to_owned(),
             data,
@@ -139,7 +151,8 @@ impl App {
             store,
             audit,
             billers: billers.into_values().collect(),
-            key_watch,
+            key_watches,
+            health: Monitored { hsm: config.hsm.health, billers: healths },
             expiries,
         })
     }
@@ -159,11 +172,21 @@ impl App {
         }
         tasks.spawn(named("figures", self.admin_state.metrics.clone().upkeep(background.clone())));
         tasks.spawn(named("expiries", tell_expiries(self.expiries, background.clone())));
-        tasks.spawn(named("key watch", self.key_watch.watch(background.clone())));
+        for key_watch in self.key_watches {
+            tasks.spawn(named("key watch", key_watch.watch(background.clone())));
+        }
+        let Monitored { hsm: every, billers } = self.health;
+        monitor(&mut tasks, self.gateway.hsm.pool(), every, &background);
+        for biller in &self.billers {
+            let every = billers.get(&biller.name).copied().unwrap_or_default();
+            monitor(&mut tasks, &biller.backends, every, &background);
+        }
         // Before the first request, so that its record says where clear PINs were then.
-        let (hsm, audit) = (Arc::clone(&self.gateway.hsm), self.audit.clone());
-        let told = tell_mode(&hsm, &audit, Vec::new()).await;
-        tasks.spawn(named("modes", tell_modes(hsm, audit, told, background.clone())));
+        for link in self.gateway.hsm.links() {
+            let (link, audit) = (Arc::clone(link), self.audit.clone());
+            let told = tell_mode(&link, &audit, Vec::new()).await;
+            tasks.spawn(named("modes", tell_modes(link, audit, told, background.clone())));
+        }
         tasks.spawn(named("queue", Arc::clone(&relay).keep(background.clone())));
         let officers = Arc::clone(&self.admin_state.officers);
         tasks.spawn(named("officers", officers.keep(background.clone())));
@@ -189,6 +212,7 @@ impl App {
         let admin_layer =
             AuditLayer::new(self.audit.clone(), AuditListener::Admin, admin::UNRECORDED);
         let admin = admin::router(self.admin_state.clone()).layer(admin_layer);
+        let hsm = Arc::clone(&self.gateway.hsm);
         let Self { data: data_listener, admin: admin_listener, store, audit, .. } = self;
         let serving = async {
             tokio::join!(
@@ -201,6 +225,7 @@ impl App {
         background.cancel();
         while tasks.join_next().await.is_some() {}
         relay.finish().await;
+        hsm.stop().await;
         audit.close().await;
         store.close().await;
         tracing::info!("stopped");
@@ -228,11 +253,11 @@ async fn tell_modes(
 async fn tell_mode(hsm: &HsmLink, audit: &AuditLog, told: Vec<Recipe>) -> Vec<Recipe> {
     let recipes = hsm.recipes();
     let Some(mode) = hsm.weakest_mode().filter(|_| recipes != told) else { return told };
-    let on = Resource::new(ResourceType::HsmLink, Label::new(hsm.name()));
+    let on = Resource::new(ResourceType::HsmLink, Label::new(hsm.label()));
     let (now, origin) = (jiff::Timestamp::now(), Origin::inside(audit.host()));
     let (actor, kind) = (Actor::system(), EventType::HsmMode);
     let event = Event::new(actor, kind, now, Outcome::Success, origin, on);
-    match audit.append(event.link(Label::new(hsm.name())).mode(audited(mode))).await {
+    match audit.append(event.link(Label::new(hsm.label())).mode(audited(mode))).await {
         Ok(_) => recipes,
         Err(AuditUnavailable) => {
             tracing::error!("the mode of the HSM link is not in the audit log");
@@ -330,35 +355,99 @@ impl Clients {
     }
 }
 
-/// Starts the workers of the link.
+/// How often members are asked whether they are well.
+#[derive(Debug)]
+struct Monitored {
+    hsm: HealthConfig,
+    /// By biller.
+    billers: HashMap<String, HealthConfig>,
+}
+
+/// One task a member.
+fn monitor<E: Endpoint>(
+    tasks: &mut JoinSet<&'static str>,
+    pool: &Arc<Pool<E>>,
+    every: HealthConfig,
+    stop: &CancellationToken,
+) {
+    for at in 0..pool.members().len() {
+        let watch = Arc::clone(pool).monitor(at, every, stop.clone());
+        tasks.spawn(named("health", watch));
+    }
+}
+
+/// Starts the workers of every link.
 ///
 /// # Errors
 /// When the worker program cannot be named.
-pub(crate) fn hsm_link(config: &HsmConfig) -> anyhow::Result<HsmLink> {
-    let link = TokenLink::start(config.link_options().map_err(anyhow::Error::msg)?);
-    let breaker = Breaker::new("hsm", config.breaker);
-    let attempt = Duration::from_millis(config.attempt_ms_max);
-    Ok(HsmLink::new(link, breaker, config.retry, attempt, config.queue_kek.clone()))
+pub(crate) fn hsm(config: &HsmConfig) -> anyhow::Result<Hsm> {
+    let attempt_max = Duration::from_millis(config.attempt_ms_max);
+    let pace = Pace::of_attempt(attempt_max.min(config.retry.total_max()));
+    let mut members = Vec::new();
+    for NamedLink { name, role, options } in config.links().map_err(anyhow::Error::msg)? {
+        // As many as the configuration names, for as long as the process lives.
+        let name: &'static str = name.leak();
+        let breaker = match members.is_empty() {
+            true => "hsm".to_owned(),
+            false => format!("hsm.{name}"),
+        };
+        let link = Arc::new(HsmLink::new(name, TokenLink::start(options)));
+        // Its keys are compared with those of the first one before it is used.
+        link.set_distrusted(!members.is_empty());
+        let breaker = Breaker::new(breaker, config.breaker, pace);
+        members.push(Member::new(link, role, breaker, config.limit()));
+    }
+    let ramp = Duration::from_secs(config.ramp_s);
+    let options = PoolOptions { link: "hsm", retry: config.retry, attempt_max, ramp };
+    Ok(Hsm::new(Arc::new(Pool::new(options, members)), config.queue_kek.clone()))
 }
 
-fn biller_link(config: &BillerConfig) -> anyhow::Result<Biller> {
+fn biller_link(config: &BillerConfig, retry: RetryConfig) -> anyhow::Result<Biller> {
     let read = |path: &Path| std::fs::read(path).with_context(|| path.display().to_string());
     let mut identity = read(&config.certificate)?;
     identity.push(b'\n');
     identity.extend(zeroize::Zeroizing::new(read(&config.key)?).iter());
     let options = BackendOptions {
-        name: config.name.clone(),
-        url: config.url.parse().with_context(|| format!("url {}", config.url))?,
+        biller: config.name.clone(),
         ca: read(&config.ca)?,
         identity,
         connect_max: Duration::from_millis(config.connect_ms_max),
-        attempt_max: Duration::from_millis(config.attempt_ms_max),
+        health_path: config.health_path.clone(),
+        idle_min: config.connections_idle_min,
+        idle_max: config.connections_max as usize,
+        idle_for: Duration::from_secs(config.connection_idle_s),
     };
-    let breaker = Breaker::new(format!("biller.{}", config.name), config.breaker);
+    let attempt_max = Duration::from_millis(config.attempt_ms_max);
+    // A client's attempt gets half of the whole time when another URL is there.
+    let whole = attempt_max.min(retry.total_max());
+    let alone = config.urls.len() + config.backup_urls.len() == 1;
+    let pace = Pace { fair: if alone { whole } else { whole / 2 }, slow: whole.mul_f64(0.8) };
+    let limit = LimitOptions {
+        max: config.connections_max,
+        min: 1,
+        waiting_max: config.waiting_max,
+        wait_max: Duration::from_millis(config.wait_ms_max),
+        queue_max: None,
+    };
+    let primaries = config.urls.iter().map(|url| (url, Role::Primary));
+    let backups = config.backup_urls.iter().map(|url| (url, Role::Backup));
+    let mut members = Vec::new();
+    for (url, role) in primaries.chain(backups) {
+        let name = match members.len() {
+            0 => format!("biller.{}", config.name),
+            more => format!("biller.{}.{}", config.name, more + 1),
+        };
+        let url = url.parse().with_context(|| format!("url {url}"))?;
+        let breaker = Breaker::new(name.clone(), config.breaker, pace);
+        let backend = Backend::new(name, url, &options).map_err(anyhow::Error::msg)?;
+        members.push(Member::new(Arc::new(backend), role, breaker, limit));
+    }
+    let ramp = Duration::from_secs(config.ramp_s);
+    let options = PoolOptions { link: "backend", retry, attempt_max, ramp };
     let pin = config.pin_key.clone().zip(config.pin_format);
     Ok(Biller {
         name: config.name.clone(),
-        backend: BackendLink::new(options, breaker).map_err(anyhow::Error::msg)?,
+        backends: Arc::new(Pool::new(options, members)),
         mac_key: config.mac_key.clone(),
         pin: pin.map(|(key, format)| PinKey { key: key.into(), format, ksn: None }),
         store: config.store,

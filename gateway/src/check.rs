@@ -114,38 +114,49 @@ fn parent(path: &Path) -> &Path {
 }
 
 async fn hsm(config: &Config, rows: &mut Vec<Row>) {
-    let link = match crate::app::hsm_link(&config.hsm) {
-        Ok(link) => link,
+    let hsm = match crate::app::hsm(&config.hsm) {
+        Ok(hsm) => hsm,
         Err(error) => return rows.push(row("hsm", Err(format!("{error:#}")))),
     };
     let limit = Instant::now() + Duration::from_millis(config.hsm.start_ms_max);
+    for link in hsm.links() {
+        look_at(config, link, limit, rows).await;
+    }
+    hsm.stop().await;
+}
+
+async fn look_at(config: &Config, link: &HsmLink, limit: Instant, rows: &mut Vec<Row>) {
     while link.workers().iter().any(waits) && Instant::now() < limit {
         sleep(Duration::from_millis(20)).await;
     }
+    let name = link.label();
     for worker in link.workers() {
         // A worker is ready only when its keys are locked down and every operation is proved.
         let token = worker.token.unwrap_or_default();
         let outcome = match (worker.ready, worker.trouble) {
-            (true, _) => Ok(format!("{token}: keys locked down, self-test passed")),
-            (false, trouble) => Err(trouble.unwrap_or_else(|| "not ready in time".into())),
+            (true, _) => Ok(format!("{name}: {token}: keys locked down, self-test passed")),
+            (false, trouble) => {
+                let trouble = trouble.unwrap_or_else(|| "not ready in time".into());
+                Err(format!("{name}: {trouble}"))
+            }
         };
         rows.push(row("hsm worker", outcome));
     }
-    if link.is_usable() {
+    if link.is_up() {
         rows.push(row("hsm mode", Ok(format!("{}: clear PINs are there only", link.mode()))));
         for Recipe { operation, mode, calls } in link.recipes() {
             rows.push(row("hsm recipe", Ok(format!("{operation}  {mode}  {calls}"))));
         }
-        list_keys(config, &link, limit, rows).await;
-        lock_down::look(config, &link, limit, rows).await;
+        list_keys(config, link, limit, rows).await;
+        lock_down::look(config, link, limit, rows).await;
     }
-    link.stop().await;
 }
 
 async fn list_keys(config: &Config, link: &HsmLink, limit: Instant, rows: &mut Vec<Row>) {
-    match link.list_keys(limit).await {
+    match link.list_keys_each(limit).await {
         Err(error) => rows.push(row("keys", Err(error.to_string()))),
-        Ok(keys) => {
+        Ok(views) => {
+            let keys = views.into_iter().next().map(|(_, keys)| keys).unwrap_or_default();
             let missing = keys::missing(config, &keys);
             rows.extend(missing.into_iter().map(|text| row("key", Err(text))));
             let pairs = keys::pairs(config, &keys, &link.recipes());

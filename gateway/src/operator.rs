@@ -140,8 +140,11 @@ pub async fn list_links(access: &Access, json: bool) -> anyhow::Result<String> {
     for link in list(&answer["links"]) {
         let name = word(&link["name"]);
         let state = if link["usable"] == true { "up" } else { "down" };
-        let detail =
-            format!("clear PINs {}, breaker {}", word(&link["mode"]), word(&link["breaker"]));
+        let mut detail = format!("{}, clear PINs {}, ", word(&link["role"]), word(&link["mode"]));
+        detail += &member(link);
+        if link["distrusted"] == true {
+            detail += ", keys not trusted";
+        }
         line([name, "link", state, &detail]);
         for worker in list(&link["workers"]) {
             let state = match (worker["ready"] == true, worker["latched"] == true) {
@@ -164,7 +167,27 @@ pub async fn list_links(access: &Access, json: bool) -> anyhow::Result<String> {
             line([name, what, mode, word(&recipe["calls"])]);
         }
     }
+    for backend in list(&answer["backends"]) {
+        let state = if backend["usable"] == true { "up" } else { "down" };
+        let detail = format!("{}, {}", word(&backend["role"]), member(backend));
+        line([word(&backend["biller"]), word(&backend["url"]), state, &detail]);
+    }
     Ok(table)
+}
+
+/// What every member of a link tells of itself.
+fn member(of: &Value) -> String {
+    let mut text = format!(
+        "breaker {}, {} of {} running, {:.1} ms",
+        word(&of["breaker"]),
+        of["running"],
+        of["limit"],
+        of["typical_ms"].as_f64().unwrap_or_default(),
+    );
+    if let Some(trouble) = of["heartbeat"]["trouble"].as_str() {
+        text += &format!(", heartbeat: {trouble}");
+    }
+    text
 }
 
 fn list(value: &Value) -> &[Value] {

@@ -23,7 +23,7 @@ use crate::vocabulary::{
 };
 
 /// Both sides speak this version or none.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 
 /// A message of 64 KiB and its order fit with room to spare.
 pub const FRAME_BYTES_MAX: usize = 128 * 1024;
@@ -190,6 +190,9 @@ pub enum Order {
     },
     /// Every key of the register with its check value.
     ListKeys,
+    /// One known MAC with a key of its own, and a look for a key of the register: session keys go on
+    /// working on a token that has vanished.
+    Heartbeat,
     /// Runs the known-answer tests again.
     SelfTest,
     /// Reads every key back, compares check values, tries what must fail; quarantines what deviates.
@@ -237,6 +240,7 @@ impl Order {
             Self::OpenDataKey { .. } => "data_key_open",
             Self::Random { .. } => "random",
             Self::ListKeys => "key_list",
+            Self::Heartbeat => "heartbeat",
             Self::SelfTest => "self_test",
             Self::Lint => "key_lint",
             Self::ImportKey { .. } => "key_import",
@@ -347,6 +351,8 @@ pub enum Answer {
     Random(Message),
     /// To `ListKeys`.
     Keys(Vec<KeyFacts>),
+    /// To `Heartbeat`: the MAC was the known one.
+    Beat,
     /// To `SelfTest`: the operations proved.
     Proved(Vec<Recipe>),
     /// To `Lint`.

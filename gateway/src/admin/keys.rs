@@ -347,7 +347,11 @@ fn hsm_problem(error: &HsmError) -> Problem {
     tracing::warn!(%error, "the HSM link");
     match error {
         HsmError::Link(LinkError::Busy) => Problem::new(Slug::Overloaded),
-        HsmError::Resting | HsmError::Distrusted | HsmError::Link(_) => {
+        HsmError::NoneReady { .. }
+        | HsmError::Distrusted
+        | HsmError::Overloaded
+        | HsmError::TooLate
+        | HsmError::Link(_) => {
             Problem::new(Slug::HsmUnavailable)
         }
     }

@@ -19,9 +19,10 @@ use serde::Serialize;
 use crate::audit::{AuditEntry, AuditLog};
 use crate::config::Role;
 use crate::edge::{Operation, Peer, Permit};
-use crate::links::token::HsmLink;
+use crate::links::token::Hsm;
 use crate::officers::Officers;
 use crate::relay::Relay;
+use crate::relay::biller::Biller;
 use crate::telemetry::metrics::Metrics;
 use crate::wire::problem::{OwnBody, Problem, Slug};
 
@@ -32,9 +33,11 @@ pub const UNRECORDED: &[&str] = &["/healthz", "/readyz", "/metrics"];
 #[derive(Debug, Clone)]
 pub struct Admin {
     /// The token.
-    pub hsm: Arc<HsmLink>,
+    pub hsm: Arc<Hsm>,
     /// Payments.
     pub relay: Arc<Relay>,
+    /// Where they go.
+    pub billers: Arc<[Arc<Biller>]>,
     /// Changes of keys.
     pub officers: Arc<Officers>,
     /// The audit log.
@@ -129,9 +132,7 @@ async fn readyz(State(admin): State<Admin>, _: Watching) -> Response {
 }
 
 async fn metrics(State(admin): State<Admin>, _: Watching) -> impl IntoResponse {
-    let up = if admin.hsm.is_usable() { 1.0 } else { 0.0 };
-    metrics::gauge!("tollgate_hsm_link_up", "link" => admin.hsm.name(), "role" => "primary")
-        .set(up);
+    links::show_figures(&admin);
     ([(CONTENT_TYPE, "text/plain; version=0.0.4")], admin.metrics.render())
 }
 

@@ -12,6 +12,8 @@ use crate::links::token::HsmLink;
 /// Adds the report's rows. The workers hold one token: the first one's report, and of the others
 /// what deviates.
 pub(super) async fn look(config: &Config, link: &HsmLink, limit: Instant, rows: &mut Vec<Row>) {
+    let further = config.hsm.link.iter().find(|further| further.name == link.label());
+    let module = further.and_then(|further| further.module.as_ref()).unwrap_or(&config.hsm.module);
     let pinned = match config.hsm.module_sha256 {
         Some(_) => "as pinned",
         None => "not pinned: name it in hsm.module_sha256",
@@ -20,7 +22,7 @@ pub(super) async fn look(config: &Config, link: &HsmLink, limit: Instant, rows: 
         link.workers().into_iter().filter_map(|worker| worker.module_sha256).collect();
     digests.dedup();
     for digest in digests {
-        let text = format!("{} sha256 {digest} ({pinned})", config.hsm.module.display());
+        let text = format!("{} sha256 {digest} ({pinned})", module.display());
         rows.push(row("hsm module", Ok(text)));
     }
     let reports = match link.lint(limit).await {

@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use super::within;
 use crate::links::breaker::BreakerConfig;
+use crate::links::health::HealthConfig;
 
 /// One biller.
 #[derive(Debug, Clone, Deserialize)]
@@ -14,8 +15,14 @@ use crate::links::breaker::BreakerConfig;
 pub struct BillerConfig {
     /// Its name in requests: lower-case letters, digits, `-`; at most 32. No default.
     pub name: String,
-    /// `https://host:port/`. No default.
-    pub url: String,
+    /// `https://host:port/`, each a door to the same ledger of references. 1 to 8, no default.
+    pub urls: Vec<String>,
+    /// The same, for when none of `urls` takes a payment. At most 8; default none.
+    #[serde(default)]
+    pub backup_urls: Vec<String>,
+    /// Where it tells that it is well, below each URL. Default `healthz`.
+    #[serde(default = "health_path")]
+    pub health_path: String,
     /// PEM of the CA that its certificate must come from. No default.
     pub ca: PathBuf,
     /// Our client certificate towards it, PEM. No default.
@@ -46,6 +53,28 @@ pub struct BillerConfig {
     /// One attempt in all. Milliseconds; default 20000.
     #[serde(default = "attempt_ms_max")]
     pub attempt_ms_max: u64,
+    /// Payments at once to one URL; over HTTP/1.1 each has a connection of its own. Default 64.
+    #[serde(default = "connections_max")]
+    pub connections_max: u32,
+    /// Connections to one URL that are kept open although nobody needs them. Default 2.
+    #[serde(default = "connections_idle_min")]
+    pub connections_idle_min: usize,
+    /// How long a connection stays open unused; less than the biller allows. Seconds; default 75.
+    #[serde(default = "connection_idle_s")]
+    pub connection_idle_s: u64,
+    /// Payments that may wait for room at one URL. Default 256.
+    #[serde(default = "waiting_max")]
+    pub waiting_max: usize,
+    /// How long a payment waits for room. Milliseconds; default 30.
+    #[serde(default = "wait_ms_max")]
+    pub wait_ms_max: u64,
+    /// How long a URL that has come back takes to get its whole share, while another one is there.
+    /// Seconds; default 30.
+    #[serde(default = "ramp_s")]
+    pub ramp_s: u64,
+    /// `[biller.health]`.
+    #[serde(default)]
+    pub health: HealthConfig,
     /// `[biller.breaker]`.
     #[serde(default)]
     pub breaker: BreakerConfig,
@@ -63,9 +92,26 @@ impl BillerConfig {
         if !(1..=32).contains(&self.name.len()) || !self.name.bytes().all(plain) {
             return Err("name: use 1 to 32 of a-z, 0-9 and '-'".into());
         }
-        if !self.url.starts_with("https://") {
-            return Err("url: must start with https://".into());
+        within("urls: how many", self.urls.len(), 1..=8)?;
+        within("backup_urls: how many", self.backup_urls.len(), 0..=8)?;
+        let all: Vec<_> = self.urls.iter().chain(&self.backup_urls).collect();
+        for (at, url) in all.iter().enumerate() {
+            if !url.starts_with("https://") || !url.ends_with('/') {
+                return Err(format!("urls: {url:?} must start with https:// and end with /"));
+            }
+            if all[..at].contains(url) {
+                return Err(format!("urls: {url:?} stands twice"));
+            }
         }
+        if self.health_path.is_empty() || self.health_path.starts_with('/') {
+            return Err("health_path: is below the url, without a leading /".into());
+        }
+        within("connections_max", self.connections_max, 1..=4_096)?;
+        within("connections_idle_min", self.connections_idle_min, 1..=64)?;
+        within("connection_idle_s", self.connection_idle_s, 1..=3_600)?;
+        within("waiting_max", self.waiting_max, 0..=65_536)?;
+        within("wait_ms_max", self.wait_ms_max, 0..=5_000)?;
+        within("ramp_s", self.ramp_s, 0..=3_600)?;
         if self.pin_key.is_some() != self.pin_format.is_some() {
             return Err("pin_key and pin_format come together".into());
         }
@@ -85,10 +131,32 @@ impl BillerConfig {
         if self.attempt_ms_max > u64::from(lease_s) * 800 {
             return Err("attempt_ms_max: must be below 80 % of queue.lease_s".into());
         }
+        self.health.check().map_err(|why| format!("health.{why}"))?;
         self.breaker.check().map_err(|why| format!("breaker.{why}"))
     }
 }
 
+fn health_path() -> String {
+    "healthz".into()
+}
+fn connections_max() -> u32 {
+    64
+}
+fn connections_idle_min() -> usize {
+    2
+}
+fn connection_idle_s() -> u64 {
+    75
+}
+fn waiting_max() -> usize {
+    256
+}
+fn wait_ms_max() -> u64 {
+    30
+}
+fn ramp_s() -> u64 {
+    30
+}
 fn connect_ms_max() -> u64 {
     3_000
 }

@@ -1,4 +1,4 @@
-//! `[hsm]`: the link to the token and the worker processes that hold it.
+//! `[hsm]`: the links to tokens and the worker processes that hold them.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -14,7 +14,10 @@ use jiff::tz::TimeZone;
 use serde::Deserialize;
 
 use super::{Environment, within};
+use crate::links::Role;
 use crate::links::breaker::BreakerConfig;
+use crate::links::health::HealthConfig;
+use crate::links::limit::LimitOptions;
 use crate::links::retry::RetryConfig;
 
 /// The `[hsm]` section.
@@ -66,6 +69,28 @@ pub struct HsmConfig {
     /// default 5000.
     #[serde(default = "lost_ms_max")]
     pub lost_ms_max: u64,
+    /// The first wait before a lost worker is started anew; each further one doubles. Milliseconds;
+    /// default 100.
+    #[serde(default = "restart_ms")]
+    pub restart_ms: u64,
+    /// The longest such wait: with it a token that is back serves again within five seconds.
+    /// Milliseconds; default 2000.
+    #[serde(default = "restart_ms_max")]
+    pub restart_ms_max: u64,
+    /// Orders that may wait for room at one link. Default 1024.
+    #[serde(default = "waiting_max")]
+    pub waiting_max: usize,
+    /// How long an order of a client waits for room; then `overloaded`. Milliseconds; default 30.
+    #[serde(default = "wait_ms_max")]
+    pub wait_ms_max: u64,
+    /// How much longer than at its best an order may take before fewer are let run at once.
+    /// Milliseconds; default 100.
+    #[serde(default = "queue_ms_max")]
+    pub queue_ms_max: u64,
+    /// How long a link that has come back takes to get its whole share, while another one is there.
+    /// Seconds; default 30.
+    #[serde(default = "ramp_s")]
+    pub ramp_s: u64,
     /// The label of the key that wraps the queue's data keys. Default `queue.kek`.
     #[serde(default = "queue_kek")]
     pub queue_kek: KeyLabel,
@@ -82,6 +107,12 @@ pub struct HsmConfig {
     /// `[hsm.breaker]`.
     #[serde(default)]
     pub breaker: BreakerConfig,
+    /// `[hsm.health]`.
+    #[serde(default)]
+    pub health: HealthConfig,
+    /// `[[hsm.link]]`: further tokens with the same keys. Default none.
+    #[serde(default)]
+    pub link: Vec<FurtherLinkConfig>,
     /// Why clear PINs may be in worker memory although this is production. Default none: then a key
     /// register with a PIN key of mode `in_worker` is refused there.
     #[serde(default)]
@@ -90,6 +121,97 @@ pub struct HsmConfig {
     #[serde(skip)]
     production: bool,
 }
+
+/// A further token. What is absent is as in `[hsm]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FurtherLinkConfig {
+    /// Its name in metrics and records; the first link is `primary`. No default.
+    pub name: String,
+    /// Whether it shares the work, or takes it over. Default `backup`.
+    #[serde(default = "backup")]
+    pub role: Role,
+    /// The PKCS#11 module, by absolute path.
+    #[serde(default)]
+    pub module: Option<PathBuf>,
+    /// The module's SHA-256, hex. With a module of its own: default none, any is loaded.
+    #[serde(default)]
+    pub module_sha256: Option<String>,
+    /// The token's label.
+    #[serde(default)]
+    pub token_label: Option<String>,
+    /// A file that holds the HSM PIN, mode 0600.
+    #[serde(default)]
+    pub pin_file: Option<PathBuf>,
+    /// The key register of this token: each has its own. No default.
+    pub keys: PathBuf,
+    /// All of the workers' environment.
+    #[serde(default)]
+    pub environment: Option<BTreeMap<String, String>>,
+    /// What the return codes of the token's vendor mean.
+    #[serde(default)]
+    pub vendor_codes: Option<Vec<VendorCode>>,
+}
+
+/// One link with what its workers need.
+#[derive(Debug)]
+pub struct NamedLink {
+    /// `primary` for the first.
+    pub name: String,
+    /// The first is a primary.
+    pub role: Role,
+    /// For the adapter.
+    pub options: LinkOptions,
+}
+
+impl FurtherLinkConfig {
+    fn check(&self) -> Result<(), String> {
+        let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        if !(1..=32).contains(&self.name.len()) || !self.name.bytes().all(plain) {
+            return Err("name: use 1 to 32 of a-z, 0-9 and '-'".into());
+        }
+        if RESERVED.contains(&self.name.as_str()) {
+            return Err(format!("name: {} is the gateway's own word", self.name));
+        }
+        if self.module.as_ref().is_some_and(|module| !module.is_absolute()) {
+            return Err("module: must be an absolute path".into());
+        }
+        if !self.module_sha256.iter().all(is_digest) {
+            return Err("module_sha256: write the 64 hex digits of sha256sum".into());
+        }
+        Ok(())
+    }
+
+    fn options(&self, first: &LinkOptions) -> LinkOptions {
+        let mut options = first.clone();
+        options.keys = self.keys.clone();
+        if let Some(module) = &self.module {
+            (options.module, options.module_sha256) = (module.clone(), None);
+        }
+        let LinkOptions { token_label, pin_file, environment, vendor_codes, .. } = &mut options;
+        replace(token_label, &self.token_label);
+        replace(pin_file, &self.pin_file);
+        replace(environment, &self.environment);
+        replace(vendor_codes, &self.vendor_codes);
+        if self.module_sha256.is_some() {
+            options.module_sha256.clone_from(&self.module_sha256);
+        }
+        options
+    }
+}
+
+fn replace<T: Clone>(value: &mut T, by: &Option<T>) {
+    if let Some(by) = by {
+        value.clone_from(by);
+    }
+}
+
+/// Names of links that mean something else.
+const RESERVED: [&str; 2] = [FIRST_LINK, "none"];
+const FIRST_LINK: &str = "primary";
+
+/// Further links.
+const FURTHER_LINKS_MAX: usize = 7;
 
 /// Who answers for it that a rule does not hold, and how long. After it the gateway does not start.
 #[derive(Debug, Clone, Deserialize)]
@@ -148,8 +270,25 @@ impl HsmConfig {
         within("hsm.start_ms_max", self.start_ms_max, 1_000..=120_000)?;
         within("hsm.lost_max", self.lost_max, 1..=1_000)?;
         within("hsm.lost_ms_max", self.lost_ms_max, 100..=60_000)?;
+        within("hsm.restart_ms", self.restart_ms, 10..=60_000)?;
+        within("hsm.restart_ms_max", self.restart_ms_max, self.restart_ms..=300_000)?;
+        within("hsm.waiting_max", self.waiting_max, 0..=65_536)?;
+        within("hsm.wait_ms_max", self.wait_ms_max, 0..=5_000)?;
+        within("hsm.queue_ms_max", self.queue_ms_max, 1..=10_000)?;
+        within("hsm.ramp_s", self.ramp_s, 0..=3_600)?;
         within("hsm.lint_s", self.lint_s, 1..=3_600)?;
-        let is_digest = |text: &String| text.len() == 64 && hex::decode(text).is_ok();
+        within("hsm.link: how many", self.link.len(), 0..=FURTHER_LINKS_MAX)?;
+        for (at, link) in self.link.iter().enumerate() {
+            link.check().map_err(|why| format!("hsm.link {:?}: {why}", link.name))?;
+            let before = &self.link[..at];
+            if before.iter().any(|other| other.name == link.name) {
+                return Err(format!("hsm.link {:?}: stands twice", link.name));
+            }
+            let registers = before.iter().map(|other| &other.keys).chain([&self.keys]);
+            if registers.into_iter().any(|keys| *keys == link.keys) {
+                return Err(format!("hsm.link {:?}: keys: each token has its own", link.name));
+            }
+        }
         if !self.module_sha256.iter().all(is_digest) {
             return Err("hsm.module_sha256: write the 64 hex digits of sha256sum".into());
         }
@@ -160,17 +299,44 @@ impl HsmConfig {
         }
         self.retry.check().map_err(|why| format!("hsm.retry.{why}"))?;
         self.breaker.check().map_err(|why| format!("hsm.breaker.{why}"))?;
+        self.health.check().map_err(|why| format!("hsm.health.{why}"))?;
         if let Some(waiver) = &self.in_worker_waiver {
             waiver.check().map_err(|why| format!("hsm.in_worker_waiver.{why}"))?;
         }
         Ok(())
     }
 
-    /// For the adapter.
+    /// Every link in its order.
     ///
     /// # Errors
     /// When this program's own path is unknown and no worker is named, or the waiver has ended.
-    pub fn link_options(&self) -> Result<LinkOptions, String> {
+    pub fn links(&self) -> Result<Vec<NamedLink>, String> {
+        let first = self.link_options()?;
+        let further = self.link.iter().map(|link| NamedLink {
+            name: link.name.clone(),
+            role: link.role,
+            options: link.options(&first),
+        });
+        let mut links: Vec<_> = further.collect();
+        let (name, role) = (FIRST_LINK.to_owned(), Role::Primary);
+        links.insert(0, NamedLink { name, role, options: first });
+        Ok(links)
+    }
+
+    /// What one call to a link may take at most, and what stands before it.
+    #[must_use]
+    pub fn limit(&self) -> LimitOptions {
+        let bounded = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        LimitOptions {
+            max: bounded(self.workers * self.in_flight_max),
+            min: bounded(self.workers * usize::from(self.sessions)),
+            waiting_max: self.waiting_max,
+            wait_max: Duration::from_millis(self.wait_ms_max),
+            queue_max: Some(Duration::from_millis(self.queue_ms_max)),
+        }
+    }
+
+    fn link_options(&self) -> Result<LinkOptions, String> {
         if let Some(waiver) = &self.in_worker_waiver {
             waiver.in_time().map_err(|why| format!("hsm.in_worker_waiver.{why}"))?;
         }
@@ -198,10 +364,36 @@ impl HsmConfig {
             start_limit: Duration::from_millis(self.start_ms_max),
             lost_max: self.lost_max,
             lost_limit: Duration::from_millis(self.lost_ms_max),
+            restart_wait: Duration::from_millis(self.restart_ms),
+            restart_wait_max: Duration::from_millis(self.restart_ms_max),
         })
     }
 }
 
+fn is_digest(text: &String) -> bool {
+    text.len() == 64 && hex::decode(text).is_ok()
+}
+fn backup() -> Role {
+    Role::Backup
+}
+fn restart_ms() -> u64 {
+    100
+}
+fn restart_ms_max() -> u64 {
+    2_000
+}
+fn waiting_max() -> usize {
+    1_024
+}
+fn wait_ms_max() -> u64 {
+    30
+}
+fn queue_ms_max() -> u64 {
+    100
+}
+fn ramp_s() -> u64 {
+    30
+}
 fn workers() -> usize {
     2
 }
@@ -251,6 +443,36 @@ mod tests {
         }
         assert!(told("accepted_probes = [\"all\"]").contains("\"all\" is none of encrypt, "));
         assert!(told("lint_s = 0").contains("hsm.lint_s"));
+    }
+
+    #[test]
+    fn a_further_link_takes_from_the_first_what_it_does_not_say() {
+        let text = "[[link]]\nname = \"backup\"\nkeys = \"k2\"\ntoken_label = \"t2\"\n";
+
+        let links = config(text).links().unwrap();
+
+        let told: Vec<_> = links.iter().map(|link| (link.name.as_str(), link.role)).collect();
+        assert_eq!(told, [("primary", Role::Primary), ("backup", Role::Backup)]);
+        let (first, second) = (&links[0].options, &links[1].options);
+        assert_eq!((second.token_label.as_str(), &second.module), ("t2", &first.module));
+        assert_ne!(first.keys, second.keys);
+    }
+
+    #[test]
+    fn links_have_names_and_key_registers_of_their_own() {
+        for (text, told) in [
+            ("[[link]]\nname = \"primary\"\nkeys = \"k2\"", "own word"),
+            ("[[link]]\nname = \"b\"\nkeys = \"k\"", "each token has its own"),
+            ("[[link]]\nname = \"B\"\nkeys = \"k2\"", "a-z"),
+            (
+                "[[link]]\nname = \"b\"\nkeys = \"x\"\n[[link]]\nname = \"b\"\nkeys = \"y\"",
+                "stands twice",
+            ),
+        ] {
+            let refusal = config(text).check().unwrap_err();
+
+            assert!(refusal.contains(told), "{refusal}");
+        }
     }
 
     fn waiver(name: &str, reason: &str, until: &str) -> HsmConfig {

@@ -3,7 +3,7 @@
 //! Every field states its unit and its default; every bound is checked here, once, and the error
 //! names the key. Unknown keys are refused with their name and place. Environment variables
 //! `TOLLGATE__SECTION__KEY` override single values, except those in lists (`[[biller]]`,
-//! `[[client]]`) and in `[hsm.environment]`, whose names have upper-case letters. Secrets come as
+//! `[[client]]`, `[[hsm.link]]`) and in `[hsm.environment]`, whose names have upper-case letters. Secrets come as
 //! file paths only.
 
 mod audit;
@@ -28,7 +28,7 @@ pub use audit::AuditConfig;
 pub use biller::BillerConfig;
 pub use client::{ClientConfig, Role};
 pub use grants::Grants;
-pub use hsm::{HsmConfig, WaiverConfig};
+pub use hsm::{FurtherLinkConfig, HsmConfig, NamedLink, WaiverConfig};
 pub use limits::LimitsConfig;
 pub use listener::ListenerConfig;
 pub use officers::OfficersConfig;

@@ -18,6 +18,11 @@ pub struct QueueConfig {
     pub lease_s: u32,
     /// Attempts before a waiting payment is given up. Default 25.
     pub attempts_max: u32,
+    /// The wait after a payment's first attempt; each further one doubles, more or less by a fifth.
+    /// Milliseconds; default 1000.
+    pub wait_ms: u64,
+    /// The longest such wait. Milliseconds; default 300 000.
+    pub wait_ms_max: u64,
     /// How long a payment may wait. Seconds; default 86 400 (24 h).
     pub payment_life_s: u32,
     /// How long a payment with a stored PIN block may wait. Seconds; default 900, at most 3 600.
@@ -35,6 +40,8 @@ impl Default for QueueConfig {
             rows_max: 10_000,
             lease_s: 30,
             attempts_max: 25,
+            wait_ms: 1_000,
+            wait_ms_max: 300_000,
             payment_life_s: 86_400,
             pin_life_s: 900,
             retention_days: 90,
@@ -52,6 +59,8 @@ impl QueueConfig {
         within("queue.rows_max", self.rows_max, 100..=1_000_000)?;
         within("queue.lease_s", self.lease_s, 5..=300)?;
         within("queue.attempts_max", self.attempts_max, 1..=100)?;
+        within("queue.wait_ms", self.wait_ms, 10..=60_000)?;
+        within("queue.wait_ms_max", self.wait_ms_max, self.wait_ms..=3_600_000)?;
         within("queue.payment_life_s", self.payment_life_s, 60..=7 * 86_400)?;
         within("queue.pin_life_s", self.pin_life_s, 60..=3_600)?;
         within("queue.retention_days", self.retention_days, 1..=3_650)?;
@@ -62,6 +71,13 @@ impl QueueConfig {
     #[must_use]
     pub fn lease(&self) -> Duration {
         Duration::from_secs(self.lease_s.into())
+    }
+
+    /// How long a payment rests after so many attempts.
+    #[must_use]
+    pub fn wait_after(&self, attempts: u32) -> Duration {
+        let doubled = self.wait_ms.saturating_mul(1 << attempts.min(30));
+        Duration::from_millis(doubled.min(self.wait_ms_max))
     }
 
     /// `pin_life_s`.
@@ -99,6 +115,15 @@ mod tests {
 
         assert_eq!(config.check(), Ok(()));
         assert_eq!((config.rows_max, config.lease_s, config.attempts_max), (10_000, 30, 25));
+    }
+
+    #[test]
+    fn waits_double_up_to_the_longest() {
+        let config = QueueConfig::default();
+
+        let waits = [0, 1, 2, 3, 4, 8, 9, 40].map(|made| config.wait_after(made).as_secs());
+
+        assert_eq!(waits, [1, 2, 4, 8, 16, 256, 300, 300]);
     }
 
     #[test]

@@ -17,13 +17,13 @@ use std::time::Duration;
 use compliance::EventType;
 use hsm_adapter::error::Failure;
 use hsm_adapter::protocol::{Message, PinKey, PinReference};
-use hsm_adapter::vocabulary::{KeyLabel, KeyName, Ksn, Mode, Pan, PinBlock};
+use hsm_adapter::vocabulary::{KeyLabel, KeyName, Ksn, Pan, PinBlock};
 use tokio::time::Instant;
 
 use self::rules::Rules;
 use crate::audit::AuditLog;
 use crate::config::LimitsConfig;
-use crate::links::token::{HsmError, HsmLink, PinVerdict, Translated};
+use crate::links::token::{Hsm, HsmError, Place, PinVerdict, Translated};
 use crate::relay::keys::{Keys, SealingUnavailable};
 use crate::store::{
     Advanced, Counted, DukptPurpose, DukptUse, GuardScope, Store, StoreError, Try, TryEnd,
@@ -33,7 +33,7 @@ use crate::telemetry::metrics::{BLOCKED, RATE_LIMITED};
 /// The guarded token.
 #[derive(Debug)]
 pub struct Guard {
-    hsm: Arc<HsmLink>,
+    hsm: Arc<Hsm>,
     store: Store,
     keys: Keys,
     audit: AuditLog,
@@ -103,7 +103,7 @@ impl Guard {
     /// # Errors
     /// When the store does not answer.
     pub async fn start(
-        hsm: Arc<HsmLink>,
+        hsm: Arc<Hsm>,
         store: Store,
         keys: Keys,
         audit: AuditLog,
@@ -116,7 +116,7 @@ impl Guard {
     }
 
     /// Re-enciphers a PIN block. `holder` names the idempotent request that may come again with the
-    /// same KSN. Beside the outcome: where the clear PIN was.
+    /// same KSN. Beside the outcome: where it ran.
     pub async fn translate_pin(
         &self,
         client: &str,
@@ -124,15 +124,15 @@ impl Guard {
         to: PinKey,
         holder: Option<[u8; 32]>,
         deadline: Instant,
-    ) -> (Option<Mode>, Result<Translated, GuardError>) {
+    ) -> (Place, Result<Translated, GuardError>) {
         let used = dukpt_use(&order.from, holder);
         let pan = match self.admit_translation(client, &order, used.as_ref()).await {
             Ok(pan) => pan,
-            Err(refused) => return (None, Err(refused)),
+            Err(refused) => return (Place::default(), Err(refused)),
         };
         let PinOrder { pan: number, block, from } = order;
         let label = from.key.label.to_string();
-        let (mode, outcome) = self.hsm.translate_pin(number, block, from, to, deadline).await;
+        let (place, outcome) = self.hsm.translate_pin(number, block, from, to, deadline).await;
         let outcome = match outcome {
             Ok(translated) => self.spend(client, used).await.map(|()| translated),
             Err(error) => {
@@ -145,7 +145,7 @@ impl Guard {
                 Err(settled.err().unwrap_or(GuardError::Hsm(error)))
             }
         };
-        (mode, outcome)
+        (place, outcome)
     }
 
     async fn admit_translation(
@@ -180,13 +180,13 @@ impl Guard {
         order: PinOrder,
         reference: PinReference,
         deadline: Instant,
-    ) -> (Option<Mode>, Result<PinVerdict, GuardError>) {
+    ) -> (Place, Result<PinVerdict, GuardError>) {
         let (guard, client) = (Arc::clone(self), client.to_owned());
         let run = async move { guard.try_pin(&client, order, reference, deadline).await };
         match tokio::spawn(run).await {
             Ok(outcome) => outcome,
             // A panic, whose place is logged: the try stays counted.
-            Err(_) => (None, Err(HsmError::Resting.into())),
+            Err(_) => (Place::default(), Err(HsmError::TooLate.into())),
         }
     }
 
@@ -196,15 +196,15 @@ impl Guard {
         order: PinOrder,
         reference: PinReference,
         deadline: Instant,
-    ) -> (Option<Mode>, Result<PinVerdict, GuardError>) {
+    ) -> (Place, Result<PinVerdict, GuardError>) {
         let used = dukpt_use(&order.from, None);
         let (pan, number) = match self.admit_try(client, &order, used.as_ref()).await {
             Ok(admitted) => admitted,
-            Err(refused) => return (None, Err(refused)),
+            Err(refused) => return (Place::default(), Err(refused)),
         };
         let PinOrder { pan: digits, block, from } = order;
         let label = from.key.label.to_string();
-        let (mode, outcome) = self.hsm.verify_pin(digits, block, from, reference, deadline).await;
+        let (place, outcome) = self.hsm.verify_pin(digits, block, from, reference, deadline).await;
         let (end, outcome) = match outcome {
             Ok(verdict) => match self.spend(client, used).await {
                 Ok(()) => (verdict.verified.then_some(TryEnd::Right), Ok(verdict)),
@@ -222,7 +222,7 @@ impl Guard {
             // It stays a failure: stricter than it is, and told.
             tracing::warn!(%error, "a PIN verification stays counted as failed");
         }
-        (mode, outcome)
+        (place, outcome)
     }
 
     async fn admit_try(
@@ -264,7 +264,7 @@ impl Guard {
         let (guard, client) = (Arc::clone(self), client.to_owned());
         let run = async move { guard.try_mac(&client, order, deadline).await };
         // A panic, whose place is logged, is no answer.
-        tokio::spawn(run).await.unwrap_or(Err(GuardError::Hsm(HsmError::Resting)))
+        tokio::spawn(run).await.unwrap_or(Err(GuardError::Hsm(HsmError::TooLate)))
     }
 
     async fn try_mac(

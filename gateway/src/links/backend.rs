@@ -3,7 +3,7 @@
 //! The outcome says exactly what may be done next: nothing was sent, it is unknown whether it was
 //! taken, the backend asks for another try, or it answered. An answer without the backend's valid
 //! MAC proves nothing, whatever its status: a proxy may have spoken after the backend took the
-//! payment.
+//! payment. All URLs of a biller are doors to one ledger: it recognises a reference at each of them.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -18,10 +18,13 @@ use hsm_adapter::worker::chain;
 use hyper::body::{Body, Frame, SizeHint};
 use reqwest::header::{CONTENT_TYPE, RETRY_AFTER};
 use reqwest::{Client, Url};
-use tokio::time::Instant;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
 
-use super::breaker::{Breaker, Permit, Verdict};
-use super::retry::Retryable;
+use super::breaker::Verdict;
+use super::classify::Outcome;
+use super::health::Sick;
+use super::pool::{CallError, Endpoint, Fault};
 
 /// The header that carries a MAC, both ways.
 pub const MAC_HEADER: &str = "tollgate-mac";
@@ -29,35 +32,42 @@ pub const MAC_HEADER: &str = "tollgate-mac";
 /// The longest answer that is read.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
-/// One backend as the gateway uses it.
+/// One URL of a biller as the gateway uses it.
 #[derive(Debug)]
-pub struct BackendLink {
+pub struct Backend {
+    /// `biller.pln`, and `biller.pln.2` for its second URL.
     name: String,
+    /// The biller, in metrics.
+    biller: String,
     client: Client,
+    url: Url,
     payments: Url,
-    breaker: Breaker,
-    attempt_max: Duration,
+    health: Url,
+    idle_min: usize,
 }
 
-/// What an operator configures for one backend's connections.
+/// What an operator configures for a biller's connections.
 #[derive(Debug)]
 pub struct BackendOptions {
-    /// Its name in metrics.
-    pub name: String,
-    /// `https://host:port/`.
-    pub url: Url,
+    /// The biller's name in metrics.
+    pub biller: String,
     /// PEM of the CA that its certificate must come from.
     pub ca: Vec<u8>,
     /// PEM of our client certificate and its key.
     pub identity: Vec<u8>,
     /// To connect, TLS included.
     pub connect_max: Duration,
-    /// One attempt in all.
-    pub attempt_max: Duration,
+    /// Where it tells that it is well, below the URL.
+    pub health_path: String,
+    /// Connections that are kept open when nobody needs them.
+    pub idle_min: usize,
+    /// Connections that stay open after use at most.
+    pub idle_max: usize,
+    /// How long one stays open unused.
+    pub idle_for: Duration,
 }
 
-/// What came back, with its MAC still to be verified. Dropped without a verdict, it counts neither
-/// way.
+/// What came back, with its MAC still to be verified.
 pub struct Answered {
     /// HTTP.
     pub status: u16,
@@ -66,7 +76,6 @@ pub struct Answered {
     /// `key label:hex`, as sent.
     pub mac: Option<String>,
     after: Option<Duration>,
-    permit: Permit,
 }
 
 impl fmt::Debug for Answered {
@@ -76,66 +85,68 @@ impl fmt::Debug for Answered {
 }
 
 impl Answered {
-    /// The answer is the backend's own word on the payment: it is well.
-    pub fn accept(self) {
-        self.permit.record(Verdict::Healthy);
-    }
-
     /// The backend's own word that it took nothing, and wants to be asked again.
     #[must_use]
-    pub fn try_again(self) -> BackendError {
-        self.permit.record(Verdict::Failing);
+    pub fn try_again(&self) -> BackendError {
         BackendError::TryAgain { after: self.after }
     }
 
     /// The backend's own word that the request as such is not acceptable.
     #[must_use]
-    pub fn refuse(self) -> BackendError {
-        self.permit.record(Verdict::Healthy);
+    pub fn refuse(&self) -> BackendError {
         BackendError::Refused { status: self.status }
     }
 
     /// The answer is not the backend's, or not to this question: whatever its status says, a proxy
     /// may have spoken after the backend took the payment.
     #[must_use]
-    pub fn reject(self, backend: &str, why: &'static str) -> BackendError {
+    pub fn reject(&self, backend: &str, why: &'static str) -> BackendError {
         tracing::warn!(backend, status = self.status, why, "an answer that proves nothing");
-        self.permit.record(Verdict::Failing);
         BackendError::SentUnknown { why }
     }
 }
 
-impl BackendLink {
-    /// # Errors
-    /// When certificates or URL cannot be used.
-    pub fn new(options: BackendOptions, breaker: Breaker) -> Result<Self, String> {
+impl BackendOptions {
+    /// The client for one URL: each has connections of its own.
+    fn client(&self) -> Result<Client, String> {
         let explain = |what: &str, error: reqwest::Error| format!("{what}: {error:?}");
-        let ca = reqwest::Certificate::from_pem_bundle(&options.ca)
+        let ca = reqwest::Certificate::from_pem_bundle(&self.ca)
             .map_err(|error| explain("the backend's CA", error))?;
-        let identity = reqwest::Identity::from_pem(&options.identity)
+        let identity = reqwest::Identity::from_pem(&self.identity)
             .map_err(|error| explain("our client certificate", error))?;
-        let client = Client::builder()
+        Client::builder()
             .tls_certs_only(ca)
             .identity(identity)
             .tls_version_min(reqwest::tls::Version::TLS_1_3)
             .https_only(true)
-            .connect_timeout(options.connect_max)
+            .connect_timeout(self.connect_max)
+            .pool_max_idle_per_host(self.idle_max)
+            .pool_idle_timeout(self.idle_for)
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
             .no_proxy()
             .build()
-            .map_err(|error| explain("the HTTP client", error))?;
-        let payments = options.url.join("v1/payments").map_err(|error| format!("url: {error}"))?;
-        let attempt_max = options.attempt_max;
-        Ok(Self { name: options.name, client, payments, breaker, attempt_max })
+            .map_err(|error| explain("the HTTP client", error))
     }
+}
 
-    /// Leave for one exchange. Ask for it first: what rests costs nothing else.
+impl Backend {
+    /// `name` stands in metrics and for operators.
     ///
     /// # Errors
-    /// [`BackendError::NotSent`] while the breaker rests.
-    pub fn admit(&self) -> Result<Permit, BackendError> {
-        self.breaker.admit().map_err(|_| BackendError::NotSent { why: RESTING })
+    /// When certificates or URL cannot be used.
+    pub fn new(name: String, url: Url, options: &BackendOptions) -> Result<Self, String> {
+        let client = options.client()?;
+        let below = |path: &str| url.join(path).map_err(|error| format!("url: {error}"));
+        let (payments, health) = (below("v1/payments")?, below(&options.health_path)?);
+        let (biller, idle_min) = (options.biller.clone(), options.idle_min);
+        Ok(Self { name, biller, client, url, payments, health, idle_min })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn url(&self) -> &Url {
+        &self.url
     }
 
     /// Sends one payment once. `mac` is the header's value.
@@ -144,18 +155,16 @@ impl BackendLink {
     /// See [`BackendError`]: its classes say what may be done next.
     pub async fn exchange(
         &self,
-        permit: Permit,
         body: Bytes,
         mac: String,
         limit: Instant,
     ) -> Result<Answered, BackendError> {
         let started = Instant::now();
-        let limit = limit.min(started + self.attempt_max);
         let begun = Arc::new(AtomicBool::new(false));
         let exchange = self.send_and_read(body, mac, Arc::clone(&begun));
-        let outcome = match tokio::time::timeout_at(limit, exchange).await {
+        let outcome = match timeout_at(limit, exchange).await {
             Ok(outcome) => outcome.map_err(|error| (error.why, Some(error.cause))),
-            Err(_) => Err(("time-out", None)),
+            Err(_) => Err((TIME_OUT, None)),
         };
         let outcome = outcome.map_err(|(why, cause)| {
             let error = match begun.load(Ordering::Acquire) {
@@ -163,32 +172,13 @@ impl BackendLink {
                 false => BackendError::NotSent { why },
             };
             let cause = cause.as_ref().map(|cause| chain(cause)).unwrap_or_default();
-            tracing::warn!(backend = self.name, class = error.class(), why, cause, "no answer");
+            let class = error.outcome().name();
+            tracing::warn!(backend = self.name, class, why, cause, "no answer");
             error
         });
-        let class = outcome.as_ref().map_or_else(BackendError::class, |_| "answered");
-        crate::telemetry::metrics::backend_request(&self.name, class, started.elapsed());
-        match outcome {
-            Ok(Read { status, after, body, mac }) => {
-                Ok(Answered { status, body, mac, after, permit })
-            }
-            Err(error) => {
-                permit.record(Verdict::Failing);
-                Err(error)
-            }
-        }
-    }
-
-    /// The breaker around this backend.
-    #[must_use]
-    pub fn breaker(&self) -> &Breaker {
-        &self.breaker
-    }
-
-    /// Its name in metrics.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        &self.name
+        let class = outcome.as_ref().map_or_else(|error| error.outcome().name(), |_| "answered");
+        crate::telemetry::metrics::backend_request(&self.biller, class, started.elapsed());
+        outcome
     }
 
     async fn send_and_read(
@@ -196,7 +186,7 @@ impl BackendLink {
         body: Bytes,
         mac: String,
         begun: Arc<AtomicBool>,
-    ) -> Result<Read, Broken> {
+    ) -> Result<Answered, Broken> {
         let request = self
             .client
             .post(self.payments.clone())
@@ -214,10 +204,10 @@ impl BackendLink {
         loop {
             let chunk = response.chunk().await;
             match chunk.map_err(|cause| Broken { why: "answer cut off", cause })? {
-                None => return Ok(Read { status, after, body: answer.into(), mac }),
+                None => return Ok(Answered { status, after, body: answer.into(), mac }),
                 // Too long to be ours: what is there already does not have the right MAC.
                 Some(chunk) if answer.len() + chunk.len() > ANSWER_BYTES_MAX => {
-                    return Ok(Read { status, after, body: answer.into(), mac: None });
+                    return Ok(Answered { status, after, body: answer.into(), mac: None });
                 }
                 Some(chunk) => answer.extend_from_slice(&chunk),
             }
@@ -225,12 +215,46 @@ impl BackendLink {
     }
 }
 
-/// An answer that was read to its end.
-struct Read {
-    status: u16,
-    after: Option<Duration>,
-    body: Bytes,
-    mac: Option<String>,
+impl Endpoint for Backend {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn is_ready(&self) -> bool {
+        true
+    }
+
+    /// Asks for its health, once on each of `idle_min` connections, which stay open by that. Any
+    /// answer below 500 is good: a biller without such a page is well when it says so.
+    async fn heartbeat(&self, limit: Instant) -> Result<(), Sick> {
+        let mut asked = JoinSet::new();
+        for _ in 0..self.idle_min.max(1) {
+            let request = self.client.get(self.health.clone());
+            asked.spawn(async move {
+                let answer = timeout_at(limit, request.send()).await;
+                let answer = answer.map_err(|_| "no answer in time".to_owned())?;
+                let mut answer = answer.map_err(|error| chain(&error))?;
+                let status = answer.status();
+                // Read to its end, so that the connection can be used again.
+                let mut left = ANSWER_BYTES_MAX;
+                while let Ok(Some(chunk)) = answer.chunk().await {
+                    left = left.saturating_sub(chunk.len());
+                    if left == 0 {
+                        break;
+                    }
+                }
+                if status.is_server_error() { Err(format!("status {status}")) } else { Ok(()) }
+            });
+        }
+        let (mut good, mut why) = (false, String::new());
+        while let Some(outcome) = asked.join_next().await {
+            match outcome.unwrap_or_else(|error| Err(error.to_string())) {
+                Ok(()) => good = true,
+                Err(error) => why = error,
+            }
+        }
+        if good { Ok(()) } else { Err(Sick { wrong: false, why }) }
+    }
 }
 
 /// A request without an answer.
@@ -269,8 +293,17 @@ impl Body for Watched {
 /// A longer wait than this is not waited for, whatever the other side says.
 const AFTER_MAX: Duration = Duration::from_secs(300);
 
-/// The reason of a send that the breaker did not let pass.
+/// Reasons of an exchange that failed before it, or by the clock.
+///
+/// No URL of the biller takes calls now.
 pub const RESTING: &str = "resting";
+/// No HSM link made or verified the MAC.
+pub const NO_HSM: &str = "no HSM";
+/// As many exchanges run as may.
+pub const BUSY: &str = "busy";
+/// No time was left.
+pub const TOO_LATE: &str = "too late";
+const TIME_OUT: &str = "time-out";
 
 /// Why there is no answer, and so what may be done next.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -287,26 +320,28 @@ pub enum BackendError {
 }
 
 impl BackendError {
-    /// The class, as metrics and the queue's history name it.
+    /// What it says of the backend's health. An HSM that is away says nothing of it.
     #[must_use]
-    pub fn class(&self) -> &'static str {
+    pub fn verdict(&self) -> Verdict {
         match self {
-            Self::NotSent { .. } => "not_sent",
-            Self::SentUnknown { .. } => "sent_unknown",
-            Self::TryAgain { .. } => "answered_retryable",
-            Self::Refused { .. } => "answered_final",
+            Self::NotSent { why } | Self::SentUnknown { why } => match *why {
+                NO_HSM | BUSY | RESTING | TOO_LATE => Verdict::Ignored,
+                TIME_OUT => Verdict::TimedOut,
+                _ => Verdict::Failing,
+            },
+            Self::TryAgain { .. } => Verdict::Failing,
+            Self::Refused { .. } => Verdict::Healthy,
         }
     }
 }
 
-impl Retryable for BackendError {
-    /// A backend that deduplicates on our reference may be asked again after each of these.
-    fn is_transient(&self) -> bool {
+impl Fault for BackendError {
+    fn outcome(&self) -> Outcome {
         match self {
-            // An open breaker does not close within one request's patience.
-            Self::NotSent { why } => *why != RESTING,
-            Self::SentUnknown { .. } | Self::TryAgain { .. } => true,
-            Self::Refused { .. } => false,
+            Self::NotSent { .. } => Outcome::NotSent,
+            Self::SentUnknown { .. } => Outcome::SentUnknown,
+            Self::TryAgain { .. } => Outcome::AnsweredRetryable,
+            Self::Refused { .. } => Outcome::AnsweredFinal,
         }
     }
 
@@ -314,6 +349,17 @@ impl Retryable for BackendError {
         match self {
             Self::TryAgain { after } => *after,
             Self::NotSent { .. } | Self::SentUnknown { .. } | Self::Refused { .. } => None,
+        }
+    }
+}
+
+impl From<CallError<BackendError>> for BackendError {
+    fn from(error: CallError<BackendError>) -> Self {
+        match error {
+            CallError::NoneReady { .. } => Self::NotSent { why: RESTING },
+            CallError::Overloaded => Self::NotSent { why: BUSY },
+            CallError::TooLate => Self::NotSent { why: TOO_LATE },
+            CallError::Failed(error) => error,
         }
     }
 }

@@ -18,6 +18,14 @@ pub struct Substitution {
     pub other: (String, Kcv),
 }
 
+impl Substitution {
+    /// Whether it is one between this view and another.
+    #[must_use]
+    pub fn is_in(&self, view: &str) -> bool {
+        self.first.0 == view || self.other.0 == view
+    }
+}
+
 impl fmt::Display for Substitution {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { key, first, other } = self;
@@ -47,6 +55,19 @@ pub fn substitutions(views: &[(String, Vec<KeyFacts>)]) -> Vec<Substitution> {
         }
     }
     found
+}
+
+/// The first key, as `label@version`, that is not in the same state in both views.
+#[must_use]
+pub fn difference(one: &[KeyFacts], other: &[KeyFacts]) -> Option<String> {
+    let lacks = |keys: &[KeyFacts], key: &KeyFacts| {
+        !keys.iter().any(|it| {
+            (&it.label, it.version, it.state) == (&key.label, key.version, key.state)
+        })
+    };
+    let mut lacking = one.iter().filter(|key| lacks(other, key));
+    let mut more = other.iter().filter(|key| lacks(one, key));
+    lacking.next().or_else(|| more.next()).map(|key| format!("{}@{}", key.label, key.version))
 }
 
 #[cfg(test)]
@@ -83,6 +104,20 @@ mod tests {
         let found = substitutions(&views.map(|(name, keys)| (name.to_owned(), keys)));
 
         assert_eq!(found, []);
+    }
+
+    #[test]
+    fn a_link_that_missed_a_change_differs_by_that_key() {
+        let both = || vec![key("zpk.a", 1, None), key("zpk.b", 1, None)];
+        let mut retired = both();
+        retired[1].state = KeyState::Retired;
+        let fewer = vec![key("zpk.a", 1, None)];
+
+        assert_eq!(difference(&both(), &both()), None);
+        for other in [retired, fewer] {
+            assert_eq!(difference(&both(), &other).as_deref(), Some("zpk.b@1"));
+            assert_eq!(difference(&other, &both()).as_deref(), Some("zpk.b@1"));
+        }
     }
 
     #[test]

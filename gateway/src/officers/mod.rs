@@ -22,10 +22,10 @@ use hsm_adapter::vocabulary::{KeyBlockText, KeyLabel, KeyName};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-pub use self::comparison::{Substitution, substitutions};
+pub use self::comparison::{Substitution, difference, substitutions};
 use crate::audit::AuditLog;
 use crate::config::OfficersConfig;
-use crate::links::token::{HsmError, HsmLink};
+use crate::links::token::{Hsm, HsmError, HsmLink};
 use crate::store::{
     Decided, Decision, KeyChange, KeyChangeKind, KeyImport, NewKeyChange, Proposed, Store,
     StoreError,
@@ -59,7 +59,7 @@ pub enum KeyOrder {
 /// Keeps and makes the changes.
 #[derive(Debug)]
 pub struct Officers {
-    hsm: Arc<HsmLink>,
+    hsm: Arc<Hsm>,
     store: Store,
     audit: AuditLog,
     config: OfficersConfig,
@@ -84,7 +84,7 @@ enum Made {
 impl Officers {
     /// Of one gateway.
     #[must_use]
-    pub fn new(hsm: Arc<HsmLink>, store: Store, audit: AuditLog, config: OfficersConfig) -> Self {
+    pub fn new(hsm: Arc<Hsm>, store: Store, audit: AuditLog, config: OfficersConfig) -> Self {
         let (making, lost) = (tokio::sync::Mutex::default(), Mutex::default());
         Self { hsm, store, audit, config, making, lost, unsettled: Mutex::default() }
     }
@@ -182,26 +182,33 @@ impl Officers {
     pub async fn keep(self: Arc<Self>, stop: CancellationToken) {
         let mut compared: Option<(Instant, u64)> = None;
         let mut expired: Option<Instant> = None;
+        let mut rest = Duration::ZERO;
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = sleep(TICK) => {}
+                () = sleep(rest) => {}
             }
+            // The first round at once: a further link serves only when its keys were compared.
+            rest = TICK;
             if expired.is_none_or(|at| at.elapsed() >= MINUTE) {
                 expired = Some(Instant::now());
                 if let Err(error) = self.expire().await {
                     tracing::error!(%error, "ending old key proposals");
                 }
             }
-            if !self.hsm.is_up() {
+            if !self.hsm.links().any(|link| link.is_up()) {
                 continue;
             }
             if let Err(error) = self.make_all(0).await {
                 tracing::error!(%error, "making key changes");
             }
             self.settle().await;
-            let starts = self.hsm.workers().iter().map(|worker| worker.restarts).sum();
-            let due = compared.is_none_or(|(at, seen)| at.elapsed() >= MINUTE || seen != starts);
+            let restarts = |link: &Arc<HsmLink>| {
+                link.workers().iter().map(|worker| worker.restarts).sum::<u64>()
+            };
+            let starts = self.hsm.links().map(restarts).sum();
+            let due = compared.is_none_or(|(at, seen)| at.elapsed() >= MINUTE || seen != starts)
+                || self.hsm.links().any(|link| link.is_up() && link.is_distrusted());
             if due && self.compare().await {
                 compared = Some((Instant::now(), starts));
             }
@@ -233,40 +240,76 @@ impl Officers {
         Ok(facts)
     }
 
+    /// Makes the change on every link, the first one last: what a backup refuses leaves all as it was.
     async fn make_one(&self, change: &KeyChange) -> Result<Made, StoreError> {
-        let last = match self.hsm.reload_keys(patience()).await {
-            Ok(last) => last,
-            Err(error) => return Ok(Made::Later(error)),
-        };
-        let register_change = match change.register_change {
-            Some(given) if given > last => given,
-            // It was made and not recorded, or another was made before it.
-            Some(_) => match self.keys().await {
-                Ok(keys) => match keys.into_iter().find(|key| is_made(change, key)) {
-                    Some(key) => return Ok(Made::Applied(key)),
-                    None => self.store.number_key_change(change.number, last).await?,
-                },
-                Err(error) => return Ok(Made::Later(error)),
-            },
+        let links: Vec<_> = self.hsm.links().cloned().collect();
+        let (mut ready, mut missed, mut last) = (Vec::new(), Vec::new(), 0);
+        for link in links.iter().rev() {
+            match link.reload_keys(patience()).await {
+                Ok(known) => {
+                    last = last.max(known);
+                    ready.push((link, known));
+                }
+                Err(error) => missed.push((link, error)),
+            }
+        }
+        let mut number = match change.register_change {
+            Some(given) => given,
+            None if ready.is_empty() => 0,
             None => self.store.number_key_change(change.number, last).await?,
         };
-        let order = match worker_order(change, register_change) {
-            Ok(order) => order,
-            Err(why) => return Ok(Made::Refused { why: why.into(), substitution: false }),
-        };
-        let made = match self.hsm.change_key(order, patience()).await {
-            Ok(key) if is_made(change, &key) => Made::Applied(key),
-            Ok(key) => {
-                let why = format!("the worker left the key {}", key.state);
-                Made::Refused { why, substitution: false }
+        let mut applied = None;
+        for (link, known) in ready {
+            if number <= known {
+                // It was made and not recorded, or another was made before it.
+                match made_there(link, change).await {
+                    Ok(Some(key)) => {
+                        applied = Some(key);
+                        continue;
+                    }
+                    Ok(None) => number = self.store.number_key_change(change.number, last).await?,
+                    Err(error) => {
+                        missed.push((link, error));
+                        continue;
+                    }
+                }
             }
-            Err(error) => self.not_made(change, error),
-        };
-        if let Made::Applied(_) = made {
+            match self.make_on(link, change, number).await {
+                Ok(key) => applied = Some(key),
+                Err(Made::Later(error)) => missed.push((link, error)),
+                Err(refused) => return Ok(refused),
+            }
+        }
+        if applied.is_some() {
             *lock(&self.unsettled) = Some(Instant::now() + SETTLED_AFTER);
             self.settle().await;
+            for (link, _) in &missed {
+                if link.set_distrusted(true) {
+                    let (link, change) = (link.label(), change.number);
+                    tracing::error!(link, change, "not used: it has missed a change of a key");
+                }
+            }
         }
-        Ok(made)
+        match (missed.pop(), applied) {
+            (Some((_, error)), _) => Ok(Made::Later(error)),
+            (None, Some(key)) => Ok(Made::Applied(key)),
+            (None, None) => Ok(Made::Later(LinkError::NoWorker.into())),
+        }
+    }
+
+    async fn make_on(
+        &self,
+        link: &HsmLink,
+        change: &KeyChange,
+        number: u64,
+    ) -> Result<KeyFacts, Made> {
+        let refused = |why: String| Made::Refused { why, substitution: false };
+        let order = worker_order(change, number).map_err(|why| refused(why.into()))?;
+        match link.change_key(&order, patience()).await {
+            Ok(key) if is_made(change, &key) => Ok(key),
+            Ok(key) => Err(refused(format!("the worker left the key {}", key.state))),
+            Err(error) => Err(self.not_made(change, error)),
+        }
     }
 
     fn not_made(&self, change: &KeyChange, error: HsmError) -> Made {
@@ -290,8 +333,10 @@ impl Officers {
             HsmError::Link(LinkError::OrderTooLong) => {
                 Made::Refused { why: error.to_string(), substitution: false }
             }
-            HsmError::Resting
+            HsmError::NoneReady { .. }
             | HsmError::Distrusted
+            | HsmError::Overloaded
+            | HsmError::TooLate
             | HsmError::Link(
                 LinkError::NoWorker
                 | LinkError::Busy
@@ -305,29 +350,55 @@ impl Officers {
     async fn settle(&self) {
         let until = *lock(&self.unsettled);
         let Some(until) = until else { return };
-        let told = self.hsm.reload_keys(patience()).await;
-        if told.is_ok() && Instant::now() >= until {
+        let mut told = true;
+        for link in self.hsm.links().filter(|link| link.is_up()) {
+            told &= link.reload_keys(patience()).await.is_ok();
+        }
+        if told && Instant::now() >= until {
             *lock(&self.unsettled) = None;
         }
     }
 
-    /// Whether the workers could be asked. A label with two check values closes the link.
+    /// Whether every link that is up could be asked. A label with two check values closes the links
+    /// that have them, and a link whose keys are in another state than those of a trusted link is not
+    /// used until it has caught up.
     async fn compare(&self) -> bool {
-        let Ok(views) = self.hsm.list_keys_each(patience()).await else { return false };
+        let (mut seen, mut all) = (Vec::new(), true);
+        for link in self.hsm.links().filter(|link| link.is_up()) {
+            match link.list_keys_each(patience()).await {
+                Ok(views) => seen.push((link, views)),
+                Err(_) => all = false,
+            }
+        }
+        let views: Vec<_> = seen.iter().flat_map(|(_, views)| views).cloned().collect();
         let found = substitutions(&views);
-        if self.hsm.set_distrusted(!found.is_empty()) {
-            for substitution in &found {
-                tracing::error!(%substitution, "the link is not used");
+        let trusted = seen.iter().find(|(link, _)| !link.is_distrusted()).or(seen.first());
+        let model = trusted.and_then(|(_, views)| views.first()).map(|(_, keys)| keys.clone());
+        for (link, views) in seen {
+            let own = found.iter().filter(|found| views.iter().any(|(view, _)| found.is_in(view)));
+            let own: Vec<_> = own.collect();
+            let keys = views.first().map(|(_, keys)| keys);
+            let differs = model.as_ref().zip(keys).and_then(|(model, keys)| difference(model, keys));
+            let distrusted = !own.is_empty() || differs.is_some();
+            if !link.set_distrusted(distrusted) {
+                continue;
+            }
+            let name = link.label();
+            if let Some(key) = differs {
+                tracing::error!(link = name, key, "not used: another link has it in another state");
+            }
+            for substitution in own {
+                tracing::error!(%substitution, link = name, "not used");
                 let event = self.event(
                     Actor::system(),
                     EventType::KeySubstitution,
                     Outcome::Failure,
                     &substitution.key,
                 );
-                self.append(event.link(Label::new(self.hsm.name()))).await;
+                self.append(event.link(Label::new(name))).await;
             }
         }
-        true
+        all
     }
 
     async fn expire(&self) -> Result<(), StoreError> {
@@ -358,8 +429,7 @@ impl Officers {
         let mut event = self
             .event(officer(), kind, outcome, &key)
             .proposer(Label::new(&change.proposer))
-            .note(Label::new(&change.reason))
-            .link(Label::new(self.hsm.name()));
+            .note(Label::new(&change.reason));
         if let Some(approver) = &change.decider {
             event = event.approver(Label::new(approver));
         }
@@ -388,6 +458,13 @@ impl Officers {
         }
         recorded
     }
+}
+
+/// The key on this link when the change is made there.
+async fn made_there(link: &HsmLink, change: &KeyChange) -> Result<Option<KeyFacts>, HsmError> {
+    let views = link.list_keys_each(patience()).await?;
+    let mut keys = views.into_iter().flat_map(|(_, keys)| keys);
+    Ok(keys.find(|key| is_made(change, key)))
 }
 
 /// The change as the worker is asked for it.

@@ -1,5 +1,6 @@
 //! One biller: where its payments go, what may be stored for it, and the form of the exchange.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,8 +11,12 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::payment::PaymentOrder;
-use crate::links::backend::{BackendError, BackendLink};
-use crate::links::token::HsmLink;
+use crate::links::Patience;
+use crate::links::backend::{Backend, BackendError, NO_HSM};
+use crate::links::breaker::Verdict;
+use crate::links::classify::{Operation, Word, of_status};
+use crate::links::pool::{Call, Called, Pool, Tried};
+use crate::links::token::Hsm;
 use crate::wire::Amount;
 
 /// A biller as the configuration describes it.
@@ -20,7 +25,7 @@ pub struct Biller {
     /// Its name in requests.
     pub name: String,
     /// Where its payments go.
-    pub backend: BackendLink,
+    pub backends: Arc<Pool<Backend>>,
     /// The MAC key between us and it.
     pub mac_key: KeyLabel,
     /// The key and format in which it wants PIN blocks; `None` when it takes none.
@@ -90,18 +95,30 @@ impl Biller {
         serde_json::to_vec(&request).unwrap_or_default().into()
     }
 
-    /// Sends once: with a fresh MAC, and believes only an answer whose MAC is the biller's.
-    ///
-    /// # Errors
-    /// See [`BackendError`].
-    pub async fn send(
+    /// Sends the payment as often as its table, its time and the budget allow, each time with a fresh
+    /// MAC, and believes only an answer whose MAC is the biller's.
+    pub async fn send(&self, hsm: &Hsm, id: Uuid, request: &Bytes, way: Way) -> Sent {
+        let Way { patience, waits } = way;
+        let call = Call { operation: Operation::Payment, patience, waits };
+        let attempt = |backend: Arc<Backend>, limit| async move {
+            let limit = Patience { until: limit, ..patience };
+            let result = self.exchange(hsm, &backend, id, request, limit).await;
+            let verdict =
+                result.as_ref().err().map_or(Verdict::Healthy, |error| error.verdict());
+            Tried { result, verdict, another: false }
+        };
+        let Called { result, may_have_arrived, .. } = self.backends.call(call, attempt).await;
+        Sent { result: result.map_err(BackendError::from), may_have_arrived }
+    }
+
+    async fn exchange(
         &self,
-        hsm: &HsmLink,
+        hsm: &Hsm,
+        backend: &Backend,
         id: Uuid,
         request: &Bytes,
-        limit: Instant,
+        limit: Patience,
     ) -> Result<Settlement, BackendError> {
-        let permit = self.backend.admit()?;
         let key = self.mac_key.clone();
         let made = hsm.generate_mac(key.into(), None, request.to_vec(), None, limit).await;
         let mac = made.map_err(|error| {
@@ -111,7 +128,7 @@ impl Biller {
             BackendError::NotSent { why: NO_HSM }
         })?;
         let mac = format!("{}:{}", self.mac_key, hex::encode_upper(mac.mac));
-        let answered = self.backend.exchange(permit, request.clone(), mac, limit).await?;
+        let answered = backend.exchange(request.clone(), mac, limit.until).await?;
         let mac = answered.mac.as_deref().and_then(|value| value.split_once(':'));
         let mac = mac.filter(|(label, _)| *label == self.mac_key.as_str());
         let Some(mac) = mac.and_then(|(_, mac)| hex::decode(mac).ok()) else {
@@ -119,18 +136,18 @@ impl Biller {
         };
         let (body, mac) = (Message(answered.body.to_vec()), Message(mac));
         // The answer is here: reading it is worth a moment more than the attempt had.
-        let limit = limit.max(Instant::now() + VERIFY_MIN);
-        match hsm.verify_mac(self.mac_key.clone().into(), None, body, mac, limit).await {
+        let until = Patience::vital(limit.until.max(Instant::now() + VERIFY_MIN));
+        match hsm.verify_mac(self.mac_key.clone().into(), None, body, mac, until).await {
             Ok(true) => {}
             Ok(false) => return Err(answered.reject(&self.name, "wrong MAC")),
             // The payment may be made: without the HSM, the answer is not known to be true.
             Err(_) => return Err(BackendError::SentUnknown { why: NO_HSM }),
         }
-        match answered.status {
-            200 => {}
-            429 | 503 => return Err(answered.try_again()),
-            400..=499 => return Err(answered.refuse()),
-            _ => return Err(answered.reject(&self.name, "unclear status")),
+        match of_status(answered.status) {
+            Some(Word::Settled) => {}
+            Some(Word::TryAgain) => return Err(answered.try_again()),
+            Some(Word::Refused) => return Err(answered.refuse()),
+            None => return Err(answered.reject(&self.name, "unclear status")),
         }
         let answer: Option<Answer> = serde_json::from_slice(&answered.body).ok();
         let answer = answer.filter(|answer| answer.reference == id.to_string());
@@ -142,7 +159,6 @@ impl Biller {
         let (Some(answer), Some(paid)) = (answer, paid) else {
             return Err(answered.reject(&self.name, "answer to another question"));
         };
-        answered.accept();
         let mut response_code = answer.response_code;
         response_code.retain(|c| c.is_ascii_alphanumeric());
         response_code.truncate(4);
@@ -150,8 +166,37 @@ impl Biller {
     }
 }
 
+/// How one payment is sent.
+#[derive(Debug, Clone, Copy)]
+pub struct Way {
+    /// Until when, and what it is shed after.
+    pub patience: Patience,
+    /// Whether it may sleep between attempts.
+    pub waits: bool,
+}
+
+impl Way {
+    /// A client waits for it.
+    #[must_use]
+    pub fn first(deadline: Instant) -> Self {
+        Self { patience: deadline.into(), waits: true }
+    }
+
+    /// From the queue: its waits are in the database.
+    #[must_use]
+    pub fn later(deadline: Instant) -> Self {
+        Self { patience: Patience::vital(deadline), waits: false }
+    }
+}
+
+/// What came of sending.
+#[derive(Debug)]
+pub struct Sent {
+    /// The biller's word, or why there is none.
+    pub result: Result<Settlement, BackendError>,
+    /// Whether an attempt of which nothing is known left before.
+    pub may_have_arrived: bool,
+}
+
 /// The least time for the MAC of an answer that has arrived.
 const VERIFY_MIN: Duration = Duration::from_secs(1);
-
-/// The reason of an attempt that had no HSM.
-pub const NO_HSM: &str = "no HSM";

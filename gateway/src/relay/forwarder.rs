@@ -11,12 +11,13 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::Relay;
-use super::biller::{Biller, NO_HSM, Settlement};
+use super::biller::{Biller, Sent, Settlement, Way};
 use super::pay::{PayError, class};
 use super::payment::Due;
-use crate::links::backend::{BackendError, RESTING};
+use crate::links::backend::{BackendError, NO_HSM};
 use crate::links::jitter;
-use crate::store::{HoldReason, Parked, Parking, PruneRule, Status, StoreError};
+use crate::links::pool::Fault as _;
+use crate::store::{Class, HoldReason, Parked, Parking, PruneRule, Status, StoreError};
 
 impl Relay {
     /// Forwards what waits for one biller until `stop`.
@@ -40,7 +41,7 @@ impl Relay {
 
     /// Forwards one payment. How long to rest when there is none to forward now.
     async fn forward_next(&self, biller: &Biller) -> Option<Duration> {
-        let rest = biller.backend.breaker().rests_for();
+        let rest = biller.backends.rests_for();
         if !rest.is_zero() {
             return Some(rest.min(POLL));
         }
@@ -77,14 +78,16 @@ impl Relay {
         let Due { lease, facts, order, pin, sent_unknown, attempts } = due;
         let request = biller.request(facts.id, &order, pin.as_ref().map(|pin| &pin.block));
         let limit = Instant::now() + self.queue.lease().mul_f64(0.8);
-        match biller.send(&self.hsm, facts.id, &request, limit).await {
+        let Sent { result, may_have_arrived } =
+            biller.send(&self.hsm, facts.id, &request, Way::later(limit)).await;
+        match result {
             Ok(settlement) => {
                 self.settle(&facts, &lease, &settlement).await?;
                 let status = if settlement.paid { Status::Success } else { Status::Failed };
                 self.queue_event(facts.id, &facts.target, status).await;
                 Ok(if settlement.paid { "success" } else { "declined" })
             }
-            Err(BackendError::Refused { .. }) if !sent_unknown => {
+            Err(BackendError::Refused { .. }) if !sent_unknown && !may_have_arrived => {
                 self.settle(&facts, &lease, &Settlement::refused()).await?;
                 self.queue_event(facts.id, &facts.target, Status::Failed).await;
                 Ok("refused")
@@ -95,8 +98,9 @@ impl Relay {
                 Ok("ambiguous")
             }
             Err(error) => {
-                let (retry_in, counts) = rest_after(&error, attempts);
-                let class = class(&error);
+                let (retry_in, counts) = self.rest_after(&error, attempts);
+                let class = if may_have_arrived { Class::SentUnknown } else { class(&error) };
+                let counts = counts || may_have_arrived;
                 let parking = Parking { retry_in, class, code: None, counts, pin: None };
                 match self.store.release(&lease, parking).await? {
                     Parked::Failed => {
@@ -105,8 +109,20 @@ impl Relay {
                     Parked::Held => self.queue_event(facts.id, &facts.target, Status::Held).await,
                     Parked::Waiting | Parked::Stale => {}
                 }
-                Ok(error.class())
+                Ok(error.outcome().name())
             }
+        }
+    }
+
+    /// When to try again, and whether the attempt counts towards the payment's own limit: what failed
+    /// before a byte was sent, or with a plain "come back", says nothing about this payment.
+    fn rest_after(&self, error: &BackendError, attempts: u32) -> (Duration, bool) {
+        let rest = jitter(self.queue.wait_after(attempts), 0.2);
+        match error {
+            BackendError::NotSent { why: NO_HSM } => (Duration::from_secs(1), false),
+            BackendError::NotSent { .. } => (Duration::from_millis(200), false),
+            BackendError::TryAgain { after } => (rest.max(after.unwrap_or_default()), false),
+            BackendError::SentUnknown { .. } | BackendError::Refused { .. } => (rest, true),
         }
     }
 
@@ -147,21 +163,6 @@ impl Relay {
         let oldest = stats.oldest_ms.unwrap_or(0) as f64 / 1000.0;
         metrics::gauge!("tollgate_queue_oldest_seconds").set(oldest);
         Ok(())
-    }
-}
-
-/// When to try again, and whether the attempt counts towards the payment's own limit: what failed
-/// before a byte was sent, or with a plain "come back", says nothing about this payment.
-fn rest_after(error: &BackendError, attempts: u32) -> (Duration, bool) {
-    const LADDER_S: [u64; 9] = [1, 2, 4, 8, 16, 30, 60, 120, 300];
-    let step = LADDER_S[usize::try_from(attempts).unwrap_or(usize::MAX).min(LADDER_S.len() - 1)];
-    let rest = jitter(Duration::from_secs(step), 0.2);
-    match error {
-        BackendError::NotSent { why } if *why == RESTING => (Duration::from_millis(200), false),
-        BackendError::NotSent { why } if *why == NO_HSM => (Duration::from_secs(1), false),
-        BackendError::NotSent { .. } => (Duration::from_millis(200), false),
-        BackendError::TryAgain { after } => (rest.max(after.unwrap_or_default()), false),
-        BackendError::SentUnknown { .. } | BackendError::Refused { .. } => (rest, true),
     }
 }
 

@@ -30,20 +30,18 @@ use self::payment::Payments;
 use crate::audit::AuditLog;
 use crate::config::QueueConfig;
 use crate::guard::Guard;
-use crate::links::retry::RetryConfig;
-use crate::links::token::{HsmError, HsmLink};
+use crate::links::token::{Hsm, HsmError};
 use crate::store::{PaymentView, Status, Store, StoreError};
 
 /// What makes, stores and forwards payments.
 #[derive(Debug)]
 pub struct Relay {
-    hsm: Arc<HsmLink>,
+    hsm: Arc<Hsm>,
     guard: Arc<Guard>,
     store: Store,
     keys: Keys,
     payments: Payments,
     queue: QueueConfig,
-    retry: RetryConfig,
     audit: AuditLog,
     tasks: TaskTracker,
 }
@@ -53,18 +51,17 @@ impl Relay {
     #[must_use]
     #[expect(clippy::too_many_arguments, reason = "the parts of the gateway, each of its own type")]
     pub fn new(
-        hsm: Arc<HsmLink>,
+        hsm: Arc<Hsm>,
         guard: Arc<Guard>,
         store: Store,
         keys: Keys,
         queue: QueueConfig,
-        retry: RetryConfig,
-        audit: AuditLog,
+            audit: AuditLog,
         owner: String,
     ) -> Self {
         let payments = Payments::new(store.clone(), keys.clone(), queue.clone(), owner);
         let tasks = TaskTracker::new();
-        Self { hsm, guard, store, keys, payments, queue, retry, audit, tasks }
+        Self { hsm, guard, store, keys, payments, queue, audit, tasks }
     }
 
     /// One payment of one client.
@@ -127,7 +124,7 @@ impl Relay {
 
 /// The queue's data keys come from the token.
 #[derive(Debug)]
-pub struct TokenKeys(pub Arc<HsmLink>);
+pub struct TokenKeys(pub Arc<Hsm>);
 
 impl DataKeySource for TokenKeys {
     async fn make(&self) -> Result<DataKey, KeySourceError> {

@@ -18,12 +18,14 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::Relay;
-use super::biller::{Biller, NO_HSM, Settlement};
+use super::biller::{Biller, Sent, Settlement, Way};
 use super::idempotency::{IdempotencyKey, Request};
 use super::keys::OpenError;
 use super::payment::{Intake, PaymentError, PaymentOrder, Waiting, WaitingPin};
 use crate::guard::{GuardError, PinOrder};
-use crate::links::backend::{BackendError, RESTING};
+use crate::links::Deadline;
+use crate::links::backend::{BUSY, BackendError, NO_HSM, RESTING, TOO_LATE};
+use crate::links::pool::Fault as _;
 use crate::store::{
     Begun, Class, HoldReason, ItemFacts, Lease, Outcome, Parked, Parking, Priority, Settled,
     Status, StoreError,
@@ -97,19 +99,19 @@ impl Relay {
     pub async fn pay(
         self: &Arc<Self>,
         instruction: Instruction,
-        deadline: Instant,
+        deadline: Deadline,
     ) -> Result<Receipt, PayError> {
         let relay = Arc::clone(self);
         let (begun, mut durable) = oneshot::channel();
         let (told, heard) = oneshot::channel();
         let biller = instruction.biller.name.clone();
         self.tasks.spawn(async move {
-            let receipt = relay.run(instruction, deadline, begun).await;
+            let receipt = relay.run(instruction, deadline.work_by, begun).await;
             if let Err(Ok(receipt)) = told.send(receipt) {
                 relay.unheard(&biller, &receipt).await;
             }
         });
-        match tokio::time::timeout_at(deadline, heard).await {
+        match tokio::time::timeout_at(deadline.answer_by, heard).await {
             Ok(receipt) => receipt.unwrap_or(Err(PayError::Unclear)),
             Err(_) => match durable.try_recv() {
                 Ok(id) => Ok(Receipt::underway(id)),
@@ -166,22 +168,8 @@ impl Relay {
         let _ = begun.send(facts.id);
         let block = waiting_pin.as_ref().map(|pin| &pin.block);
         let bytes = biller.request(facts.id, &order, block);
-        let mut may_have_arrived = false;
-        let mut attempts = self.retry.attempts("backend", deadline);
-        let sent = loop {
-            match biller.send(&self.hsm, facts.id, &bytes, attempts.limit()).await {
-                Ok(settlement) => {
-                    attempts.done();
-                    break Ok(settlement);
-                }
-                Err(error) => {
-                    may_have_arrived |= matches!(error, BackendError::SentUnknown { .. });
-                    if !attempts.again(&error).await {
-                        break Err(error);
-                    }
-                }
-            }
-        };
+        let Sent { result: sent, may_have_arrived } =
+            biller.send(&self.hsm, facts.id, &bytes, Way::first(deadline)).await;
         let way = FirstWay { biller: &biller, facts: &facts, lease: &lease, may_have_arrived };
         match self.after(way, sent, waiting_pin.as_ref()).await {
             // The row stands: its lease runs out, and the payment is found again.
@@ -240,14 +228,15 @@ impl Relay {
                 self.count_payment(&biller.name, Status::Held);
                 Ok(Receipt::Accepted { id, status: Status::Held, replayed: false })
             }
-            Err(error) => match recorded(|| self.store.withdraw(lease, error.class())).await? {
+            Err(error) => match recorded(|| self.store.withdraw(lease, error.outcome().name())).await? {
                 Settled::Recorded | Settled::Stale => Err(match error {
-                    BackendError::NotSent { why } if why == NO_HSM => PayError::NoMac,
+                    BackendError::NotSent { why: NO_HSM } => PayError::NoMac,
+                    BackendError::NotSent { why: BUSY | TOO_LATE } => PayError::Overloaded,
                     BackendError::NotSent { .. }
                     | BackendError::SentUnknown { .. }
                     | BackendError::TryAgain { .. }
                     | BackendError::Refused { .. } => {
-                        PayError::BackendAway { retry_after: biller.backend.breaker().rests_for() }
+                        PayError::BackendAway { retry_after: biller.backends.rests_for() }
                     }
                 }),
                 Settled::Held => {
@@ -364,7 +353,7 @@ pub(super) fn class(error: &BackendError) -> Class {
 /// When a payment that waits is first tried again.
 fn first_rest(error: &BackendError) -> Duration {
     match error {
-        BackendError::NotSent { why } if *why == RESTING => Duration::ZERO,
+        BackendError::NotSent { why: RESTING | BUSY } => Duration::ZERO,
         BackendError::TryAgain { after: Some(after) } => *after,
         BackendError::NotSent { .. }
         | BackendError::SentUnknown { .. }
@@ -388,6 +377,8 @@ struct FirstWay<'a> {
 pub enum PayError {
     #[error("the backend is away, and the payment may not wait")]
     BackendAway { retry_after: Duration },
+    #[error("as many payments are being sent as may")]
+    Overloaded,
     #[error("the first request with this key is still running")]
     Running { retry_after: Duration },
     #[error("the idempotency key belongs to another request")]

@@ -507,7 +507,7 @@ fn only_a_token_that_is_well_can_call_a_wrapped_key_bad() {
 
     assert!(matches!(bad, KeySourceError::Refused(_)));
     for error in [
-        HsmError::Resting,
+        HsmError::NoneReady { retry_after: std::time::Duration::ZERO },
         HsmError::Link(LinkError::WrongAnswer),
         HsmError::Link(LinkError::TimedOut),
         answered(Failure::UnknownKey),

@@ -10,11 +10,10 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue};
 use axum::response::{IntoResponse, IntoResponseParts, Response, ResponseParts};
 use compliance::Reason;
-use hsm_adapter::vocabulary::Mode;
 
 use crate::audit::AuditEntry;
 use crate::edge::{Client, Operation, Peer, Permit, RateLimit};
-use crate::links::token::audited;
+use crate::links::token::{Place, audited};
 pub(super) use crate::wire::body::JsonBody;
 use crate::wire::problem::{Problem, Slug, rate_limit_headers};
 
@@ -96,10 +95,14 @@ pub(super) fn json(status: axum::http::StatusCode, body: Bytes) -> Response {
     response
 }
 
-/// Writes down where the clear PIN was, when the worker said so.
-pub(super) fn note_mode(entry: &AuditEntry, mode: Option<Mode>) {
-    let Some(mode) = mode else { return };
-    entry.mode(audited(mode));
+/// Writes down which link ran an order, and where the clear PIN was, as far as that is known.
+pub(super) fn note_place(entry: &AuditEntry, Place { link, mode }: Place) {
+    if let Some(link) = link {
+        entry.link(link);
+    }
+    if let Some(mode) = mode {
+        entry.mode(audited(mode));
+    }
 }
 
 /// Not granted: one form for a forbidden key, an unknown key and a forbidden operation.

@@ -7,8 +7,10 @@ use serde::Serialize;
 
 use super::Gateway;
 use super::asked::{Asking, JsonBody, MAC, Permitted, not_allowed};
+use super::deadline::keep;
 use super::refusal::{problem_of, problem_of_hsm};
 use crate::audit::AuditEntry;
+use crate::links::Deadline;
 use crate::wire::orders::{GenerateMacOrder, GenerateMacRequest};
 use crate::wire::problem::{Problem, ProblemBody};
 
@@ -30,6 +32,7 @@ pub(crate) struct MadeMac {
 #[utoipa::path(
     post,
     path = "/v1/mac/generate",
+    params(("Request-Timeout" = Option<String>, Header, description = "Seconds, as 5 or 0.5, after which the answer is of no use; at most the server's own limit")),
     request_body = GenerateMacRequest,
     responses(
         (status = 200, body = MadeMac),
@@ -41,6 +44,7 @@ pub(crate) struct MadeMac {
 )]
 pub(super) async fn generate_mac(
     State(gateway): State<Gateway>,
+    deadline: Deadline,
     entry: AuditEntry,
     Asking(client): Asking,
     permit: Permitted<MAC>,
@@ -53,11 +57,8 @@ pub(super) async fn generate_mac(
         return Err(not_allowed(&entry));
     }
     gateway.guard.may_mac(&key.label).map_err(|error| problem_of(&entry, &error))?;
-    let made = gateway
-        .hsm
-        .generate_mac(key, ksn, message, length, gateway.deadline())
-        .await
-        .map_err(|error| problem_of_hsm(&entry, &error))?;
+    let work = gateway.hsm.generate_mac(key, ksn, message, length, deadline.work_by);
+    let made = keep(deadline, work).await?.map_err(|error| problem_of_hsm(&entry, &error))?;
     let mac = hex::encode_upper(made.mac);
     let (algorithm, key_version) = (made.algorithm.name(), made.key_version);
     Ok((permit, Json(MadeMac { mac, algorithm, key_version })))

@@ -3,6 +3,7 @@
 
 mod asked;
 mod authorise;
+mod deadline;
 mod generate_mac;
 mod payment;
 mod refusal;
@@ -15,10 +16,9 @@ use std::time::Duration;
 
 use axum::extract::DefaultBodyLimit;
 use axum::routing::{get, post};
-use tokio::time::Instant;
 
 use crate::guard::Guard;
-use crate::links::token::HsmLink;
+use crate::links::token::Hsm;
 use crate::relay::Relay;
 pub use authorise::Authority;
 
@@ -26,23 +26,15 @@ pub use authorise::Authority;
 #[derive(Debug, Clone)]
 pub struct Gateway {
     /// The token.
-    pub hsm: Arc<HsmLink>,
+    pub hsm: Arc<Hsm>,
     /// The token, for what a client could guess.
     pub guard: Arc<Guard>,
     /// Payments, now or later.
     pub relay: Arc<Relay>,
     /// Who may ask for what.
     pub authority: Arc<Authority>,
-    /// The longest that one request may take.
+    /// The longest that one request may take; a client may ask for less.
     pub request_max: Duration,
-}
-
-impl Gateway {
-    /// When a request that begins now must be answered.
-    #[must_use]
-    pub fn deadline(&self) -> Instant {
-        Instant::now() + self.request_max
-    }
 }
 
 /// The longest body of most requests.

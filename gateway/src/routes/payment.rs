@@ -16,10 +16,12 @@ use super::Gateway;
 use super::asked::{
     Asking, JsonBody, PAYMENT, Permitted, header as header_text, json, not_allowed,
 };
+use super::deadline::keep;
 use super::refusal::{block_refused, problem_of, problem_of_hsm, seconds};
 use crate::audit::AuditEntry;
 use crate::config::Grants;
 use crate::guard::{MacOrder, PinOrder};
+use crate::links::{Deadline, Patience};
 use crate::relay::biller::Biller;
 use crate::relay::idempotency::IdempotencyKey;
 use crate::relay::pay::{Instruction, PayError, Receipt};
@@ -99,6 +101,7 @@ pub(crate) struct Happened {
     path = "/v1/payments",
     params(
         ("Idempotency-Key" = String, Header, description = "A quoted string of 1 to 255 printable ASCII characters"),
+        ("Request-Timeout" = Option<String>, Header, description = "Seconds, as 5 or 0.5, after which the answer is of no use; at most the server's own limit"),
         ("Tollgate-Mac" = Option<String>, Header, description = "<key label>:<hex MAC of the exact body>; needed unless the client has no MAC key"),
     ),
     request_body = PaymentText,
@@ -115,6 +118,7 @@ pub(crate) struct Happened {
 )]
 pub(super) async fn make_payment(
     State(gateway): State<Gateway>,
+    deadline: Deadline,
     entry: AuditEntry,
     Asking(client): Asking,
     permit: Permitted<PAYMENT>,
@@ -122,7 +126,6 @@ pub(super) async fn make_payment(
     JsonBody(body): JsonBody,
 ) -> Result<Response, Problem> {
     entry.event(EventType::PaymentAccept);
-    let deadline = gateway.deadline();
     let key = idempotency_key(&headers)?;
     let grants = gateway.authority.grants(client.id());
     let Some(granted) = &grants.payments else { return Err(not_allowed(&entry)) };
@@ -226,7 +229,7 @@ async fn verify_mac(
     key: Option<&KeyLabel>,
     headers: &HeaderMap,
     body: &Bytes,
-    deadline: Instant,
+    deadline: Deadline,
 ) -> Result<(), Problem> {
     let refused = || {
         entry.reason(Reason::MacWrong);
@@ -244,7 +247,8 @@ async fn verify_mac(
     }
     let (message, mac) = (Message(body.to_vec()), Message(mac));
     let order = MacOrder { key: key.clone().into(), ksn: None, message, mac };
-    match gateway.guard.verify_mac(client, order, deadline).await {
+    let work = gateway.guard.verify_mac(client, order, deadline.work_by);
+    match keep(deadline, work).await? {
         Ok(true) => Ok(()),
         Ok(false) => Err(refused()),
         Err(error) => Err(problem_of(entry, &error)),
@@ -326,19 +330,20 @@ async fn with_mac(
     entry: &AuditEntry,
     key: &KeyLabel,
     mut answer: Answer,
-    deadline: Instant,
+    deadline: Deadline,
 ) -> Result<Response, Problem> {
     // The payment is made or durable: its answer is worth waiting for workers that are being
     // replaced. Without the MAC the client asks again with the same key, and gets the same answer.
-    let patience = deadline.max(Instant::now() + ANSWER_MAC_MIN);
+    let patience = Patience::vital(deadline.answer_by);
+    let is_late = || Instant::now() + ANSWER_MAC_REST >= deadline.answer_by;
     let mac = loop {
         let body = answer.body.to_vec();
         match gateway.hsm.generate_mac(key.clone().into(), None, body, None, patience).await {
             Ok(made) => break made.mac,
-            Err(error) if Instant::now() >= patience || error.failure().is_some() => {
+            Err(error) if is_late() || error.failure().is_some() => {
                 return Err(problem_of_hsm(entry, &error));
             }
-            Err(_) => tokio::time::sleep(std::time::Duration::from_millis(100)).await,
+            Err(_) => tokio::time::sleep(ANSWER_MAC_REST).await,
         }
     };
     if let Ok(value) = HeaderValue::try_from(format!("{key}:{}", hex::encode_upper(mac))) {
@@ -347,8 +352,8 @@ async fn with_mac(
     Ok(answer.into_response())
 }
 
-/// The least time for the MAC of an answer.
-const ANSWER_MAC_MIN: std::time::Duration = std::time::Duration::from_secs(2);
+/// Between two tries at the MAC of an answer.
+const ANSWER_MAC_REST: std::time::Duration = std::time::Duration::from_millis(100);
 
 fn problem(entry: &AuditEntry, error: &PayError) -> Problem {
     let wait = |duration| seconds(duration).min(300);
@@ -356,6 +361,7 @@ fn problem(entry: &AuditEntry, error: &PayError) -> Problem {
         PayError::BackendAway { retry_after } => {
             Problem::new(Slug::BackendUnavailable).retry_after_s(wait(*retry_after))
         }
+        PayError::Overloaded => Problem::new(Slug::Overloaded),
         PayError::Running { retry_after } => {
             Problem::new(Slug::RequestInProgress).retry_after_s(wait(*retry_after))
         }

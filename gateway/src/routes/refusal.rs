@@ -76,12 +76,16 @@ pub(super) fn problem_of_hsm(entry: &AuditEntry, error: &HsmError) -> Problem {
             }
             Failure::Expired | Failure::Token { .. } => Slug::HsmUnavailable,
         },
-        HsmError::Link(LinkError::Busy) => Slug::Overloaded,
+        HsmError::Overloaded | HsmError::Link(LinkError::Busy) => Slug::Overloaded,
         HsmError::Link(LinkError::OrderTooLong) => {
             return Problem::malformed("message: is too long");
         }
-        HsmError::Resting
-        | HsmError::Distrusted
+        HsmError::NoneReady { retry_after } => {
+            tracing::warn!(%error, "the HSM link");
+            return Problem::new(Slug::HsmUnavailable).retry_after_s(seconds(*retry_after).min(300));
+        }
+        HsmError::Distrusted
+        | HsmError::TooLate
         | HsmError::Link(
             LinkError::NoWorker
             | LinkError::TimedOut

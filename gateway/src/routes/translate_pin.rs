@@ -7,10 +7,12 @@ use hsm_adapter::vocabulary::{Pan, PinBlock};
 use serde::Serialize;
 
 use super::Gateway;
-use super::asked::{Asking, JsonBody, Permitted, TRANSLATE, not_allowed, note_mode};
+use super::asked::{Asking, JsonBody, Permitted, TRANSLATE, not_allowed, note_place};
+use super::deadline::keep;
 use super::refusal::{block_refused, problem_of};
 use crate::audit::AuditEntry;
 use crate::guard::PinOrder;
+use crate::links::Deadline;
 use crate::wire::orders::{TranslateOrder, TranslateRequest};
 use crate::wire::problem::{Problem, ProblemBody};
 
@@ -46,6 +48,7 @@ pub(crate) struct Translated {
 #[utoipa::path(
     post,
     path = "/v1/pin/translate",
+    params(("Request-Timeout" = Option<String>, Header, description = "Seconds, as 5 or 0.5, after which the answer is of no use; at most the server's own limit")),
     request_body = TranslateRequest,
     responses(
         (status = 200, body = Translated),
@@ -58,6 +61,7 @@ pub(crate) struct Translated {
 )]
 pub(super) async fn translate_pin(
     State(gateway): State<Gateway>,
+    deadline: Deadline,
     entry: AuditEntry,
     Asking(client): Asking,
     permit: Permitted<TRANSLATE>,
@@ -71,15 +75,14 @@ pub(super) async fn translate_pin(
     if !grants.may_translate(&from.key.label, from.format, &to.key.label, to.format) {
         return Err(not_allowed(&entry));
     }
-    entry.link(gateway.hsm.name());
     // A block of a size that no format has is refused as every other bad block.
     let block = PinBlock::new(pin_block).map_err(|_| block_refused(&entry))?;
     let (format, key) = (to.format.name(), to.key.label.to_string());
     let (ksn, to_ksn) = (from.ksn.map(|ksn| ksn.to_string()), to.ksn.map(|ksn| ksn.to_string()));
     let order = PinOrder { pan, block, from };
-    let (mode, translated) =
-        gateway.guard.translate_pin(client.id(), order, to, None, gateway.deadline()).await;
-    note_mode(&entry, mode);
+    let work = gateway.guard.translate_pin(client.id(), order, to, None, deadline.work_by);
+    let (place, translated) = keep(deadline, work).await?;
+    note_place(&entry, place);
     let translated = translated.map_err(|error| problem_of(&entry, &error))?;
     let pin_block = hex::encode_upper(translated.block.expose());
     let key_version = translated.key_version;

@@ -8,9 +8,11 @@ use serde::Serialize;
 
 use super::Gateway;
 use super::asked::{Asking, JsonBody, MAC, Permitted, not_allowed};
+use super::deadline::keep;
 use super::refusal::problem_of;
 use crate::audit::AuditEntry;
 use crate::guard::MacOrder;
+use crate::links::Deadline;
 use crate::wire::orders::{VerifyMacOrder, VerifyMacRequest};
 use crate::wire::problem::{Problem, ProblemBody};
 
@@ -25,6 +27,7 @@ pub(crate) struct Verified {
 #[utoipa::path(
     post,
     path = "/v1/mac/verify",
+    params(("Request-Timeout" = Option<String>, Header, description = "Seconds, as 5 or 0.5, after which the answer is of no use; at most the server's own limit")),
     request_body = VerifyMacRequest,
     responses(
         (status = 200, body = Verified),
@@ -36,6 +39,7 @@ pub(crate) struct Verified {
 )]
 pub(super) async fn verify_mac(
     State(gateway): State<Gateway>,
+    deadline: Deadline,
     entry: AuditEntry,
     Asking(client): Asking,
     permit: Permitted<MAC>,
@@ -48,11 +52,8 @@ pub(super) async fn verify_mac(
         return Err(not_allowed(&entry));
     }
     let order = MacOrder { key, ksn, message: Message(message), mac: Message(mac) };
-    let verified = gateway
-        .guard
-        .verify_mac(client.id(), order, gateway.deadline())
-        .await
-        .map_err(|error| problem_of(&entry, &error))?;
+    let work = gateway.guard.verify_mac(client.id(), order, deadline.work_by);
+    let verified = keep(deadline, work).await?.map_err(|error| problem_of(&entry, &error))?;
     if !verified {
         entry.outcome(Outcome::Failure).reason(Reason::MacWrong);
     }

@@ -8,11 +8,13 @@ use hsm_adapter::vocabulary::{KeyName, PinBlock};
 use serde::Serialize;
 
 use super::Gateway;
-use super::asked::{Asking, JsonBody, Permitted, VERIFY, not_allowed, note_mode};
+use super::asked::{Asking, JsonBody, Permitted, VERIFY, not_allowed, note_place};
+use super::deadline::keep;
 use super::refusal::{block_refused, problem_of};
 use super::translate_pin::describe;
 use crate::audit::AuditEntry;
 use crate::guard::PinOrder;
+use crate::links::Deadline;
 use crate::wire::orders::{VerifyPinOrder, VerifyPinRequest};
 use crate::wire::problem::{Problem, ProblemBody};
 
@@ -30,6 +32,7 @@ pub(crate) struct PinVerified {
 #[utoipa::path(
     post,
     path = "/v1/pin/verify",
+    params(("Request-Timeout" = Option<String>, Header, description = "Seconds, as 5 or 0.5, after which the answer is of no use; at most the server's own limit")),
     request_body = VerifyPinRequest,
     responses(
         (status = 200, body = PinVerified),
@@ -42,6 +45,7 @@ pub(crate) struct PinVerified {
 )]
 pub(super) async fn verify_pin(
     State(gateway): State<Gateway>,
+    deadline: Deadline,
     entry: AuditEntry,
     Asking(client): Asking,
     permit: Permitted<VERIFY>,
@@ -56,12 +60,11 @@ pub(super) async fn verify_pin(
     if !grants.may_verify(&from.key.label, from.format, &with.label) {
         return Err(not_allowed(&entry));
     }
-    entry.link(gateway.hsm.name());
     let block = PinBlock::new(pin_block).map_err(|_| block_refused(&entry))?;
     let order = PinOrder { pan, block, from };
-    let (mode, verdict) =
-        gateway.guard.verify_pin(client.id(), order, reference, gateway.deadline()).await;
-    note_mode(&entry, mode);
+    let work = gateway.guard.verify_pin(client.id(), order, reference, deadline.work_by);
+    let (place, verdict) = keep(deadline, work).await?;
+    note_place(&entry, place);
     let verified = verdict.map_err(|error| problem_of(&entry, &error))?.verified;
     if !verified {
         entry.outcome(Outcome::Failure).reason(Reason::PinWrong);

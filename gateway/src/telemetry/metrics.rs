@@ -63,10 +63,24 @@ table! {
     KEY_LINTS = "key_lints_total" Counter Count ["link", "outcome"] "Rounds of the key lint, by what they found.";
     KEYS_QUARANTINED = "keys_quarantined" Gauge Count ["link"] "Keys that the key lint took out of use in at least one worker.";
     PROBES_FAILED = "probes_failed" Gauge Count ["link"] "Calls that the token must refuse and does not, accepted risks left out.";
+    HSM_SESSIONS = "hsm_sessions" Gauge Count ["link", "state"] "Token sessions of the link's workers: free, busy, or lost with a worker that is not ready.";
+    HSM_WORKER_RESTARTS = "hsm_worker_restarts_total" Counter Count ["link"] "Workers started anew.";
+    HSM_LATCHED = "hsm_latched" Gauge Count ["link"] "1 when a person must act before a worker can start: a refused login, or a refused configuration.";
+    HEARTBEATS = "heartbeats_total" Counter Count ["name", "outcome"] "Heartbeats of the health monitor, good or failed.";
+    HEARTBEAT_DURATION = "heartbeat_seconds" Gauge Seconds ["name"] "How long the last heartbeat took.";
+    WRONG_ANSWERS = "wrong_answers_total" Counter Count ["name"] "Known questions that got a wrong answer.";
+    LINK_LIMIT = "link_limit" Gauge Count ["name"] "Calls that may run at once at a member of a link.";
+    LINK_RUNNING = "link_running" Gauge Count ["name"] "Calls that run at a member of a link.";
+    LINK_WAITING = "link_waiting" Gauge Count ["name"] "Calls that wait for room at a member of a link.";
+    LINK_REFUSED = "link_refused_total" Counter Count ["name"] "Calls refused for want of room at a member of a link.";
+    BACKEND_CONNECTIONS = "backend_connections" Gauge Count ["backend", "role", "state"] "Exchanges that may run at once with a biller's URL: busy and free.";
     BACKEND_REQUESTS = "backend_requests_total" Counter Count ["backend", "outcome"] "Requests sent to a billing backend.";
     BACKEND_REQUEST_DURATION = "backend_request_duration_seconds" Histogram Seconds ["backend"] "Time of one request to a billing backend.";
     BREAKER_STATE = "breaker_state" Gauge Count ["name", "state"] "1 for the state that the breaker is in, 0 for the others.";
     BREAKER_CALLS = "breaker_calls_total" Counter Count ["name", "kind"] "Calls that a breaker saw, by what became of them.";
+    BREAKER_FAILURE_RATE = "breaker_failure_rate" Gauge Count ["name"] "Share of failures among the breaker's last calls, 0 to 1; -1 with too few calls.";
+    BREAKER_SLOW_RATE = "breaker_slow_rate" Gauge Count ["name"] "Share of slow answers among the breaker's last calls, 0 to 1; -1 with too few calls.";
+    BREAKER_TRANSITIONS = "breaker_transitions_total" Counter Count ["name", "from", "to", "reason"] "Changes of a breaker's state, by their reason.";
     RETRY_ATTEMPTS = "retry_attempts_total" Counter Count ["link", "outcome"] "Attempts after the first, by what became of them.";
     QUEUE_DEPTH = "queue_depth" Gauge Count ["status", "priority"] "Stored payments, by status and priority.";
     QUEUE_OLDEST = "queue_oldest_seconds" Gauge Seconds [] "Age of the oldest payment that waits.";
@@ -167,6 +181,49 @@ pub fn hsm_operation(
 pub fn backend_request(backend: &str, outcome: &'static str, took: Duration) {
     counter!(BACKEND_REQUESTS, "backend" => backend.to_owned(), "outcome" => outcome).increment(1);
     histogram!(BACKEND_REQUEST_DURATION, "backend" => backend.to_owned()).record(took);
+}
+
+/// Counts one heartbeat and shows how long it took.
+pub fn heartbeat(name: &str, good: bool, took: Duration) {
+    let outcome = if good { "good" } else { "failed" };
+    counter!(HEARTBEATS, "name" => name.to_owned(), "outcome" => outcome).increment(1);
+    gauge!(HEARTBEAT_DURATION, "name" => name.to_owned()).set(took.as_secs_f64());
+}
+
+/// Counts a wrong answer to a known question.
+pub fn wrong_answer(name: &str) {
+    counter!(WRONG_ANSWERS, "name" => name.to_owned()).increment(1);
+}
+
+/// Shows how full a member of a link is.
+pub fn show_member(name: &str, limit: u32, running: u32, waiting: usize, refused: u64) {
+    gauge!(LINK_LIMIT, "name" => name.to_owned()).set(f64::from(limit));
+    gauge!(LINK_RUNNING, "name" => name.to_owned()).set(f64::from(running));
+    gauge!(LINK_WAITING, "name" => name.to_owned()).set(waiting as f64);
+    counter!(LINK_REFUSED, "name" => name.to_owned()).absolute(refused);
+}
+
+/// Shows how many exchanges run at a biller's URL, or may still.
+pub fn show_connections(backend: &str, role: &'static str, state: &'static str, count: u32) {
+    let labels =
+        [("backend", backend.to_owned()), ("role", role.to_owned()), ("state", state.to_owned())];
+    gauge!(BACKEND_CONNECTIONS, &labels).set(f64::from(count));
+}
+
+/// Shows whether an HSM link takes orders.
+pub fn show_hsm_link(link: &'static str, role: &'static str, up: bool) {
+    gauge!(HSM_LINK_UP, "link" => link, "role" => role).set(if up { 1.0 } else { 0.0 });
+}
+
+/// Shows how many sessions of an HSM link are in a state.
+pub fn show_sessions(link: &'static str, state: &'static str, count: u32) {
+    gauge!(HSM_SESSIONS, "link" => link, "state" => state).set(f64::from(count));
+}
+
+/// Shows how often workers of an HSM link were started anew, and whether a person must act.
+pub fn show_workers(link: &'static str, restarts: u64, latched: bool) {
+    counter!(HSM_WORKER_RESTARTS, "link" => link).absolute(restarts);
+    gauge!(HSM_LATCHED, "link" => link).set(if latched { 1.0 } else { 0.0 });
 }
 
 /// Counts a connection that was refused or cut.

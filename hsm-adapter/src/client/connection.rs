@@ -27,6 +27,9 @@ pub(super) struct Connection {
     count: AtomicUsize,
     closed: AtomicBool,
     waiting: Mutex<HashMap<u64, Waiting>>,
+    /// When it last answered, or got an order while it had none. Milliseconds since `begun`.
+    heard_ms: AtomicU64,
+    begun: Instant,
     outbox: Mutex<Zeroizing<Vec<u8>>>,
     outbox_filled: Notify,
 }
@@ -53,6 +56,8 @@ impl Connection {
             count: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
             waiting: Mutex::default(),
+            heard_ms: AtomicU64::new(0),
+            begun: Instant::now(),
             outbox: Mutex::default(),
             outbox_filled: Notify::new(),
         }
@@ -70,6 +75,20 @@ impl Connection {
     /// Whether every session has a few orders waiting already.
     pub(super) fn is_busy(&self) -> bool {
         self.in_flight() >= usize::from(self.hello.sessions.max(1)) * ORDERS_TOGETHER
+    }
+
+    /// Whether it has an order in hand and has said nothing for a while.
+    pub(super) fn is_silent(&self) -> bool {
+        self.in_flight() > 0
+            && self.now_ms().saturating_sub(self.heard_ms.load(Ordering::Relaxed)) > SILENT_MS
+    }
+
+    fn hear(&self) {
+        self.heard_ms.store(self.now_ms(), Ordering::Relaxed);
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     pub(super) async fn call(
@@ -105,6 +124,9 @@ impl Connection {
         if waiting.len() >= self.in_flight_max {
             return Err(LinkError::Busy);
         }
+        if waiting.is_empty() {
+            self.hear();
+        }
         waiting.insert(id, Waiting { deadline, caller });
         self.count.store(waiting.len(), Ordering::Relaxed);
         Ok((id, receiver))
@@ -137,6 +159,7 @@ impl Connection {
     }
 
     fn deliver(&self, reply: Reply) {
+        self.hear();
         if let Some(waiting) = self.take(reply.id) {
             // A caller that has gone away needs no reply.
             let _ = waiting.caller.send(reply);
@@ -154,6 +177,10 @@ impl Connection {
 /// Orders that one session takes together before another worker is asked: few enough that the last
 /// of them waits less than a network round trip.
 const ORDERS_TOGETHER: usize = 8;
+
+/// A worker that answers takes less for an order; one that takes longer is not asked while another
+/// is there.
+const SILENT_MS: u64 = 250;
 
 /// Moves bytes both ways until the worker hangs up or speaks nonsense.
 pub(super) async fn run(connection: Arc<Connection>, stream: UnixStream, frames: FrameBuffer) {
@@ -256,6 +283,22 @@ mod tests {
         assert_eq!(soon, (true, 0));
         assert_eq!((connection.in_flight(), count), (1, 1));
         assert!(longest > Duration::from_millis(800), "{longest:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_that_says_nothing_with_an_order_in_hand_is_silent() {
+        let connection = connection(8);
+        tokio::time::advance(Duration::from_secs(60)).await;
+        let idle = connection.is_silent();
+        give_up_at_once(&connection, after(1_000)).await;
+        tokio::time::advance(Duration::from_millis(200)).await;
+        let working = connection.is_silent();
+        tokio::time::advance(Duration::from_millis(100)).await;
+        let silent = connection.is_silent();
+        connection.deliver(Reply { id: 1, mode: None, outcome: Err(Failure::Expired) });
+
+        assert_eq!((idle, working, silent), (false, false, true));
+        assert!(!connection.is_silent());
     }
 
     #[tokio::test(start_paused = true)]

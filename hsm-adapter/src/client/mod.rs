@@ -97,13 +97,14 @@ mod supervisor;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::connection::Connection;
 use self::supervisor::Slot;
 use crate::error::{Failure, VendorCode};
 use crate::protocol::{Answer, Order, Recipe};
@@ -148,13 +149,18 @@ pub struct LinkOptions {
     pub lost_max: usize,
     /// The longest that one order may stay lost before its worker is killed.
     pub lost_limit: Duration,
+    /// The first wait before a worker is started anew; each further one doubles.
+    pub restart_wait: Duration,
+    /// The longest such wait.
+    pub restart_wait_max: Duration,
 }
 
 /// One HSM link: a token and the workers that hold sessions on it.
 #[derive(Debug)]
 pub struct TokenLink {
     slots: Vec<Arc<Slot>>,
-    supervisor: JoinHandle<()>,
+    sessions: u16,
+    supervisor: Mutex<Option<JoinHandle<()>>>,
     stop: CancellationToken,
 }
 
@@ -164,15 +170,15 @@ impl TokenLink {
     #[must_use]
     pub fn start(options: LinkOptions) -> Self {
         let slots: Vec<_> = (0..options.workers.max(1)).map(|_| Arc::new(Slot::new())).collect();
-        let stop = CancellationToken::new();
+        let (stop, sessions) = (CancellationToken::new(), options.sessions);
         let supervisor = tokio::spawn(supervisor::supervise(options, slots.clone(), stop.clone()));
-        Self { slots, supervisor, stop }
+        Self { slots, sessions, supervisor: Mutex::new(Some(supervisor)), stop }
     }
 
     /// Gives one order to the first ready worker that is not busy, else to the one with the fewest in
     /// flight. A worker that has a few orders at once reads and answers them together, which costs
-    /// less than spreading them. Orders that are lost in a hung worker count as in flight there, so
-    /// that the next order goes elsewhere.
+    /// less than spreading them. One that has been silent for a while with an order in hand gets no
+    /// further ones while another is there.
     ///
     /// Beside the outcome: where a clear PIN was, when the worker said so.
     pub async fn call(
@@ -180,11 +186,38 @@ impl TokenLink {
         order: &Order,
         deadline: Instant,
     ) -> (Option<Mode>, Result<Answer, LinkError>) {
-        let connections = || self.slots.iter().filter_map(|slot| slot.connection());
-        let free = connections().find(|connection| !connection.is_busy());
-        let least = || connections().min_by_key(|connection| connection.in_flight());
-        let Some(connection) = free.or_else(least) else { return (None, Err(LinkError::NoWorker)) };
+        let Some(connection) = self.choose() else { return (None, Err(LinkError::NoWorker)) };
         connection.call(order, deadline).await
+    }
+
+    fn choose(&self) -> Option<Arc<Connection>> {
+        let connections = || self.slots.iter().filter_map(|slot| slot.connection());
+        let lively = || connections().filter(|connection| !connection.is_silent());
+        let free = lively().find(|connection| !connection.is_busy());
+        let least = || lively().min_by_key(|connection| connection.in_flight());
+        let any = || connections().min_by_key(|connection| connection.in_flight());
+        free.or_else(least).or_else(any)
+    }
+
+    /// Asks every ready worker for its known answer. One that has it is enough: a worker that owes its
+    /// answer is replaced by its supervisor.
+    ///
+    /// # Errors
+    /// Why none has it; a wrong answer before all others.
+    pub async fn heartbeat(&self, deadline: Instant) -> Result<(), LinkError> {
+        let mut asked = JoinSet::new();
+        for connection in self.slots.iter().filter_map(|slot| slot.connection()) {
+            asked.spawn(async move { connection.call(&Order::Heartbeat, deadline).await.1 });
+        }
+        let (mut beats, mut error) = (false, LinkError::NoWorker);
+        while let Some(answer) = asked.join_next().await {
+            match answer.unwrap_or(Err(LinkError::WorkerDied)) {
+                Ok(Answer::Beat) => beats = true,
+                Ok(_) => return Err(LinkError::WrongAnswer),
+                Err(other) => error = other,
+            }
+        }
+        if beats { Ok(()) } else { Err(error) }
     }
 
     /// Gives one order to each ready worker, one after the other, and gathers the answers.
@@ -201,6 +234,12 @@ impl TokenLink {
             answers.push(connection.call(order, deadline).await.1?);
         }
         if answers.is_empty() { Err(LinkError::NoWorker) } else { Ok(answers) }
+    }
+
+    /// Token sessions of each worker.
+    #[must_use]
+    pub fn sessions(&self) -> u16 {
+        self.sessions
     }
 
     /// The state of each worker.
@@ -231,10 +270,13 @@ impl TokenLink {
     }
 
     /// Ends the workers. Orders in flight end with [`LinkError::WorkerDied`].
-    pub async fn stop(self) {
+    pub async fn stop(&self) {
         self.stop.cancel();
-        // A supervisor that panicked has dropped its children, which kills them.
-        let _ = self.supervisor.await;
+        let supervisor = self.supervisor.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(supervisor) = supervisor {
+            // A supervisor that panicked has dropped its children, which kills them.
+            let _ = supervisor.await;
+        }
     }
 }
 

@@ -88,10 +88,7 @@ pub(super) async fn supervise(
     while workers.join_next().await.is_some() {}
 }
 
-/// Waits between starts: doubling to a cap that leaves time to start within five seconds of a
-/// token's return, and from the first again after a life of some length.
-const REST_FIRST: Duration = Duration::from_millis(100);
-const REST_MAX: Duration = Duration::from_secs(4);
+/// After a life of this length the next wait is the first one again.
 const STABLE_AFTER: Duration = Duration::from_secs(10);
 
 async fn keep_running(
@@ -100,7 +97,7 @@ async fn keep_running(
     starting: &Starting,
     stop: &CancellationToken,
 ) {
-    let mut rest = REST_FIRST;
+    let mut rest = options.restart_wait;
     loop {
         let started = Instant::now();
         let trouble = tokio::select! {
@@ -122,13 +119,13 @@ async fn keep_running(
             }
         }
         if started.elapsed() > STABLE_AFTER {
-            rest = REST_FIRST;
+            rest = options.restart_wait;
         }
         tokio::select! {
             () = stop.cancelled() => return,
             () = sleep(rest) => {}
         }
-        rest = (rest * 2).min(REST_MAX);
+        rest = (rest * 2).min(options.restart_wait_max);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::chain;
 use super::change;
-use super::keys::KeyTable;
+use super::keys::{KeyTable, some_found};
 use super::lint;
 use super::self_test;
 use super::token::TokenSession;
@@ -75,6 +75,11 @@ pub(super) fn perform(
             Ok(Answer::Random(random))
         }
         Order::ListKeys => Ok(Answer::Keys(keys.facts(session)?)),
+        Order::Heartbeat => {
+            some_found(&keys.register(), session)?;
+            self_test::beat(session, &keys.needs())?;
+            Ok(Answer::Beat)
+        }
         Order::SelfTest => {
             self_test::run(session, &keys.needs()).map(Answer::Proved).map_err(|error| {
                 Failure::Token {
@@ -112,6 +117,7 @@ pub(super) fn mode_of(keys: &KeyTable, order: &Order) -> Option<Mode> {
         | Order::OpenDataKey { .. }
         | Order::Random { .. }
         | Order::ListKeys
+        | Order::Heartbeat
         | Order::SelfTest
         | Order::Lint
         | Order::ImportKey { .. }

@@ -139,7 +139,7 @@ total_ms_max = 2500
 
 [[biller]]
 name = "pln"
-url = "https://127.0.0.1:@BILLING@/"
+urls = ["https://127.0.0.1:@BILLING@/"]
 ca = "@DIR@/pki/ca.crt"
 certificate = "@DIR@/pki/tollgate.crt"
 key = "@DIR@/pki/tollgate.key"
@@ -155,7 +155,7 @@ breaker = { open_ms = 500, open_ms_max = 2000 }
 
 [[biller]]
 name = "pdam"
-url = "https://127.0.0.1:@BILLING@/"
+urls = ["https://127.0.0.1:@BILLING@/"]
 ca = "@DIR@/pki/ca.crt"
 certificate = "@DIR@/pki/tollgate.crt"
 key = "@DIR@/pki/tollgate.key"
@@ -171,7 +171,7 @@ breaker = { open_ms = 500, open_ms_max = 2000 }
 
 [[biller]]
 name = "telkom"
-url = "https://127.0.0.1:@BILLING@/"
+urls = ["https://127.0.0.1:@BILLING@/"]
 ca = "@DIR@/pki/ca.crt"
 certificate = "@DIR@/pki/tollgate.crt"
 key = "@DIR@/pki/tollgate.key"

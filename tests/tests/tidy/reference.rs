@@ -20,6 +20,8 @@ const SECTIONS: &[(&str, &str)] = &[
     ("TlsConfig", "tls.data"),
     ("LimitsConfig", "limits"),
     ("HsmConfig", "hsm"),
+    ("FurtherLinkConfig", "hsm.link"),
+    ("HealthConfig", "hsm.health"),
     ("WaiverConfig", "hsm.in_worker_waiver"),
     ("OfficersConfig", "officers"),
     ("RetryConfig", "hsm.retry"),
@@ -120,7 +122,8 @@ fn unnamed(reference: &str, sources: &[String]) -> Vec<String> {
 
 fn config_sources() -> Vec<String> {
     let config = crate::files::texts("gateway/src/config", &[".rs"]);
-    let owned = ["gateway/src/links/retry.rs", "gateway/src/links/breaker.rs"].map(read);
+    let owned = ["retry.rs", "breaker/config.rs", "health.rs"];
+    let owned = owned.map(|file| read(&format!("gateway/src/links/{file}")));
     config.into_iter().map(|file| file.text).chain(owned).collect()
 }
 

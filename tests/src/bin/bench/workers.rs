@@ -37,7 +37,7 @@ impl Bench {
     pub(crate) async fn start(more_keys: Vec<PlannedKey>) -> anyhow::Result<Self> {
         let world = World::prepare(Wanted { more_keys, ..Wanted::default() })?;
         let config = Config::load(&world.config())?;
-        let mut options = config.hsm.link_options().map_err(anyhow::Error::msg)?;
+        let mut options = config.hsm.links().map_err(anyhow::Error::msg)?.remove(0).options;
         options.program = program("tollgate-hsm")?;
         options.workers = 1;
         options.sessions = 1;

@@ -1,0 +1,350 @@
+//! The layers in their order, on paused time, with members that do as they are told.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+
+use super::*;
+use crate::links::breaker::{BreakerConfig, Pace};
+use crate::links::health::HealthConfig;
+use tokio_util::sync::CancellationToken;
+
+/// What a member does with each call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Does {
+    Answers,
+    /// Not connected.
+    Refuses,
+    /// Sent, and no answer until the attempt's time is over.
+    Hangs,
+    /// Its last word.
+    Declines,
+}
+
+#[derive(Debug)]
+struct Fake {
+    name: &'static str,
+    does: Mutex<Does>,
+    calls: AtomicU32,
+    beats: AtomicU32,
+}
+
+impl Fake {
+    fn set(&self, does: Does) {
+        *self.does.lock().unwrap() = does;
+    }
+
+    fn does(&self) -> Does {
+        *self.does.lock().unwrap()
+    }
+
+    fn calls(&self) -> u32 {
+        self.calls.load(Ordering::Relaxed)
+    }
+
+    async fn call(&self, limit: Instant) -> Tried<&'static str, Trouble> {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        sleep(Duration::from_millis(1)).await;
+        let (result, verdict) = match self.does() {
+            Does::Answers => (Ok(self.name), Verdict::Healthy),
+            Does::Refuses => (Err(Trouble(Outcome::NotSent)), Verdict::Failing),
+            Does::Hangs => {
+                tokio::time::sleep_until(limit).await;
+                (Err(Trouble(Outcome::SentUnknown)), Verdict::TimedOut)
+            }
+            Does::Declines => (Err(Trouble(Outcome::AnsweredFinal)), Verdict::Healthy),
+        };
+        Tried { result, verdict, another: false }
+    }
+}
+
+impl Endpoint for Fake {
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn is_ready(&self) -> bool {
+        true
+    }
+
+    async fn heartbeat(&self, limit: Instant) -> Result<(), Sick> {
+        self.beats.fetch_add(1, Ordering::Relaxed);
+        match self.does() {
+            Does::Answers | Does::Declines => Ok(()),
+            Does::Refuses => Err(Sick { wrong: false, why: "refused".into() }),
+            Does::Hangs => {
+                tokio::time::sleep_until(limit).await;
+                Err(Sick { wrong: false, why: "hung".into() })
+            }
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Trouble(Outcome);
+
+impl Fault for Trouble {
+    fn outcome(&self) -> Outcome {
+        self.0
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        None
+    }
+}
+
+fn pool(roles: &[(&'static str, Role)]) -> Arc<Pool<Fake>> {
+    let attempt_max = Duration::from_secs(2);
+    let members = roles.iter().map(|(name, role)| {
+        let (does, calls, beats) = (Mutex::new(Does::Answers), AtomicU32::new(0), AtomicU32::new(0));
+        let fake = Arc::new(Fake { name, does, calls, beats });
+        let breaker = Breaker::new(*name, BreakerConfig::default(), Pace::of_attempt(attempt_max));
+        let limit = LimitOptions {
+            max: 4,
+            min: 1,
+            waiting_max: 4,
+            wait_max: Duration::from_millis(30),
+            queue_max: None,
+        };
+        Member::new(fake, *role, breaker, limit)
+    });
+    let ramp = Duration::from_secs(30);
+    let retry = RetryConfig::default();
+    let options = PoolOptions { link: "test", retry, attempt_max, ramp };
+    Arc::new(Pool::new(options, members.collect()))
+}
+
+const PRIMARY: (&str, Role) = ("primary", Role::Primary);
+const BACKUP: (&str, Role) = ("backup", Role::Backup);
+
+type Outcomes = Result<&'static str, CallError<Trouble>>;
+
+async fn ask(pool: &Pool<Fake>, operation: Operation, allowed: Duration) -> Outcomes {
+    let patience = (Instant::now() + allowed).into();
+    let call = Call { operation, patience, waits: true };
+    pool.call(call, |fake, limit| async move { fake.call(limit).await }).await.result
+}
+
+async fn pay(pool: &Pool<Fake>) -> Outcomes {
+    ask(pool, Operation::Payment, Duration::from_secs(25)).await
+}
+
+fn fake(pool: &Pool<Fake>, at: usize) -> &Fake {
+    pool.members()[at].endpoint()
+}
+
+/// How often each member answered.
+async fn answers(pool: &Pool<Fake>, calls: u32, operation: Operation) -> HashMap<&str, u32> {
+    let mut counts = HashMap::new();
+    for _ in 0..calls {
+        let by = ask(pool, operation, Duration::from_secs(25)).await.unwrap();
+        *counts.entry(by).or_default() += 1;
+    }
+    counts
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_its_primary_refuses_is_the_backups_at_once() {
+    let pool = pool(&[PRIMARY, BACKUP]);
+    fake(&pool, 0).set(Does::Refuses);
+    let begun = Instant::now();
+
+    for _ in 0..20 {
+        assert_eq!(pay(&pool).await, Ok("backup"));
+    }
+
+    assert!(begun.elapsed() < Duration::from_millis(100), "{:?}", begun.elapsed());
+    // Five failures, and it is asked no more.
+    assert_eq!(fake(&pool, 0).calls(), 5);
+    assert_eq!(pool.members()[0].breaker().state(), State::Open);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_member_that_hangs_costs_at_most_half_of_the_time_when_another_is_there() {
+    let pool = pool(&[PRIMARY, BACKUP]);
+    fake(&pool, 0).set(Does::Hangs);
+    let begun = Instant::now();
+
+    let answer = ask(&pool, Operation::Payment, Duration::from_secs(1)).await;
+
+    assert_eq!(answer, Ok("backup"));
+    assert!(begun.elapsed() <= Duration::from_millis(510), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_deadline_ends_a_call_to_a_member_that_hangs_and_opens_no_breaker() {
+    let pool = pool(&[PRIMARY]);
+    fake(&pool, 0).set(Does::Hangs);
+
+    for _ in 0..20 {
+        let begun = Instant::now();
+        let answer = ask(&pool, Operation::Pure, Duration::from_millis(100)).await;
+        assert!(answer.is_err());
+        assert!(begun.elapsed() <= Duration::from_millis(110), "{:?}", begun.elapsed());
+    }
+
+    // A client that asks for an answer at once must not close the link for all.
+    assert_eq!(pool.members()[0].breaker().state(), State::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_last_word_is_not_asked_for_twice() {
+    let pool = pool(&[PRIMARY, BACKUP]);
+    fake(&pool, 0).set(Does::Declines);
+
+    let declined = pay(&pool).await;
+
+    assert_eq!(declined, Err(CallError::Failed(Trouble(Outcome::AnsweredFinal))));
+    assert_eq!((fake(&pool, 0).calls(), fake(&pool, 1).calls()), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_fiftieth_call_that_repeats_freely_keeps_a_backup_warm_and_no_payment_does() {
+    let pool = pool(&[PRIMARY, BACKUP]);
+
+    let payments = answers(&pool, 500, Operation::Payment).await;
+    let pure = answers(&pool, 500, Operation::Pure).await;
+
+    assert_eq!(payments, HashMap::from([("primary", 500)]));
+    assert_eq!(pure, HashMap::from([("primary", 490), ("backup", 10)]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn primaries_share_the_calls() {
+    let pool = pool(&[("a", Role::Primary), ("b", Role::Primary), ("c", Role::Primary)]);
+
+    let counts = answers(&pool, 300, Operation::Payment).await;
+
+    assert!(counts.values().all(|count| *count > 50), "{counts:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_nobody_has_room_it_is_load_and_no_failure() {
+    let pool = pool(&[PRIMARY]);
+    fake(&pool, 0).set(Does::Hangs);
+    let busy: Vec<_> = (0..4)
+        .map(|_| {
+            let pool = Arc::clone(&pool);
+            tokio::spawn(async move { pay(&pool).await })
+        })
+        .collect();
+    sleep(Duration::from_millis(5)).await;
+    let begun = Instant::now();
+
+    let refused = pay(&pool).await;
+    let took = begun.elapsed();
+    let vital = Call {
+        operation: Operation::Payment,
+        patience: Patience::vital(Instant::now() + Duration::from_millis(200)),
+        waits: false,
+    };
+    let vital = pool.call(vital, |fake, limit| async move { fake.call(limit).await }).await;
+
+    assert_eq!(refused, Err(CallError::Overloaded));
+    assert!(took < Duration::from_millis(50), "{took:?}");
+    // What is vital has room of its own.
+    assert_eq!(vital.result, Err(CallError::Failed(Trouble(Outcome::SentUnknown))));
+    assert!(vital.may_have_arrived);
+    busy.into_iter().for_each(|task| task.abort());
+}
+
+/// The queue's waits are in the database: under a lease nothing sleeps.
+#[tokio::test(start_paused = true)]
+async fn what_may_not_wait_is_given_up_where_a_wait_would_be() {
+    let pool = pool(&[PRIMARY]);
+    fake(&pool, 0).set(Does::Refuses);
+    let patience = Patience::vital(Instant::now() + Duration::from_secs(20));
+    let call = Call { operation: Operation::Payment, patience, waits: false };
+    let begun = Instant::now();
+
+    let called = pool.call(call, |fake, limit| async move { fake.call(limit).await }).await;
+
+    assert_eq!(called.result, Err(CallError::Failed(Trouble(Outcome::NotSent))));
+    assert!(!called.may_have_arrived);
+    assert!(begun.elapsed() <= Duration::from_millis(2), "{:?}", begun.elapsed());
+}
+
+/// A link that is down for two minutes at 200 requests a second is not asked three times by each.
+#[tokio::test(start_paused = true)]
+async fn a_long_outage_costs_few_further_attempts_and_one_probe_a_second() {
+    let pool = pool(&[PRIMARY]);
+    let stop = CancellationToken::new();
+    let monitor = Arc::clone(&pool).monitor(0, HealthConfig::default(), stop.clone());
+    let monitor = tokio::spawn(monitor);
+    for _ in 0..1_000 {
+        pay(&pool).await.unwrap();
+    }
+    fake(&pool, 0).set(Does::Refuses);
+    let (calls, beats) = (fake(&pool, 0).calls(), fake(&pool, 0).beats.load(Ordering::Relaxed));
+    let mut tasks = Vec::new();
+    let requests = 24_000;
+
+    for _ in 0..requests {
+        let pool = Arc::clone(&pool);
+        tasks.push(tokio::spawn(async move { pay(&pool).await }));
+        sleep(Duration::from_millis(5)).await;
+    }
+    for task in tasks {
+        assert!(task.await.unwrap().is_err());
+    }
+    let made = fake(&pool, 0).calls() - calls;
+    let probes = fake(&pool, 0).beats.load(Ordering::Relaxed) - beats;
+    let back = Instant::now();
+    fake(&pool, 0).set(Does::Answers);
+    while pay(&pool).await.is_err() {
+        sleep(Duration::from_millis(10)).await;
+    }
+    let recovered = back.elapsed();
+
+    assert!(made < 100, "{made} attempts at a dead member by {requests} requests");
+    assert!(probes <= 125, "{probes} probes in two minutes");
+    assert!(recovered <= Duration::from_secs(5), "{recovered:?}");
+    stop.cancel();
+    monitor.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_member_that_nobody_asks_is_found_dead_and_found_well_again() {
+    let pool = pool(&[PRIMARY, BACKUP]);
+    let stop = CancellationToken::new();
+    let monitor = tokio::spawn(Arc::clone(&pool).monitor(1, HealthConfig::default(), stop.clone()));
+    sleep(Duration::from_secs(1)).await;
+    fake(&pool, 1).set(Does::Refuses);
+
+    sleep(Duration::from_secs(36)).await;
+    let dead = pool.members()[1].breaker().state();
+    fake(&pool, 1).set(Does::Answers);
+    sleep(Duration::from_secs(5)).await;
+    let well = pool.members()[1].breaker().state();
+
+    assert_ne!(dead, State::Closed);
+    assert_eq!(well, State::Closed);
+    stop.cancel();
+    monitor.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_primary_that_came_back_gets_its_share_bit_by_bit() {
+    let pool = pool(&[PRIMARY, BACKUP]);
+    let stop = CancellationToken::new();
+    let monitor = tokio::spawn(Arc::clone(&pool).monitor(0, HealthConfig::default(), stop.clone()));
+    fake(&pool, 0).set(Does::Refuses);
+    for _ in 0..10 {
+        pay(&pool).await.unwrap();
+    }
+    fake(&pool, 0).set(Does::Answers);
+    while pool.members()[0].breaker().state() != State::Closed {
+        sleep(Duration::from_millis(100)).await;
+    }
+
+    let mut shares = Vec::new();
+    for _ in 0..4 {
+        let counts = answers(&pool, 100, Operation::Payment).await;
+        shares.push(counts.get("primary").copied().unwrap_or(0));
+        sleep(Duration::from_secs(10)).await;
+    }
+
+    assert!(shares[0] <= 15 && shares[1] > shares[0] && shares[2] > shares[1], "{shares:?}");
+    assert_eq!(shares[3], 100, "{shares:?}");
+    stop.cancel();
+    monitor.await.unwrap();
+}

@@ -12,6 +12,8 @@ pub mod billing; // who is paid, and can be told to misbehave
 pub mod acquirer; // who sends payments
 pub mod bad_blocks; // PIN blocks with one fault each
 pub mod random_orders; // random operations, by worker and by soft
+pub mod proxy; // a network that can be told to fail
 pub mod load; // many requests at once, and how long each took
 pub mod world; // all of it in one call
 pub mod demo; // the story of `make demo`
+pub mod chaos; // the faults of `make chaos`

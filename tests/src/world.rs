@@ -4,6 +4,7 @@
 //! Dropping a world ends its processes, by their ids, and removes its directory.
 
 mod config;
+mod link;
 mod process;
 mod shim;
 
@@ -15,10 +16,11 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use pki::{Authority, Leaf, issue_demo};
 use reqwest::Method;
-use softhsm::{PlannedKey, TokenDirectory, demo_plan, find_module};
+use softhsm::{PlannedKey, demo_plan, find_module};
 use tempfile::TempDir;
 use tokio::time::Instant;
 
+pub use self::link::Link;
 pub use self::process::{Process, children, program, signal};
 use crate::acquirer::Client;
 use crate::billing::Control;
@@ -44,19 +46,26 @@ pub struct Wanted {
     pub edit: Option<Edit>,
     /// Whether the token is made and used through the fault shim.
     pub shim: bool,
+    /// Whether there is a backup link: a second token with the same keys, and its workers.
+    pub second_link: bool,
+    /// The port that the configuration has for the billers: a proxy's. The simulator's when absent.
+    pub biller_port: Option<u16>,
     /// `[vendor]` of the key register, TOML; none when empty.
     pub vendor: String,
 }
 
 impl fmt::Debug for Wanted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { dir, ports, more_keys, edit_keys, edit, shim, vendor } = self;
+        let Self { dir, ports, more_keys, edit_keys, edit, shim, second_link, biller_port, vendor } =
+            self;
         let mut parts = f.debug_struct("Wanted");
         parts.field("dir", dir).field("ports", ports).field("more_keys", more_keys);
         parts
             .field("edit_keys", &edit_keys.is_some())
             .field("edit", &edit.is_some())
-            .field("shim", shim);
+            .field("shim", shim)
+            .field("second_link", second_link)
+            .field("biller_port", biller_port);
         parts.field("vendor", vendor).finish()
     }
 }
@@ -70,6 +79,17 @@ pub struct Ports {
     pub admin: u16,
     /// The billing simulator.
     pub billing: u16,
+}
+
+impl Ports {
+    /// Ports that nothing listens on.
+    ///
+    /// # Errors
+    /// When there are none.
+    pub fn free() -> anyhow::Result<Self> {
+        let [data, admin, billing] = free_ports()?;
+        Ok(Self { data, admin, billing })
+    }
 }
 
 /// A running world.
@@ -121,19 +141,25 @@ impl World {
         std::fs::create_dir_all(dir.join("data")).with_context(|| dir.display().to_string())?;
         let ports = match wanted.ports {
             Some(ports) => ports,
-            None => free_ports()?,
+            None => Ports::free()?,
         };
         let mut plan = demo_plan()?;
         plan.extend(wanted.more_keys);
         if let Some(edit) = wanted.edit_keys {
             edit(&mut plan);
         }
-        make_token(&dir, &plan, wanted.shim, &wanted.vendor)?;
+        link::make_token(&dir, Link::Primary, &plan, wanted.shim, &wanted.vendor)?;
+        if wanted.second_link {
+            link::make_token(&dir, Link::Backup, &plan, wanted.shim, &wanted.vendor)?;
+        }
         let mut authority = Authority::create(&dir.join("pki"), "Tollgate demo CA")?;
         issue_demo(&mut authority)?;
-        let mut table = config::table(&dir, ports)?;
+        let mut table = config::table(&dir, ports, wanted.biller_port.unwrap_or(ports.billing))?;
         if wanted.shim {
             config::put_shim(&mut table, &dir)?;
+        }
+        if wanted.second_link {
+            config::add_backup(&mut table, &dir, wanted.shim)?;
         }
         if let Some(edit) = wanted.edit {
             edit(&mut table);
@@ -257,6 +283,14 @@ impl World {
         self.gateway.as_ref().map(Process::children).unwrap_or_default()
     }
 
+    /// The ids of the HSM workers of one link that run now.
+    #[must_use]
+    pub fn workers_of(&self, link: Link) -> Vec<u32> {
+        let mut workers = self.workers();
+        workers.retain(|id| link.is_of(*id));
+        workers
+    }
+
     /// A client of the data API with this certificate.
     ///
     /// # Errors
@@ -345,7 +379,9 @@ impl World {
         ([127, 0, 0, 1], self.ports.data).into()
     }
 
-    fn billing_address(&self) -> SocketAddr {
+    /// Where the billing simulator listens.
+    #[must_use]
+    pub fn billing_address(&self) -> SocketAddr {
         ([127, 0, 0, 1], self.ports.billing).into()
     }
 
@@ -368,43 +404,16 @@ impl World {
     }
 }
 
-fn make_token(
-    dir: &Path,
-    plan: &[PlannedKey],
-    behind_shim: bool,
-    vendor: &str,
-) -> anyhow::Result<()> {
-    let file = dir.join("token-plan.json");
-    std::fs::write(&file, serde_json::to_vec(plan)?)?;
-    let token = dir.join("token");
-    let mut command = std::process::Command::new(program("tollgate-token")?);
-    command.args(["init", "--label", config::TOKEN_LABEL, "--dir"]).arg(&token);
-    let table = dir.join("vendor.toml");
-    std::fs::write(&table, vendor)?;
-    command.arg("--vendor").arg(&table);
-    command.arg("--plan").arg(&file).env_remove("SOFTHSM2_CONF");
-    if behind_shim {
-        // Keys that are made through the shim can do what it emulates.
-        command.arg("--module").arg(shim::path()?).env("TOLLGATE_SHIM_TARGET", module()?);
-    }
-    let output = command.output().context("running tollgate-token")?;
-    let text = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "tollgate-token: {text}");
-    std::fs::remove_file(&file)?;
-    Ok(())
-}
-
-fn token_directory(dir: &Path) -> anyhow::Result<TokenDirectory> {
-    Ok(TokenDirectory::new(&dir.join("token"))?)
-}
-
 fn module() -> anyhow::Result<PathBuf> {
     find_module().context("SoftHSM is not installed: run softhsm/install.sh")
 }
 
-/// Three ports that nothing listens on, below the range from which the kernel takes its own. Each
-/// process looks in a place of its own, so that worlds that start at once do not meet.
-fn free_ports() -> anyhow::Result<Ports> {
+/// Ports that nothing listens on, below the range from which the kernel takes its own. Each process
+/// looks in a place of its own, so that worlds that start at once do not meet.
+///
+/// # Errors
+/// When there are none.
+pub fn free_ports<const N: usize>() -> anyhow::Result<[u16; N]> {
     use std::sync::atomic::{AtomicU32, Ordering};
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let mut free = Vec::new();
@@ -415,8 +424,8 @@ fn free_ports() -> anyhow::Result<Ports> {
         if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
             free.push(port);
         }
-        if let [data, admin, billing] = free[..] {
-            return Ok(Ports { data, admin, billing });
+        if let Ok(free) = <[u16; N]>::try_from(&free[..]) {
+            return Ok(free);
         }
     }
     anyhow::bail!("no free ports between 15000 and 32000")

@@ -57,7 +57,7 @@ impl App {
             .layer(from_fn(only_tollgate));
         Router::new()
             .route("/healthz", get(|| async { StatusCode::OK }))
-            .route("/control", post(set_fault))
+            .route("/control", get(show_fault).post(set_fault))
             .route("/control/ledger", get(show_ledger))
             .merge(payments)
             .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
@@ -162,6 +162,11 @@ async fn set_fault(State(app): State<App>, body: Bytes) -> Response {
     }
     app.faults.set(fault);
     StatusCode::NO_CONTENT.into_response()
+}
+
+/// GET /control: the fault in force.
+async fn show_fault(State(app): State<App>) -> Json<Fault> {
+    Json(app.faults.now())
 }
 
 /// GET /control/ledger: all effects and counters, without PAN and PIN.

@@ -37,6 +37,16 @@ impl Control {
         Ok(())
     }
 
+    /// The fault in force: what is left of a counted one.
+    ///
+    /// # Errors
+    /// A simulator that is away.
+    pub async fn fault(&self) -> anyhow::Result<Fault> {
+        let request = self.http.get(format!("{}/control", self.base));
+        let answer = request.send().await.context("the billing simulator does not answer")?;
+        answer.json().await.context("the fault is not in its form")
+    }
+
     /// All effects and counters.
     ///
     /// # Errors

@@ -101,6 +101,11 @@ impl Faults {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = fault;
     }
 
+    /// The fault that the next request will meet.
+    pub(crate) fn now(&self) -> Fault {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The fault for one request, which it uses up.
     pub(crate) fn take(&self) -> Fault {
         let mut fault = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -125,9 +130,9 @@ mod tests {
         let faults = Faults::none();
         faults.set(Fault::next(Mode::Fail, 2));
 
-        let modes: Vec<_> = (0..3).map(|_| faults.take().mode).collect();
+        let modes: Vec<_> = (0..3).map(|_| (faults.now().mode, faults.take().mode)).collect();
 
-        assert_eq!(modes, [Mode::Fail, Mode::Fail, Mode::Normal]);
+        assert_eq!(modes, [Mode::Fail, Mode::Fail, Mode::Normal].map(|mode| (mode, mode)));
     }
 
     #[test]

@@ -4,34 +4,59 @@ use std::path::Path;
 
 use anyhow::Context as _;
 
-use super::Ports;
-
-/// The token's label in every world.
-pub(super) const TOKEN_LABEL: &str = "tollgate-demo";
+use super::{Link, Ports};
 
 /// The configuration as a table, so that a test can change any value of it.
-pub(super) fn table(dir: &Path, ports: Ports) -> anyhow::Result<toml::Table> {
-    let token = super::token_directory(dir)?;
+pub(super) fn table(dir: &Path, ports: Ports, biller: u16) -> anyhow::Result<toml::Table> {
+    let token = Link::Primary.token_directory(dir)?;
     let text = TEXT
         .replace("@DIR@", &dir.display().to_string())
-        .replace("@TOKEN_LABEL@", TOKEN_LABEL)
+        .replace("@TOKEN_LABEL@", Link::Primary.token_label())
         .replace("@MODULE@", &super::module()?.display().to_string())
         .replace("@TOKEN_CONF@", &token.configuration().display().to_string())
         .replace("@PIN_FILE@", &token.pin_file().display().to_string())
         .replace("@KEYS@", &token.key_register().display().to_string())
         .replace("@DATA@", &ports.data.to_string())
         .replace("@ADMIN@", &ports.admin.to_string())
-        .replace("@BILLING@", &ports.billing.to_string());
+        .replace("@BILLING@", &biller.to_string());
     toml::from_str(&text).context("the demo's configuration")
 }
 
 /// Puts the fault shim before the token.
 pub(super) fn put_shim(table: &mut toml::Table, dir: &Path) -> anyhow::Result<()> {
-    let hsm = table.get_mut("hsm").and_then(toml::Value::as_table_mut).context("no [hsm]")?;
-    hsm.insert("module".into(), super::shim::path()?.display().to_string().into());
-    let environment = hsm.get_mut("environment").and_then(toml::Value::as_table_mut);
-    let environment = environment.context("no hsm.environment")?;
-    for (name, path) in super::shim::environment(dir)? {
+    put_shim_into(hsm(table)?, Link::Primary, dir)
+}
+
+/// Adds the backup link. What it does not name is as in `[hsm]`.
+pub(super) fn add_backup(table: &mut toml::Table, dir: &Path, shim: bool) -> anyhow::Result<()> {
+    let token = Link::Backup.token_directory(dir)?;
+    let configuration = token.configuration().display().to_string();
+    let environment = toml::Table::from_iter([("SOFTHSM2_CONF".into(), configuration.into())]);
+    let mut link = toml::Table::from_iter([
+        ("name".into(), "backup".into()),
+        ("role".into(), "backup".into()),
+        ("module".into(), super::module()?.display().to_string().into()),
+        ("token_label".into(), Link::Backup.token_label().into()),
+        ("pin_file".into(), token.pin_file().display().to_string().into()),
+        ("keys".into(), token.key_register().display().to_string().into()),
+        ("environment".into(), environment.into()),
+    ]);
+    if shim {
+        put_shim_into(&mut link, Link::Backup, dir)?;
+    }
+    hsm(table)?.insert("link".into(), vec![toml::Value::from(link)].into());
+    Ok(())
+}
+
+fn hsm(table: &mut toml::Table) -> anyhow::Result<&mut toml::Table> {
+    table.get_mut("hsm").and_then(toml::Value::as_table_mut).context("no [hsm]")
+}
+
+fn put_shim_into(table: &mut toml::Table, link: Link, dir: &Path) -> anyhow::Result<()> {
+    table.insert("module".into(), super::shim::path()?.display().to_string().into());
+    let environment = table.get_mut("environment").and_then(toml::Value::as_table_mut);
+    let environment = environment.context("no environment")?;
+    for (name, path) in super::shim::environment(&link.shim_folder(dir))? {
         environment.insert(name.into(), path.display().to_string().into());
     }
     Ok(())

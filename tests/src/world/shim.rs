@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
-use super::{World, module, program};
+use super::{Link, World, module, program};
 
 /// Longer than the shim takes to look at its control file again.
 const SEEN_AFTER: Duration = Duration::from_millis(10);
@@ -32,7 +32,16 @@ impl World {
     /// # Errors
     /// The file system's.
     pub async fn shim_control(&self, text: &str) -> anyhow::Result<()> {
-        let (new, file) = (self.dir.join("shim-control.new"), self.dir.join("shim-control"));
+        self.shim_control_of(Link::Primary, text).await
+    }
+
+    /// The same for the shim of one link.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub async fn shim_control_of(&self, link: Link, text: &str) -> anyhow::Result<()> {
+        let folder = link.shim_folder(&self.dir);
+        let (new, file) = (folder.join("shim-control.new"), folder.join("shim-control"));
         std::fs::write(&new, text).with_context(|| new.display().to_string())?;
         std::fs::rename(&new, &file).with_context(|| file.display().to_string())?;
         tokio::time::sleep(SEEN_AFTER).await;
@@ -46,8 +55,17 @@ impl World {
     /// # Errors
     /// When no worker has counted yet.
     pub fn shim_counts(&self) -> anyhow::Result<BTreeMap<String, u64>> {
+        self.shim_counts_of(Link::Primary)
+    }
+
+    /// The same through the shim of one link.
+    ///
+    /// # Errors
+    /// When none of its workers has counted yet.
+    pub fn shim_counts_of(&self, link: Link) -> anyhow::Result<BTreeMap<String, u64>> {
+        let folder = link.shim_folder(&self.dir);
         let mut counts = BTreeMap::new();
-        for entry in std::fs::read_dir(&self.dir)? {
+        for entry in std::fs::read_dir(&folder)? {
             let entry = entry?;
             if !entry.file_name().to_string_lossy().starts_with("shim-counts.") {
                 continue;
@@ -58,7 +76,7 @@ impl World {
                 *counts.entry(name).or_default() += u64::from_ne_bytes(count.try_into()?);
             }
         }
-        anyhow::ensure!(!counts.is_empty(), "no shim counts in {}", self.dir.display());
+        anyhow::ensure!(!counts.is_empty(), "no shim counts in {}", folder.display());
         Ok(counts)
     }
 }

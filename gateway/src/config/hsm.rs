@@ -57,7 +57,7 @@ pub struct HsmConfig {
     /// One attempt at one worker. Milliseconds; default 2000.
     #[serde(default = "attempt_ms_max")]
     pub attempt_ms_max: u64,
-    /// From a worker's start to its readiness. Milliseconds; default 15000.
+    /// From a worker's start to its readiness; a start that hangs is found out by it. Milliseconds; default 5000.
     #[serde(default = "start_ms_max")]
     pub start_ms_max: u64,
     /// Orders more than 250 ms past their deadline, without a reply, at one worker at once before it
@@ -393,7 +393,7 @@ fn attempt_ms_max() -> u64 {
     2_000
 }
 fn start_ms_max() -> u64 {
-    15_000
+    5_000
 }
 fn lost_max() -> usize {
     2

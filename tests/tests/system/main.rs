@@ -4,9 +4,11 @@
 mod audit;
 mod backend_faults;
 mod bad_requests;
-mod breakers; // the hand of an operator
 mod behind_shim;
+mod biller_urls; // several doors to one ledger
+mod breakers; // the hand of an operator
 mod canary; // finds a secret in any form
+mod deadlines;
 mod dukpt;
 mod gateway_kill;
 mod key_blocks; // what comes in a key block, and what does not
@@ -28,6 +30,7 @@ mod store_and_forward;
 mod support; // what several stories share
 mod terminal; // what a DUKPT terminal sends
 mod tls;
+mod two_links; // two tokens, the same keys
 mod vector_keys; // the keys of the known-answer vectors, as a token has them
 mod vectors_api;
 mod vectors_dukpt;

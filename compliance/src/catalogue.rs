@@ -55,6 +55,7 @@ closed! {
         // DSS 10.2.1.2: administration
         AdminRead = "admin.read",
         ConfigChange = "config.change",
+        HsmLogin = "hsm.login",
         HsmMode = "hsm.mode",
         HsmProbe = "hsm.probe",
         BreakerForce = "breaker.force",

@@ -246,7 +246,8 @@ impl App {
     }
 }
 
-/// Records anew where clear PINs may be, whenever what the link has proved is no longer `told`.
+/// Records anew where clear PINs may be, whenever what the link has proved is no longer `told`, and
+/// once that a person must act before a worker can start.
 async fn tell_modes(
     hsm: Arc<HsmLink>,
     audit: AuditLog,
@@ -254,12 +255,29 @@ async fn tell_modes(
     stop: CancellationToken,
 ) {
     let mut ticks = tokio::time::interval(Duration::from_secs(1));
+    let mut latch_told = false;
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            _ = ticks.tick() => told = tell_mode(&hsm, &audit, told).await,
+            _ = ticks.tick() => {}
         }
+        told = tell_mode(&hsm, &audit, told).await;
+        let latched = hsm.workers().into_iter().find(|worker| worker.latched);
+        latch_told = match latched {
+            Some(worker) => latch_told || tell_latch(&hsm, &audit, worker.trouble).await,
+            None => false,
+        };
     }
+}
+
+/// Whether it is on record that no worker of the link starts any more.
+async fn tell_latch(hsm: &HsmLink, audit: &AuditLog, trouble: Option<String>) -> bool {
+    let on = Resource::new(ResourceType::HsmLink, Label::new(hsm.label()));
+    let (now, origin) = (jiff::Timestamp::now(), Origin::inside(audit.host()));
+    let (actor, kind) = (Actor::system(), EventType::HsmLogin);
+    let event = Event::new(actor, kind, now, Outcome::Failure, origin, on);
+    let note = Label::new(&trouble.unwrap_or_default());
+    audit.append(event.link(Label::new(hsm.label())).note(note)).await.is_ok()
 }
 
 /// What is told then. Recipes that could not be recorded are told at the next try.

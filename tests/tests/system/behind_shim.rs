@@ -43,3 +43,35 @@ async fn a_gateway_works_over_the_shim_and_through_its_faults() {
     assert_refused(&answer, "hsm-unavailable");
     assert!(world.workers().iter().all(|worker| !workers.contains(worker)));
 }
+
+/// A refused login is never tried again: each further one brings the token nearer to its lock. A person
+/// reads it in the audit log, in the figures and in the table of links.
+#[tokio::test]
+async fn a_refused_login_latches_and_is_told_where_people_look() {
+    let world = World::start_as(Wanted { shim: true, ..Wanted::default() }).await.unwrap();
+    let latched = "tollgate_hsm_latched{link=\"primary\"}";
+    assert!(world.metric(latched).await.unwrap() < 0.5);
+
+    world.shim_control("* fail 0xA0").await.unwrap();
+    until("it is told", Duration::from_secs(10), async || {
+        // Whoever asks meets the refusal, and so does the next start.
+        let _ = translate(&Counter::a(&world)).await;
+        world.metric(latched).await.unwrap() > 0.5
+    })
+    .await;
+
+    until("it is on record", Duration::from_secs(5), async || {
+        let events = world.audit().unwrap();
+        events.iter().any(|event| {
+            let note = event["note"].as_str().unwrap_or_default();
+            event["event"]["type"] == "hsm.login" && note.contains("PinIncorrect")
+        })
+    })
+    .await;
+    world.shim_control("").await.unwrap();
+    let workers = world.workers();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(world.workers().is_empty() && workers.is_empty(), "nobody tries again");
+    let lost = world.metric("tollgate_hsm_sessions{link=\"primary\",state=\"lost\"}").await;
+    assert!(lost.unwrap() > 1.5);
+}

@@ -57,6 +57,9 @@ closed! {
         ConfigChange = "config.change",
         HsmMode = "hsm.mode",
         HsmProbe = "hsm.probe",
+        BreakerForce = "breaker.force",
+        BreakerTransition = "breaker.transition",
+        LinkReset = "link.reset",
         // DSS 10.2.1.7, PCI PIN 6 and 32: the life of a key; `key.change` is a step of its approval
         KeyImport = "key.import",
         KeyActivate = "key.activate",
@@ -182,6 +185,7 @@ closed! {
         Route = "route",
         Listener = "listener",
         HsmLink = "hsm-link",
+        Breaker = "breaker",
         Configuration = "configuration",
         AuditStream = "audit-stream",
     }
@@ -227,7 +231,7 @@ mod tests {
 
         let expected = "pin.translate pin.verify mac.generate mac.verify payment.accept \
             payment.read queue.enqueue queue.deliver queue.hold queue.expire admin.read \
-            config.change hsm.mode hsm.probe key.import key.activate key.retire key.compromise \
+            config.change hsm.mode hsm.probe breaker.force breaker.transition link.reset key.import key.activate key.retire key.compromise \
             key.change key.quarantine key.substitution tls.reject authz.deny limit.exceeded \
             http.reject request.malformed pin.codebook_suspect pin.sanity_burst mac.guess_suspect \
             dukpt.replay audit.start audit.stop audit.failure";

@@ -18,6 +18,7 @@ use uuid::Uuid;
 
 use crate::admin::{self, Admin};
 use crate::audit::{AuditLayer, AuditLog, AuditUnavailable, record_refusals};
+use crate::breaker_desk::BreakerDesk;
 use crate::config::{BillerConfig, Config, HsmConfig, ListenerConfig, NamedLink};
 use crate::edge::{Listener, Registry, TlsError, TlsSource};
 use crate::guard::Guard;
@@ -137,9 +138,19 @@ impl App {
             audit.clone(),
             config.officers,
         ));
-        let everyone = billers.values().cloned().collect();
-        let admin_state =
-            Admin { hsm, relay, billers: everyone, officers, audit: audit.clone(), metrics };
+        let mut breakers: Vec<Breaker> = breakers_of(hsm.pool());
+        billers.values().for_each(|biller| breakers.extend(breakers_of(&biller.backends)));
+        let breakers = BreakerDesk::start(breakers, store.clone(), audit.clone()).await;
+        let breakers = Arc::new(breakers.context("reading the orders for breakers")?);
+        let admin_state = Admin {
+            hsm,
+            relay,
+            billers: billers.values().cloned().collect(),
+            officers,
+            breakers,
+            audit: audit.clone(),
+            metrics,
+        };
         Ok(Self {
             config_path: config_path.to_owned(),
             data,
@@ -190,6 +201,8 @@ impl App {
         tasks.spawn(named("queue", Arc::clone(&relay).keep(background.clone())));
         let officers = Arc::clone(&self.admin_state.officers);
         tasks.spawn(named("officers", officers.keep(background.clone())));
+        let (breakers, stopping) = (Arc::clone(&self.admin_state.breakers), background.clone());
+        tasks.spawn(named("breakers", async move { breakers.keep(stopping).await }));
         for biller in &self.billers {
             let forwarder = Arc::clone(&relay).forward(Arc::clone(biller), background.clone());
             tasks.spawn(named("forwarder", forwarder));
@@ -363,6 +376,10 @@ struct Monitored {
     billers: HashMap<String, HealthConfig>,
 }
 
+fn breakers_of<E: Endpoint>(pool: &Pool<E>) -> Vec<Breaker> {
+    pool.members().iter().map(|member| member.breaker().clone()).collect()
+}
+
 /// One task a member.
 fn monitor<E: Endpoint>(
     tasks: &mut JoinSet<&'static str>,
@@ -395,11 +412,23 @@ pub(crate) fn hsm(config: &HsmConfig) -> anyhow::Result<Hsm> {
         // Its keys are compared with those of the first one before it is used.
         link.set_distrusted(!members.is_empty());
         let breaker = Breaker::new(breaker, config.breaker, pace);
-        members.push(Member::new(link, role, breaker, config.limit()));
+        members.push(Member::new(link, role, breaker, hsm_limit(config)));
     }
     let ramp = Duration::from_secs(config.ramp_s);
     let options = PoolOptions { link: "hsm", retry: config.retry, attempt_max, ramp };
     Ok(Hsm::new(Arc::new(Pool::new(options, members)), config.queue_kek.clone()))
+}
+
+/// What stands before one HSM link.
+fn hsm_limit(config: &HsmConfig) -> LimitOptions {
+    let bounded = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    LimitOptions {
+        max: bounded(config.workers * config.in_flight_max),
+        min: bounded(config.workers * usize::from(config.sessions)),
+        waiting_max: config.waiting_max,
+        wait_max: Duration::from_millis(config.wait_ms_max),
+        queue_max: Some(Duration::from_millis(config.queue_ms_max)),
+    }
 }
 
 fn biller_link(config: &BillerConfig, retry: RetryConfig) -> anyhow::Result<Biller> {

@@ -15,6 +15,7 @@ pub mod guard; // counts what could be guessing, before the token is asked
 pub mod key_watch; // the lint of the token, and who is told of it
 pub mod officers; // changes of keys: two persons, once
 pub mod links; // when to ask again and when to stop
+pub mod breaker_desk; // the operator's hand on the breakers
 pub mod store; // rows of sealed bytes, leases
 pub mod audit; // the outermost layer: one event for each answer
 pub mod admin; // the other listener: health, readiness, figures

@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use gateway::app::App;
 use gateway::config::Config;
 use gateway::key_desk::{self, KeyCommand};
-use gateway::operator::Access;
+use gateway::operator::{Access, BreakerOrder};
 use gateway::{check, operator, probe, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -47,7 +47,7 @@ enum Order {
     /// The token's keys, and their changes under dual control.
     #[command(subcommand)]
     Keys(KeyCommand),
-    /// The HSM links of a running gateway, over its admin API.
+    /// The HSM links and the breakers of a running gateway, over its admin API.
     Links {
         #[command(subcommand)]
         order: LinksOrder,
@@ -58,7 +58,7 @@ enum Order {
 
 #[derive(Subcommand)]
 enum LinksOrder {
-    /// Workers, breaker, and what was proved in which mode.
+    /// Workers, breakers, and what was proved in which mode.
     List {
         #[command(flatten)]
         access: Access,
@@ -66,6 +66,12 @@ enum LinksOrder {
         #[arg(long)]
         json: bool,
     },
+    /// Lets no call pass a breaker, until its reset.
+    ForceOpen(BreakerOrder),
+    /// Lets every call pass a breaker, until its reset.
+    Disable(BreakerOrder),
+    /// Closes a breaker and ends what was ordered.
+    Reset(BreakerOrder),
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -104,8 +110,16 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             probe::ask(&access, path).await.map(|()| ExitCode::SUCCESS)
         }
         Order::Keys(command) => key_desk::run(&command).await.map(|()| ExitCode::SUCCESS),
-        Order::Links { order: LinksOrder::List { access, json } } => {
-            print!("{}", operator::list_links(&access, json).await?);
+        Order::Links { order } => {
+            let told = match order {
+                LinksOrder::List { access, json } => operator::list_links(&access, json).await?,
+                LinksOrder::ForceOpen(order) => {
+                    operator::order_breaker(&order, "force-open").await?
+                }
+                LinksOrder::Disable(order) => operator::order_breaker(&order, "disable").await?,
+                LinksOrder::Reset(order) => operator::order_breaker(&order, "reset").await?,
+            };
+            print!("{told}");
             Ok(ExitCode::SUCCESS)
         }
         Order::Openapi => {

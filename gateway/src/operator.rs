@@ -8,9 +8,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use reqwest::Method;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::config::Config;
 
@@ -121,19 +121,22 @@ impl AdminClient {
     }
 }
 
-/// `tollgate links list`: the running gateway's HSM links, as a table or as the API gives them.
+/// `tollgate links list`: the running gateway's HSM links and breakers, as a table or as the API
+/// gives them.
 ///
 /// # Errors
 /// See [`AdminClient`].
 pub async fn list_links(access: &Access, json: bool) -> anyhow::Result<String> {
-    let answer = AdminClient::open(access)?.get("/v1/links").await?;
+    let gateway = AdminClient::open(access)?;
+    let mut answer = gateway.get("/v1/links").await?;
+    answer["breakers"] = gateway.get("/v1/breakers").await?["breakers"].take();
     if json {
         return Ok(format!("{answer:#}\n"));
     }
     let mut table = String::new();
     let mut line = |cells: [&str; 4]| {
         let [first, second, third, rest] = cells;
-        table += format!("{first:<9} {second:<24} {third:<10} {rest}").trim_end();
+        table += format!("{first:<16} {second:<24} {third:<10} {rest}").trim_end();
         table.push('\n');
     };
     line(["LINK", "WHAT", "STATE", "DETAIL"]);
@@ -172,14 +175,17 @@ pub async fn list_links(access: &Access, json: bool) -> anyhow::Result<String> {
         let detail = format!("{}, {}", word(&backend["role"]), member(backend));
         line([word(&backend["biller"]), word(&backend["url"]), state, &detail]);
     }
+    for breaker in list(&answer["breakers"]) {
+        let (name, state) = (word(&breaker["name"]), word(&breaker["state"]));
+        line([name, "breaker", state, &why(breaker)]);
+    }
     Ok(table)
 }
 
 /// What every member of a link tells of itself.
 fn member(of: &Value) -> String {
     let mut text = format!(
-        "breaker {}, {} of {} running, {:.1} ms",
-        word(&of["breaker"]),
+        "{} of {} running, {:.1} ms",
         of["running"],
         of["limit"],
         of["typical_ms"].as_f64().unwrap_or_default(),
@@ -188,6 +194,48 @@ fn member(of: &Value) -> String {
         text += &format!(", heartbeat: {trouble}");
     }
     text
+}
+
+/// What an operator orders a breaker to do.
+#[derive(Debug, Clone, clap::Args)]
+pub struct BreakerOrder {
+    /// The breaker, as `tollgate links list` names it.
+    pub name: String,
+    /// Why.
+    #[arg(long)]
+    pub reason: String,
+    /// Whom to ask.
+    #[command(flatten)]
+    pub access: Access,
+}
+
+/// `tollgate links force-open`, `disable` or `reset`: one line on how the breaker is then.
+///
+/// # Errors
+/// A name that is none; see [`AdminClient`].
+pub async fn order_breaker(order: &BreakerOrder, what: &str) -> anyhow::Result<String> {
+    let BreakerOrder { name, reason, access } = order;
+    // A name that is none must not become another path.
+    let plain = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, b'.' | b'-');
+    ensure!(!name.is_empty() && name.bytes().all(plain), "{name:?} is no name of a breaker");
+    ensure!(!name.bytes().all(|c| c == b'.'), "{name:?} is no name of a breaker");
+    let path = format!("/v1/breakers/{name}/{what}");
+    let breaker = AdminClient::open(access)?.post(&path, &json!({ "reason": reason })).await?;
+    Ok(format!("{name} is {}\n", word(&breaker["state"])))
+}
+
+/// Why a breaker is as it is, and when it asks again.
+fn why(breaker: &Value) -> String {
+    let mut parts = Vec::new();
+    let forced = &breaker["forced"];
+    if forced.is_object() {
+        parts.push(format!("by {}: {}", word(&forced["by"]), word(&forced["reason"])));
+    } else if let Some(reason) = breaker["reason"].as_str() {
+        parts.push(reason.to_owned());
+    }
+    parts.extend(breaker["detail"].as_str().map(str::to_owned));
+    parts.extend(breaker["next_probe_s"].as_u64().map(|wait| format!("next probe in {wait} s")));
+    parts.join(", ")
 }
 
 fn list(value: &Value) -> &[Value] {

@@ -74,6 +74,8 @@ pub struct Table {
 
 /// Payments at a time.
 const AT_ONCE: usize = 16;
+/// Good payments that close a breaker; the default of `probes`.
+const PROBES: u64 = 3;
 
 impl<'w> Story<'w> {
     /// # Errors
@@ -188,14 +190,15 @@ impl<'w> Story<'w> {
         Ok(drained)
     }
 
-    /// A biller that stores nothing is asked again only when its breaker has rested.
+    /// A biller that stores nothing is asked again only when its breaker has rested, by one payment
+    /// after another at first.
     async fn wait_for(&mut self, biller: &str) -> anyhow::Result<()> {
         let limit = Instant::now() + Duration::from_secs(10);
+        let wanted = self.told.succeeded + PROBES;
         loop {
-            let succeeded = self.told.succeeded;
             let paid = self.next_payment(&[biller]).await;
             self.told.hear(paid, Expected::PaidOrRefused);
-            if self.told.succeeded > succeeded {
+            if self.told.succeeded >= wanted {
                 return Ok(());
             }
             ensure!(Instant::now() < limit, "{biller} does not come back");

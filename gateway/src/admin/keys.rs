@@ -19,10 +19,10 @@ use hsm_adapter::vocabulary::{Kcv, KeyLabel, KeyRole, MacAlgorithm, Mode, PinBlo
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{Admin, Admitted};
+use super::{Admin, Admitted, one_of};
 use crate::audit::AuditEntry;
 use crate::config::Role;
-use crate::edge::{Client, Peer};
+use crate::edge::Client;
 use crate::links::token::HsmError;
 use crate::officers::KeyOrder;
 use crate::store::{
@@ -66,13 +66,6 @@ impl<S: Sync> FromRequestParts<S> for Reviewer {
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
         one_of(parts, &[Role::KeyOfficer, Role::Auditor]).map(|_| Self)
     }
-}
-
-fn one_of(parts: &Parts, roles: &[Role]) -> Result<Arc<Client>, Problem> {
-    let client = parts.extensions.get::<Arc<Peer>>().and_then(|peer| peer.client.clone());
-    client
-        .filter(|client| roles.iter().any(|role| client.has_role(*role)))
-        .ok_or_else(|| Problem::new(Slug::NotAllowed))
 }
 
 /// One version of one key.
@@ -351,8 +344,6 @@ fn hsm_problem(error: &HsmError) -> Problem {
         | HsmError::Distrusted
         | HsmError::Overloaded
         | HsmError::TooLate
-        | HsmError::Link(_) => {
-            Problem::new(Slug::HsmUnavailable)
-        }
+        | HsmError::Link(_) => Problem::new(Slug::HsmUnavailable),
     }
 }

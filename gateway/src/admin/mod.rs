@@ -1,5 +1,7 @@
-//! The admin listener: health, readiness, figures, the API document, the HSM links. Every path needs a role.
+//! The admin listener: health, readiness, figures, the API document, links, breakers and keys. Every
+//! path needs a role.
 
+mod breakers;
 mod links;
 
 mod keys;
@@ -17,8 +19,9 @@ use compliance::EventType;
 use serde::Serialize;
 
 use crate::audit::{AuditEntry, AuditLog};
+use crate::breaker_desk::BreakerDesk;
 use crate::config::Role;
-use crate::edge::{Operation, Peer, Permit};
+use crate::edge::{Client, Operation, Peer, Permit};
 use crate::links::token::Hsm;
 use crate::officers::Officers;
 use crate::relay::Relay;
@@ -40,6 +43,8 @@ pub struct Admin {
     pub billers: Arc<[Arc<Biller>]>,
     /// Changes of keys.
     pub officers: Arc<Officers>,
+    /// The breakers, and what operators ordered.
+    pub breakers: Arc<BreakerDesk>,
     /// The audit log.
     pub audit: AuditLog,
     /// The figures.
@@ -54,6 +59,7 @@ pub fn router(admin: Admin) -> Router {
         .route("/metrics", get(metrics))
         .route("/openapi.json", get(openapi))
         .merge(keys::router())
+        .merge(breakers::router())
         .route("/v1/links", get(links::list_links))
         .with_state(admin)
 }
@@ -91,15 +97,17 @@ impl<S: Sync> FromRequestParts<S> for Watching {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        let peer = parts.extensions.get::<Arc<Peer>>();
-        let client = peer.and_then(|peer| peer.client.as_ref());
         let roles = [Role::Monitor, Role::Operator, Role::Auditor, Role::KeyOfficer];
-        if client.is_some_and(|client| roles.iter().any(|role| client.has_role(*role))) {
-            Ok(Self)
-        } else {
-            Err(Problem::new(Slug::NotAllowed))
-        }
+        one_of(parts, &roles).map(|_| Self)
     }
+}
+
+/// The client that the TLS handshake proved, if it has one of the roles.
+fn one_of(parts: &Parts, roles: &[Role]) -> Result<Arc<Client>, Problem> {
+    let client = parts.extensions.get::<Arc<Peer>>().and_then(|peer| peer.client.clone());
+    client
+        .filter(|client| roles.iter().any(|role| client.has_role(*role)))
+        .ok_or_else(|| Problem::new(Slug::NotAllowed))
 }
 
 /// Leave for one admin call that counts, held while it runs.

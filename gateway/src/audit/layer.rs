@@ -383,7 +383,7 @@ fn service_of(kind: EventType) -> Option<AskedService> {
         "mac" => AskedService::Mac,
         "payment" => AskedService::Payment,
         "queue" => AskedService::Queue,
-        "admin" | "config" => AskedService::Admin,
+        "admin" | "breaker" | "config" | "link" => AskedService::Admin,
         "audit" => AskedService::Audit,
         "key" => AskedService::Keys,
         _ => return None,

@@ -17,7 +17,6 @@ use super::{Environment, within};
 use crate::links::Role;
 use crate::links::breaker::BreakerConfig;
 use crate::links::health::HealthConfig;
-use crate::links::limit::LimitOptions;
 use crate::links::retry::RetryConfig;
 
 /// The `[hsm]` section.
@@ -321,19 +320,6 @@ impl HsmConfig {
         let (name, role) = (FIRST_LINK.to_owned(), Role::Primary);
         links.insert(0, NamedLink { name, role, options: first });
         Ok(links)
-    }
-
-    /// What one call to a link may take at most, and what stands before it.
-    #[must_use]
-    pub fn limit(&self) -> LimitOptions {
-        let bounded = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-        LimitOptions {
-            max: bounded(self.workers * self.in_flight_max),
-            min: bounded(self.workers * usize::from(self.sessions)),
-            waiting_max: self.waiting_max,
-            wait_max: Duration::from_millis(self.wait_ms_max),
-            queue_max: Some(Duration::from_millis(self.queue_ms_max)),
-        }
     }
 
     fn link_options(&self) -> Result<LinkOptions, String> {

@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use self::rules::Rules;
 use crate::audit::AuditLog;
 use crate::config::LimitsConfig;
-use crate::links::token::{Hsm, HsmError, Place, PinVerdict, Translated};
+use crate::links::token::{Hsm, HsmError, PinVerdict, Place, Translated};
 use crate::relay::keys::{Keys, SealingUnavailable};
 use crate::store::{
     Advanced, Counted, DukptPurpose, DukptUse, GuardScope, Store, StoreError, Try, TryEnd,

@@ -93,9 +93,8 @@ pub fn decide(operation: Operation, outcome: Outcome) -> Decision {
         | (Operation::Payment, Outcome::NotSent) => Decision::Repeat,
         (Operation::Payment, Outcome::SentUnknown)
         | (Operation::Payment, Outcome::AnsweredRetryable) => Decision::RepeatSameReference,
-        (Operation::Pure, Outcome::AnsweredFinal) | (Operation::Payment, Outcome::AnsweredFinal) => {
-            Decision::GiveUp
-        }
+        (Operation::Pure, Outcome::AnsweredFinal)
+        | (Operation::Payment, Outcome::AnsweredFinal) => Decision::GiveUp,
     }
 }
 

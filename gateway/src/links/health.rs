@@ -110,7 +110,12 @@ impl HealthLog {
 
 impl<E: Endpoint> Pool<E> {
     /// Asks one member again and again until `stop`.
-    pub async fn monitor(self: Arc<Self>, at: usize, config: HealthConfig, stop: CancellationToken) {
+    pub async fn monitor(
+        self: Arc<Self>,
+        at: usize,
+        config: HealthConfig,
+        stop: CancellationToken,
+    ) {
         let Some(member) = self.members().get(at) else { return };
         let mut was_closed = true;
         loop {

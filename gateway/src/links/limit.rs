@@ -100,11 +100,7 @@ impl Limit {
     ///
     /// # Errors
     /// [`Full`] when no room came free in time, or too many wait already.
-    pub async fn take(
-        self: &Arc<Self>,
-        urgency: Urgency,
-        deadline: Instant,
-    ) -> Result<Slot, Full> {
+    pub async fn take(self: &Arc<Self>, urgency: Urgency, deadline: Instant) -> Result<Slot, Full> {
         let (waiting, until) = {
             let mut state = self.state();
             if state.has_room(urgency) {

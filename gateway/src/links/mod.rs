@@ -58,6 +58,9 @@ impl From<Instant> for Patience {
 pub struct Deadline {
     /// The answer has left by then.
     pub answer_by: Instant,
+    /// What the answer says is known by then, or that it is not known: what is left is for the
+    /// answer's MAC and its record.
+    pub tell_by: Instant,
     /// Links are not waited for any longer.
     pub work_by: Instant,
 }
@@ -67,7 +70,8 @@ impl Deadline {
     #[must_use]
     pub fn after(allowed: Duration) -> Self {
         let answer_by = Instant::now() + allowed;
-        Self { answer_by, work_by: answer_by - RESERVE_MAX.min(allowed / 5) }
+        let reserve = RESERVE_MAX.min(allowed / 5);
+        Self { answer_by, tell_by: answer_by - reserve / 2, work_by: answer_by - reserve }
     }
 }
 

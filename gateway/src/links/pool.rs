@@ -209,9 +209,7 @@ impl<E: Endpoint> Pool<E> {
     /// Of at least one member; more than 32 are not looked at.
     #[must_use]
     pub fn new(options: PoolOptions, members: Vec<Member<E>>) -> Self {
-        let counter = |outcome: &'static str| {
-            metrics::counter!(RETRY_ATTEMPTS, "link" => options.link, "outcome" => outcome)
-        };
+        let counter = |outcome: &'static str| metrics::counter!(RETRY_ATTEMPTS, "link" => options.link, "outcome" => outcome);
         let counts = Counts {
             again: counter("again"),
             cured: counter("cured"),

@@ -95,7 +95,8 @@ impl Fault for Trouble {
 fn pool(roles: &[(&'static str, Role)]) -> Arc<Pool<Fake>> {
     let attempt_max = Duration::from_secs(2);
     let members = roles.iter().map(|(name, role)| {
-        let (does, calls, beats) = (Mutex::new(Does::Answers), AtomicU32::new(0), AtomicU32::new(0));
+        let (does, calls, beats) =
+            (Mutex::new(Does::Answers), AtomicU32::new(0), AtomicU32::new(0));
         let fake = Arc::new(Fake { name, does, calls, beats });
         let breaker = Breaker::new(*name, BreakerConfig::default(), Pace::of_attempt(attempt_max));
         let limit = LimitOptions {

@@ -4,9 +4,7 @@ use std::sync::Arc;
 
 use hsm_adapter::client::LinkError;
 use hsm_adapter::error::Failure;
-use hsm_adapter::protocol::{
-    Answer, ClearDataKey, KeyFacts, Message, Order, PinKey, PinReference,
-};
+use hsm_adapter::protocol::{Answer, ClearDataKey, KeyFacts, Message, Order, PinKey, PinReference};
 use hsm_adapter::vocabulary::{KeyLabel, KeyName, Ksn, MacAlgorithm, Mode, Pan, PinBlock};
 use tokio::time::Instant;
 
@@ -164,7 +162,8 @@ impl Hsm {
         patience: impl Into<Patience>,
     ) -> Result<Made, HsmError> {
         let order = Order::GenerateMac { key, ksn, message: Message(message), length };
-        let Answer::Mac { mut mac, algorithm, key_version } = self.ask(order, patience.into()).await?
+        let Answer::Mac { mut mac, algorithm, key_version } =
+            self.ask(order, patience.into()).await?
         else {
             return Err(wrong());
         };
@@ -274,9 +273,9 @@ impl Hsm {
             started.elapsed(),
         );
         let none_trusted = || self.links().all(|link| link.is_distrusted());
-        let outcome = outcome.map_err(|error| match error {
-            HsmError::NoneReady { .. } if none_trusted() => HsmError::Distrusted,
-            error => error,
+        let outcome = outcome.map_err(|error| {
+            let closed = matches!(error, HsmError::NoneReady { .. }) && none_trusted();
+            if closed { HsmError::Distrusted } else { error }
         });
         (Place { link, mode }, outcome)
     }

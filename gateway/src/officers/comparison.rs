@@ -61,9 +61,9 @@ pub fn substitutions(views: &[(String, Vec<KeyFacts>)]) -> Vec<Substitution> {
 #[must_use]
 pub fn difference(one: &[KeyFacts], other: &[KeyFacts]) -> Option<String> {
     let lacks = |keys: &[KeyFacts], key: &KeyFacts| {
-        !keys.iter().any(|it| {
-            (&it.label, it.version, it.state) == (&key.label, key.version, key.state)
-        })
+        !keys
+            .iter()
+            .any(|it| (&it.label, it.version, it.state) == (&key.label, key.version, key.state))
     };
     let mut lacking = one.iter().filter(|key| lacks(other, key));
     let mut more = other.iter().filter(|key| lacks(one, key));

@@ -103,8 +103,7 @@ impl Biller {
         let attempt = |backend: Arc<Backend>, limit| async move {
             let limit = Patience { until: limit, ..patience };
             let result = self.exchange(hsm, &backend, id, request, limit).await;
-            let verdict =
-                result.as_ref().err().map_or(Verdict::Healthy, |error| error.verdict());
+            let verdict = result.as_ref().err().map_or(Verdict::Healthy, |error| error.verdict());
             Tried { result, verdict, another: false }
         };
         let Called { result, may_have_arrived, .. } = self.backends.call(call, attempt).await;

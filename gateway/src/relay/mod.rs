@@ -49,14 +49,13 @@ pub struct Relay {
 impl Relay {
     /// `owner` names this process in leases.
     #[must_use]
-    #[expect(clippy::too_many_arguments, reason = "the parts of the gateway, each of its own type")]
     pub fn new(
         hsm: Arc<Hsm>,
         guard: Arc<Guard>,
         store: Store,
         keys: Keys,
         queue: QueueConfig,
-            audit: AuditLog,
+        audit: AuditLog,
         owner: String,
     ) -> Self {
         let payments = Payments::new(store.clone(), keys.clone(), queue.clone(), owner);

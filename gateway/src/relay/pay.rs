@@ -111,7 +111,7 @@ impl Relay {
                 relay.unheard(&biller, &receipt).await;
             }
         });
-        match tokio::time::timeout_at(deadline.answer_by, heard).await {
+        match tokio::time::timeout_at(deadline.tell_by, heard).await {
             Ok(receipt) => receipt.unwrap_or(Err(PayError::Unclear)),
             Err(_) => match durable.try_recv() {
                 Ok(id) => Ok(Receipt::underway(id)),
@@ -228,21 +228,23 @@ impl Relay {
                 self.count_payment(&biller.name, Status::Held);
                 Ok(Receipt::Accepted { id, status: Status::Held, replayed: false })
             }
-            Err(error) => match recorded(|| self.store.withdraw(lease, error.outcome().name())).await? {
-                Settled::Recorded | Settled::Stale => Err(match error {
-                    BackendError::NotSent { why: NO_HSM } => PayError::NoMac,
-                    BackendError::NotSent { why: BUSY | TOO_LATE } => PayError::Overloaded,
-                    BackendError::NotSent { .. }
-                    | BackendError::SentUnknown { .. }
-                    | BackendError::TryAgain { .. }
-                    | BackendError::Refused { .. } => {
-                        PayError::BackendAway { retry_after: biller.backends.rests_for() }
+            Err(error) => {
+                match recorded(|| self.store.withdraw(lease, error.outcome().name())).await? {
+                    Settled::Recorded | Settled::Stale => Err(match error {
+                        BackendError::NotSent { why: NO_HSM } => PayError::NoMac,
+                        BackendError::NotSent { why: BUSY | TOO_LATE } => PayError::Overloaded,
+                        BackendError::NotSent { .. }
+                        | BackendError::SentUnknown { .. }
+                        | BackendError::TryAgain { .. }
+                        | BackendError::Refused { .. } => {
+                            PayError::BackendAway { retry_after: biller.backends.rests_for() }
+                        }
+                    }),
+                    Settled::Held => {
+                        Ok(Receipt::Accepted { id, status: Status::Held, replayed: false })
                     }
-                }),
-                Settled::Held => {
-                    Ok(Receipt::Accepted { id, status: Status::Held, replayed: false })
                 }
-            },
+            }
         }
     }
 

@@ -82,7 +82,8 @@ pub(super) fn problem_of_hsm(entry: &AuditEntry, error: &HsmError) -> Problem {
         }
         HsmError::NoneReady { retry_after } => {
             tracing::warn!(%error, "the HSM link");
-            return Problem::new(Slug::HsmUnavailable).retry_after_s(seconds(*retry_after).min(300));
+            return Problem::new(Slug::HsmUnavailable)
+                .retry_after_s(seconds(*retry_after).min(300));
         }
         HsmError::Distrusted
         | HsmError::TooLate

@@ -8,6 +8,7 @@
 //! a token of its own; whoever has lost the lease changes nothing any more.
 
 mod begin;
+mod breaker_order;
 mod claim;
 mod clock;
 mod dek;
@@ -39,6 +40,7 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 pub use begin::Begun;
+pub use breaker_order::{BreakerOrder, OrderedState};
 pub use claim::{Claim, Claimed};
 pub(crate) use clock::Clock;
 pub use dek::{DekClass, DekRow, NewDek};
@@ -439,5 +441,29 @@ impl Store {
     /// [`StoreError::Unavailable`].
     pub async fn key_changes(&self, rows: u32) -> Result<Vec<KeyChange>, StoreError> {
         error::within(key_change::latest(&self.readers, rows)).await
+    }
+
+    /// What operators have ordered breakers to be.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn breaker_orders(&self) -> Result<Vec<BreakerOrder>, StoreError> {
+        error::within(breaker_order::all(&self.readers)).await
+    }
+
+    /// Records what an operator has ordered a breaker to be, in the place of an earlier order.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`], [`StoreError::Unavailable`].
+    pub async fn order_breaker(&self, order: BreakerOrder) -> Result<(), StoreError> {
+        self.writer.ask(breaker_order::SetOrder(order)).await
+    }
+
+    /// Ends a breaker's order, if there is one.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`], [`StoreError::Unavailable`].
+    pub async fn clear_breaker_order(&self, name: &str) -> Result<(), StoreError> {
+        self.writer.ask(breaker_order::ClearOrder { name: name.to_owned() }).await
     }
 }

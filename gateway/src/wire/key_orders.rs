@@ -72,7 +72,7 @@ impl DecisionOrder {
 }
 
 /// Why: 1 to 128 printable ASCII characters, which is what an audit record holds.
-fn reason(object: &mut Object) -> Result<String, Problem> {
+pub(super) fn reason(object: &mut Object) -> Result<String, Problem> {
     let text = object.text("reason")?;
     let printable = text.bytes().all(|byte| matches!(byte, b' '..=b'~'));
     if !printable || text.trim().is_empty() || text.len() > 128 {

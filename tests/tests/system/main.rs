@@ -4,6 +4,7 @@
 mod audit;
 mod backend_faults;
 mod bad_requests;
+mod breakers; // the hand of an operator
 mod behind_shim;
 mod canary; // finds a secret in any form
 mod dukpt;

@@ -359,7 +359,7 @@ async fn production_without_clear_pins_outside_the_token_needs_no_waiver_and_tel
     });
     assert!(counted.is_some(), "{figures}");
     let table = String::from_utf8(listed.stdout).unwrap();
-    assert!(table.contains("clear PINs in_token, breaker closed"), "{table}");
+    assert!(table.contains("primary, clear PINs in_token, "), "{table}");
     assert!(table.contains("unwrap DES3_CBC, wrap AES_CBC padding"), "{table}");
     let links: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
     assert_eq!(links["links"][0]["mode"], "in_token");

@@ -133,7 +133,7 @@ impl Bench {
     fn new(workers: usize) -> Self {
         let world = World::prepare(Wanted { shim: true, ..Wanted::default() }).unwrap();
         let config = Config::load(&world.config()).unwrap();
-        let mut options = config.hsm.link_options().unwrap();
+        let mut options = config.hsm.links().unwrap().remove(0).options;
         options.program = program("tollgate-hsm").unwrap();
         options.workers = workers;
         Self { world, options }

@@ -152,7 +152,7 @@ pub(crate) async fn one_worker(world: &World) -> TokenLink {
 
 fn worker_of(world: &World) -> TokenLink {
     let config = Config::load(&world.config()).unwrap();
-    let mut options = config.hsm.link_options().unwrap();
+    let mut options = config.hsm.links().unwrap().remove(0).options;
     options.program = program("tollgate-hsm").unwrap();
     options.workers = 1;
     TokenLink::start(options)

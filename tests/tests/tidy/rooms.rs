@@ -20,8 +20,14 @@ const SOCKETS: &str = "tokio::net";
 const ROOMS: &[Room] = &[
     Room {
         name: "config",
-        // Retry and breaker own their sections; the edge owns the one parser of identities.
-        opens: &["links::retry::RetryConfig", "links::breaker::BreakerConfig", "edge::identity"],
+        // The links own the sections of their parts; the edge owns the one parser of identities.
+        opens: &[
+            "links::Role",
+            "links::breaker::BreakerConfig",
+            "links::health::HealthConfig",
+            "links::retry::RetryConfig",
+            "edge::identity",
+        ],
         never: &["sqlx", "axum", "rustls", "tokio_rustls", "reqwest", SOCKETS],
     },
     Room {
@@ -105,6 +111,7 @@ const ROOMS: &[Room] = &[
         name: "admin",
         opens: &[
             "audit",
+            "breaker_desk",
             "config",
             "edge",
             "links",
@@ -121,6 +128,7 @@ const ROOMS: &[Room] = &[
             "store::StoreError",
             "telemetry",
             "wire::body",
+            "wire::breaker_orders",
             "wire::key_orders",
             "wire::problem",
         ],

@@ -1,0 +1,95 @@
+//! `/v1/breakers`: every breaker as it is, and an operator's hand on it.
+//!
+//! Every admin role may look. To force or to reset is an operator's, with a reason that the audit
+//! record keeps.
+
+use std::sync::Arc;
+
+use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, State};
+use axum::http::request::Parts;
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use compliance::{EventType, ResourceType};
+
+use super::{Admin, Admitted, Watching, one_of};
+use crate::audit::AuditEntry;
+use crate::config::Role;
+use crate::edge::Client;
+use crate::links::breaker::{Forced, Snapshot};
+use crate::wire::body::JsonBody;
+use crate::wire::breaker_orders::BreakerWord;
+use crate::wire::problem::{Problem, Slug};
+
+/// The paths of this file.
+pub(super) fn router() -> Router<Admin> {
+    Router::new()
+        .route("/v1/breakers", get(list))
+        .route("/v1/breakers/{name}", get(show))
+        .route("/v1/breakers/{name}/{order}", post(order))
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+}
+
+/// A reason and what is around it.
+const BODY_BYTES_MAX: usize = 4 * 1024;
+
+/// An operator, proved by the TLS handshake.
+struct Operator(Arc<Client>);
+
+impl<S: Sync> FromRequestParts<S> for Operator {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        one_of(parts, &[Role::Operator]).map(Self)
+    }
+}
+
+async fn list(
+    State(admin): State<Admin>,
+    entry: AuditEntry,
+    _: Watching,
+    _: Admitted,
+) -> Json<serde_json::Value> {
+    entry.event(EventType::AdminRead);
+    Json(serde_json::json!({ "breakers": admin.breakers.snapshots() }))
+}
+
+async fn show(
+    State(admin): State<Admin>,
+    entry: AuditEntry,
+    _: Watching,
+    _: Admitted,
+    Path(name): Path<String>,
+) -> Result<Json<Snapshot>, Problem> {
+    entry.event(EventType::AdminRead).resource(ResourceType::Breaker, &name);
+    admin.breakers.snapshot(&name).map(Json).ok_or_else(|| Problem::new(Slug::NotFound))
+}
+
+/// POST `/v1/breakers/{name}/force-open`, `disable` or `reset`: 200 with the breaker as it is then.
+async fn order(
+    State(admin): State<Admin>,
+    entry: AuditEntry,
+    Operator(operator): Operator,
+    _: Admitted,
+    Path((name, order)): Path<(String, String)>,
+    JsonBody(body): JsonBody,
+) -> Result<Json<Snapshot>, Problem> {
+    let (kind, forced) = match order.as_str() {
+        "force-open" => (EventType::BreakerForce, Some(Forced::Open)),
+        "disable" => (EventType::BreakerForce, Some(Forced::Disabled)),
+        "reset" => (EventType::LinkReset, None),
+        _ => return Err(Problem::new(Slug::NotFound)),
+    };
+    entry.event(kind).resource(ResourceType::Breaker, &name);
+    let BreakerWord { reason } = BreakerWord::parse(&body)?;
+    entry.note(&reason);
+    let (desk, actor) = (&admin.breakers, operator.id());
+    let done = match forced {
+        Some(to) => desk.force(&name, to, actor, &reason).await,
+        None => desk.reset(&name, actor, &reason).await,
+    };
+    let breaker = done.map_err(|error| {
+        tracing::error!(%error, "orders for breakers");
+        Problem::new(Slug::Overloaded)
+    })?;
+    breaker.map(Json).ok_or_else(|| Problem::new(Slug::NotFound))
+}

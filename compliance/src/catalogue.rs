@@ -232,7 +232,8 @@ mod tests {
 
         let expected = "pin.translate pin.verify mac.generate mac.verify payment.accept \
             payment.read queue.enqueue queue.deliver queue.hold queue.expire admin.read \
-            config.change hsm.mode hsm.probe breaker.force breaker.transition link.reset key.import key.activate key.retire key.compromise \
+            config.change hsm.login hsm.mode hsm.probe breaker.force breaker.transition \
+            link.reset key.import key.activate key.retire key.compromise \
             key.change key.quarantine key.substitution tls.reject authz.deny limit.exceeded \
             http.reject request.malformed pin.codebook_suspect pin.sanity_burst mac.guess_suspect \
             dukpt.replay audit.start audit.stop audit.failure";

@@ -351,8 +351,11 @@ pub enum Answer {
     Random(Message),
     /// To `ListKeys`.
     Keys(Vec<KeyFacts>),
-    /// To `Heartbeat`: the MAC was the known one.
-    Beat,
+    /// To `Heartbeat`.
+    Beat {
+        /// Whether the MAC was the known one.
+        right: bool,
+    },
     /// To `SelfTest`: the operations proved.
     Proved(Vec<Recipe>),
     /// To `Lint`.

@@ -349,6 +349,7 @@ impl HsmConfig {
             in_flight_max: self.in_flight_max,
             start_limit: Duration::from_millis(self.start_ms_max),
             lost_max: self.lost_max,
+            answer_limit: Duration::from_millis(self.attempt_ms_max),
             lost_limit: Duration::from_millis(self.lost_ms_max),
             restart_wait: Duration::from_millis(self.restart_ms),
             restart_wait_max: Duration::from_millis(self.restart_ms_max),

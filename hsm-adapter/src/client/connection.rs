@@ -23,6 +23,7 @@ use crate::vocabulary::Mode;
 pub(super) struct Connection {
     pub(super) hello: Hello,
     in_flight_max: usize,
+    answer_limit: Duration,
     next_id: AtomicU64,
     count: AtomicUsize,
     closed: AtomicBool,
@@ -39,7 +40,9 @@ pub(super) struct Connection {
 /// bounds the outbox too.
 #[derive(Debug)]
 struct Waiting {
-    deadline: Instant,
+    /// Without a reply until then it is owed: its caller's deadline, or later when that is sooner than
+    /// an order may fairly take.
+    due: Instant,
     caller: oneshot::Sender<Reply>,
 }
 
@@ -48,10 +51,11 @@ struct Waiting {
 const GRACE: Duration = Duration::from_millis(250);
 
 impl Connection {
-    pub(super) fn new(hello: Hello, in_flight_max: usize) -> Self {
+    pub(super) fn new(hello: Hello, in_flight_max: usize, answer_limit: Duration) -> Self {
         Self {
             hello,
             in_flight_max,
+            answer_limit,
             next_id: AtomicU64::new(1),
             count: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
@@ -96,7 +100,7 @@ impl Connection {
         order: &Order,
         deadline: Instant,
     ) -> (Option<Mode>, Result<Answer, LinkError>) {
-        let (id, answer) = match self.enter(deadline) {
+        let (id, answer) = match self.enter(order, deadline) {
             Ok(entered) => entered,
             Err(error) => return (None, Err(error)),
         };
@@ -113,7 +117,11 @@ impl Connection {
         }
     }
 
-    fn enter(&self, deadline: Instant) -> Result<(u64, oneshot::Receiver<Reply>), LinkError> {
+    fn enter(
+        &self,
+        order: &Order,
+        deadline: Instant,
+    ) -> Result<(u64, oneshot::Receiver<Reply>), LinkError> {
         let (caller, receiver) = oneshot::channel();
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let mut waiting = lock(&self.waiting);
@@ -121,13 +129,16 @@ impl Connection {
         if self.closed.load(Ordering::Relaxed) {
             return Err(LinkError::NoWorker);
         }
-        if waiting.len() >= self.in_flight_max {
+        // A full worker must still be able to say that it is well.
+        let more = if matches!(order, Order::Heartbeat) { HEARTBEATS } else { 0 };
+        if waiting.len() >= self.in_flight_max + more {
             return Err(LinkError::Busy);
         }
         if waiting.is_empty() {
             self.hear();
         }
-        waiting.insert(id, Waiting { deadline, caller });
+        let due = deadline.max(Instant::now() + self.answer_limit);
+        waiting.insert(id, Waiting { due, caller });
         self.count.store(waiting.len(), Ordering::Relaxed);
         Ok((id, receiver))
     }
@@ -142,7 +153,7 @@ impl Connection {
     /// Whether a reply is due that has not come.
     pub(super) fn owes(&self) -> bool {
         let now = Instant::now();
-        lock(&self.waiting).values().any(|waiting| waiting.deadline <= now)
+        lock(&self.waiting).values().any(|waiting| waiting.due <= now)
     }
 
     /// How many orders are lost, which is overdue by more than the grace, and for how long the
@@ -151,7 +162,7 @@ impl Connection {
         let now = Instant::now();
         let mut lost = (0, Duration::ZERO);
         for waiting in lock(&self.waiting).values() {
-            if let Some(since) = now.checked_duration_since(waiting.deadline + GRACE) {
+            if let Some(since) = now.checked_duration_since(waiting.due + GRACE) {
                 lost = (lost.0 + 1, lost.1.max(since));
             }
         }
@@ -177,6 +188,9 @@ impl Connection {
 /// Orders that one session takes together before another worker is asked: few enough that the last
 /// of them waits less than a network round trip.
 const ORDERS_TOGETHER: usize = 8;
+
+/// Heartbeats beyond `in_flight_max`.
+const HEARTBEATS: usize = 8;
 
 /// A worker that answers takes less for an order; one that takes longer is not asked while another
 /// is there.
@@ -256,7 +270,7 @@ mod tests {
         let token = "a token".to_owned();
         let (module_sha256, recipes) = (String::new(), Vec::new());
         let hello = Hello { version: VERSION, sessions: 1, token, module_sha256, recipes };
-        Connection::new(hello, in_flight_max)
+        Connection::new(hello, in_flight_max, Duration::ZERO)
     }
 
     fn after(milliseconds: u64) -> Instant {
@@ -283,6 +297,37 @@ mod tests {
         assert_eq!(soon, (true, 0));
         assert_eq!((connection.in_flight(), count), (1, 1));
         assert!(longest > Duration::from_millis(800), "{longest:?}");
+    }
+
+    /// A client may ask for its answer within a millisecond. That must not get a worker killed.
+    #[tokio::test(start_paused = true)]
+    async fn a_caller_in_a_hurry_makes_no_worker_look_hung() {
+        let hasty = connection(8);
+        let fair = Connection::new(hasty.hello.clone(), 8, Duration::from_secs(2));
+        for connection in [&hasty, &fair] {
+            let timed_out = connection.call(&Order::ListKeys, after(1)).await.1;
+            assert_eq!(timed_out.unwrap_err(), LinkError::TimedOut);
+        }
+
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let soon = [hasty.lost().0, fair.lost().0];
+        let owes = [hasty.owes(), fair.owes()];
+        tokio::time::advance(Duration::from_secs(2)).await;
+
+        assert_eq!((soon, owes), ([1, 0], [true, false]));
+        assert_eq!(fair.lost().0, 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_worker_still_takes_a_heartbeat() {
+        let connection = connection(1);
+        give_up_at_once(&connection, after(1_000)).await;
+
+        let full = connection.call(&Order::ListKeys, after(1_000)).await.1;
+        let beat = connection.call(&Order::Heartbeat, after(10)).await.1;
+
+        assert_eq!(full.unwrap_err(), LinkError::Busy);
+        assert_eq!(beat.unwrap_err(), LinkError::TimedOut);
     }
 
     #[tokio::test(start_paused = true)]

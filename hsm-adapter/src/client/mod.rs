@@ -147,6 +147,9 @@ pub struct LinkOptions {
     /// Orders lost (well past their deadline, without a reply) at one worker at once before it is
     /// killed.
     pub lost_max: usize,
+    /// An order that is older is overdue, whatever less its caller allows itself: a caller in a hurry
+    /// must not make a worker look hung.
+    pub answer_limit: Duration,
     /// The longest that one order may stay lost before its worker is killed.
     pub lost_limit: Duration,
     /// The first wait before a worker is started anew; each further one doubles.
@@ -209,15 +212,19 @@ impl TokenLink {
         for connection in self.slots.iter().filter_map(|slot| slot.connection()) {
             asked.spawn(async move { connection.call(&Order::Heartbeat, deadline).await.1 });
         }
-        let (mut beats, mut error) = (false, LinkError::NoWorker);
+        let (mut right, mut wrong, mut error) = (false, false, LinkError::NoWorker);
         while let Some(answer) = asked.join_next().await {
             match answer.unwrap_or(Err(LinkError::WorkerDied)) {
-                Ok(Answer::Beat) => beats = true,
-                Ok(_) => return Err(LinkError::WrongAnswer),
+                Ok(Answer::Beat { right: true }) => right = true,
+                Ok(_) => wrong = true,
                 Err(other) => error = other,
             }
         }
-        if beats { Ok(()) } else { Err(error) }
+        match (wrong, right) {
+            (true, _) => Err(LinkError::WrongAnswer),
+            (false, true) => Ok(()),
+            (false, false) => Err(error),
+        }
     }
 
     /// Gives one order to each ready worker, one after the other, and gathers the answers.

@@ -12,7 +12,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::connection::{self, Connection};
@@ -148,14 +148,20 @@ async fn one_life(options: &LinkOptions, slot: &Slot, starting: &Starting) -> St
         state.starts += 1;
     }
     let mut frames = FrameBuffer::default();
-    let greeting = timeout(options.start_limit, greeting(&mut stream, &mut frames)).await;
-    if let Ok(Ok(Err(failure))) = &greeting
-        && failure.kind != StartFailureKind::Passing
-    {
-        *turn = Some(failure.clone());
+    let begun = Instant::now();
+    let mut first = Box::pin(greeting(&mut stream, &mut frames));
+    // A start that hangs must not keep the others waiting for all of its time.
+    let mut greeted = timeout(TURN_MAX.min(options.start_limit), &mut first).await;
+    if greeted.is_ok() {
+        latch(&mut turn, &greeted);
+        drop(turn);
+    } else {
+        drop(turn);
+        greeted = timeout_at(begun + options.start_limit, &mut first).await;
+        latch(&mut *starting.lock().await, &greeted);
     }
-    drop(turn);
-    let hello = match greeting {
+    drop(first);
+    let hello = match greeted {
         Ok(Ok(Ok(hello))) => hello,
         Ok(Ok(Err(failure))) => return failure,
         Ok(Err(error)) => return passing(format!("no hello: {error}; {}", end(&mut child).await)),
@@ -169,7 +175,7 @@ async fn one_life(options: &LinkOptions, slot: &Slot, starting: &Starting) -> St
             kind: StartFailureKind::Refused,
         };
     }
-    let connection = Arc::new(Connection::new(hello, options.in_flight_max));
+    let connection = Arc::new(Connection::new(hello, options.in_flight_max, options.answer_limit));
     {
         let mut state = slot.state();
         state.connection = Some(Arc::clone(&connection));
@@ -194,6 +200,22 @@ async fn one_life(options: &LinkOptions, slot: &Slot, starting: &Starting) -> St
         }
     }
 }
+
+/// Keeps what only a person can cure, for all workers of the link.
+fn latch(
+    latched: &mut Option<StartFailure>,
+    greeted: &Result<std::io::Result<Greeting>, tokio::time::error::Elapsed>,
+) {
+    if let Ok(Ok(Err(failure))) = greeted
+        && failure.kind != StartFailureKind::Passing
+    {
+        *latched = Some(failure.clone());
+    }
+}
+
+/// How long a worker's start keeps others from starting. Longer than a token takes to say that the
+/// HSM PIN is wrong, or a second worker spends a login on it too.
+const TURN_MAX: Duration = Duration::from_secs(2);
 
 fn spawn(options: &LinkOptions) -> std::io::Result<(Child, UnixStream)> {
     let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;

@@ -77,8 +77,8 @@ pub(super) fn perform(
         Order::ListKeys => Ok(Answer::Keys(keys.facts(session)?)),
         Order::Heartbeat => {
             some_found(&keys.register(), session)?;
-            self_test::beat(session, &keys.needs())?;
-            Ok(Answer::Beat)
+            let right = self_test::beat(session, &keys.needs())?;
+            Ok(Answer::Beat { right })
         }
         Order::SelfTest => {
             self_test::run(session, &keys.needs()).map(Answer::Proved).map_err(|error| {

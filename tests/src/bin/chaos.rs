@@ -27,7 +27,7 @@ struct Arguments {
     #[arg(long, default_value_t = 120)]
     rate: u32,
     /// HSM links: 1, or a primary and a backup.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=2))]
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=2))]
     links: u8,
     /// Where the world lives; made anew at each start.
     #[arg(long, default_value = "var/chaos")]

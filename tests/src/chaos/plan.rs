@@ -220,7 +220,7 @@ const ACTS: [(&str, u64, Draw); 28] = [
         let behaviour = if number % 2 == 0 { closed } else { ways(number / 2, way) };
         Fault::Both { rules, behaviour, ms: between(random, 500, 2_500) }
     }),
-    ("one-of-two-links", 9, |random, number| {
+    ("one-of-two-links", 6, |random, number| {
         let rules = ["* hang", "* fail 0x30", "* delay 700"][number as usize % 3];
         Fault::OneLink { rules, ms: between(random, 1_000, 3_000) }
     }),

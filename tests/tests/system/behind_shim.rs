@@ -6,7 +6,7 @@ use std::time::Duration;
 use harness::acquirer::{Failure, PinSide};
 use harness::demo_keys::DemoKeys;
 use harness::soft::pin::{PinFormat, open_pin};
-use harness::world::{Wanted, World};
+use harness::world::{Link, Wanted, World};
 
 use crate::support::{Counter, assert_refused, until};
 
@@ -74,4 +74,26 @@ async fn a_refused_login_latches_and_is_told_where_people_look() {
     assert!(world.workers().is_empty() && workers.is_empty(), "nobody tries again");
     let lost = world.metric("tollgate_hsm_sessions{link=\"primary\",state=\"lost\"}").await;
     assert!(lost.unwrap() > 1.5);
+
+#[tokio::test]
+async fn of_two_links_one_fails_alone_and_nobody_sees_it() {
+    let wanted = Wanted { shim: true, second_link: true, ..Wanted::default() };
+    let world = World::start_as(wanted).await.unwrap();
+    let counter = Counter::a(&world);
+    until("both serve", Duration::from_secs(10), async || {
+        world.workers_of(Link::Primary).len() == 2
+            && world.workers_of(Link::Backup).len() == 2
+            && world.metric("tollgate_hsm_link_up").await.unwrap() > 1.5
+    })
+    .await;
+
+    let before = world.shim_counts_of(Link::Backup).unwrap();
+    world.shim_control_of(Link::Primary, "Decrypt fail 0x30").await.unwrap();
+    for _ in 0..20 {
+        assert_eq!(translate(&counter).await.unwrap(), "271828");
+    }
+    let after = world.shim_counts_of(Link::Backup).unwrap();
+    world.shim_control_of(Link::Primary, "").await.unwrap();
+
+    assert!(after["Decrypt"] >= before["Decrypt"] + 19, "{before:?} {after:?}");
 }

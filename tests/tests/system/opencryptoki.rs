@@ -142,6 +142,7 @@ impl Keys {
             start_limit: Duration::from_secs(15),
             lost_max: 2,
             lost_limit: Duration::from_secs(5),
+            answer_limit: Duration::from_secs(2),
             restart_wait: Duration::from_millis(100),
             restart_wait_max: Duration::from_secs(2),
         })

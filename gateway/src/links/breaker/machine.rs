@@ -259,6 +259,10 @@ impl Machine {
             Counted::Failure | Counted::Abandoned { late: true } => (true, false),
             Counted::Ignored | Counted::Abandoned { late: false } => return,
         };
+        // A good heartbeat between payments that fail is no good payment.
+        if probe && !failed {
+            return;
+        }
         self.failures = if failed { self.failures + 1 } else { 0 };
         self.window.add(failed, slow, now);
         let Some(reason) = self.too_much(now) else { return };
@@ -291,6 +295,8 @@ impl Machine {
             Counted::Success { .. } => {
                 *good += 1;
                 *by_probes &= probe;
+                // A payment has proved it: heartbeats may do the rest where payments are few.
+                self.trusted |= !probe;
                 if *good >= self.config.probes {
                     self.closed_by_probes = *by_probes;
                     self.enter(Phase::Closed, Reason::ProbesSucceeded, now);

@@ -18,7 +18,8 @@
 //! need be the one that finds out. A good heartbeat may end a rest early, after its first second.
 //! But when heartbeats alone had closed the breaker and payments opened it again soon after, the
 //! heartbeat says nothing about payments: that opening does not trust it. The rest is served in
-//! full, and only traffic may prove that the endpoint is well.
+//! full, and a payment must be the first to prove that the endpoint is well; where payments are few,
+//! heartbeats may prove the rest. While closed, a good heartbeat changes nothing.
 //!
 //! The clock brings its changes when anybody looks, and by a timer, so that a dashboard is right
 //! without traffic. The pattern is Nygard's, "Release It!", chapter 5.
@@ -180,6 +181,15 @@ impl Breaker {
         self.with(|machine, now| machine.rests_for(now))
     }
 
+    /// For how long it is closed again; `None` while it is not, or never was open.
+    #[must_use]
+    pub fn back_for(&self) -> Option<Duration> {
+        self.with(|machine, now| {
+            let back = machine.state() == State::Closed && machine.openings() > 0;
+            back.then(|| now.saturating_duration_since(machine.since()))
+        })
+    }
+
     /// The endpoint's name.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -338,6 +348,11 @@ pub struct Permit {
 }
 
 impl Permit {
+    /// The call begins only now: what it waited for was our own.
+    pub fn begins_now(&mut self) {
+        self.admitted = Instant::now();
+    }
+
     /// Says how the call ended.
     pub fn record(mut self, verdict: Verdict) {
         self.recorded = true;

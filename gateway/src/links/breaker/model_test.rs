@@ -150,6 +150,7 @@ impl Model {
             return;
         }
         match self.state {
+            State::Closed if kept.beat && !failed => {}
             State::Closed => {
                 self.ended.push((self.now, failed, took > 700));
                 if self.is_too_much() {
@@ -162,6 +163,7 @@ impl Model {
             State::HalfOpen if failed => self.enter(State::Open, self.now),
             State::HalfOpen => {
                 self.taken = false;
+                self.trusted |= !kept.beat;
                 self.good.push(kept.beat);
                 if self.good.len() == 2 {
                     self.beats_closed_it = self.good == [true, true];

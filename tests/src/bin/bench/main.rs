@@ -1,6 +1,6 @@
 //! `make bench`: CPU per operation of gateway and workers together, beside the floors of the same
 //! run; then what takes too long for `make test`: random operations, refusals, their timing, a
-//! million operations. Benchmarks report; they assert nothing about time.
+//! million operations, links that fail. Benchmarks report; they assert nothing about time.
 //!
 //! Floors: TLS is a bare axum + tokio-rustls echo over the same mutual TLS with the same bodies, in
 //! a process of its own; PKCS#11 is the same C_ calls in a loop on the same token objects. CPU is
@@ -9,6 +9,7 @@
 
 mod cpu;
 mod endurance;
+mod links;
 mod orders;
 mod random;
 mod refusals;
@@ -68,6 +69,8 @@ enum Part {
     Secrecy,
     /// A million operations on one worker: what they leave behind.
     Endurance,
+    /// Links that die, hang and come back, and what their layers cost.
+    Links,
 }
 
 #[derive(Subcommand)]
@@ -171,6 +174,9 @@ async fn measure(arguments: &Arguments) -> anyhow::Result<()> {
     }
     if wanted(Part::Endurance) {
         figures.extend(endurance::measure().await?);
+    }
+    if wanted(Part::Links) {
+        figures.extend(links::measure(arguments.seconds).await?);
     }
     write(&arguments.out, figures)
 }

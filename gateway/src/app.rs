@@ -66,11 +66,15 @@ impl App {
     pub async fn build(config: &Config, config_path: &Path) -> anyhow::Result<Self> {
         let metrics = Metrics::install().context("installing the metrics recorder")?;
         let hsm = Arc::new(hsm(&config.hsm)?);
+        let mut refused = Vec::new();
         for link in hsm.links() {
-            if let Some(why) = link.refused_at_start().await {
-                bail!("the HSM link {}: {why}", link.label());
-            }
+            let why = link.refused_at_start().await;
+            refused.extend(why.map(|why| format!("the HSM link {}: {why}", link.label())));
         }
+        if refused.len() == hsm.links().count() {
+            bail!("{}", refused.join("; "));
+        }
+        refused.iter().for_each(|why| tracing::error!("{why}; the others serve"));
         let audit = AuditLog::open(&config.audit, &config.replica, Uuid::now_v7())
             .context("opening the audit log")?;
         let store = Store::open(&config.store, &config.queue).await.context("opening the store")?;
@@ -417,7 +421,8 @@ fn monitor<E: Endpoint>(
 /// When the worker program cannot be named.
 pub(crate) fn hsm(config: &HsmConfig) -> anyhow::Result<Hsm> {
     let attempt_max = Duration::from_millis(config.attempt_ms_max);
-    let pace = Pace::of_attempt(attempt_max.min(config.retry.total_max()));
+    let alone = config.link.is_empty();
+    let pace = Pace::of_attempt(fair(attempt_max, config.retry, alone));
     let mut members = Vec::new();
     for NamedLink { name, role, options } in config.links().map_err(anyhow::Error::msg)? {
         // As many as the configuration names, for as long as the process lives.
@@ -427,8 +432,8 @@ pub(crate) fn hsm(config: &HsmConfig) -> anyhow::Result<Hsm> {
             false => format!("hsm.{name}"),
         };
         let link = Arc::new(HsmLink::new(name, TokenLink::start(options)));
-        // Its keys are compared with those of the first one before it is used.
-        link.set_distrusted(!members.is_empty());
+        // Several serve only when their keys were compared and every approved change is made on them.
+        link.set_distrusted(!alone);
         let breaker = Breaker::new(breaker, config.breaker, pace);
         members.push(Member::new(link, role, breaker, hsm_limit(config)));
     }
@@ -437,11 +442,18 @@ pub(crate) fn hsm(config: &HsmConfig) -> anyhow::Result<Hsm> {
     Ok(Hsm::new(Arc::new(Pool::new(options, members)), config.queue_kek.clone()))
 }
 
-/// What stands before one HSM link.
+/// What an attempt gets while a client waits: half of the whole time when somebody else could still be
+/// asked.
+fn fair(attempt_max: Duration, retry: RetryConfig, alone: bool) -> Duration {
+    attempt_max.min(if alone { retry.total_max() } else { retry.total_max() / 2 })
+}
+
+/// What stands before one HSM link. Of the orders that its workers take, a quarter is kept for what is
+/// vital.
 fn hsm_limit(config: &HsmConfig) -> LimitOptions {
-    let bounded = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    let bounded = |count: usize| u32::try_from(count).unwrap_or(u32::MAX).max(1);
     LimitOptions {
-        max: bounded(config.workers * config.in_flight_max),
+        max: bounded(config.workers * config.in_flight_max * 3 / 4),
         min: bounded(config.workers * usize::from(config.sessions)),
         waiting_max: config.waiting_max,
         wait_max: Duration::from_millis(config.wait_ms_max),
@@ -465,10 +477,8 @@ fn biller_link(config: &BillerConfig, retry: RetryConfig) -> anyhow::Result<Bill
         idle_for: Duration::from_secs(config.connection_idle_s),
     };
     let attempt_max = Duration::from_millis(config.attempt_ms_max);
-    // A client's attempt gets half of the whole time when another URL is there.
-    let whole = attempt_max.min(retry.total_max());
     let alone = config.urls.len() + config.backup_urls.len() == 1;
-    let pace = Pace { fair: if alone { whole } else { whole / 2 }, slow: whole.mul_f64(0.8) };
+    let pace = Pace::of_attempt(fair(attempt_max, retry, alone));
     let limit = LimitOptions {
         max: config.connections_max,
         min: 1,

@@ -1,6 +1,7 @@
 //! The operator's hand on the breakers: an order is in the database before it is in force, so that
 //! a restart and the other replicas keep it; and every transition is in the audit log.
 
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use compliance::{Actor, Event, EventType, Label, Origin, Outcome, Resource, ResourceType};
@@ -22,6 +23,8 @@ pub struct BreakerDesk {
     audit: AuditLog,
     /// Database and breaker change together: a look at the orders comes before or after.
     turn: Mutex<()>,
+    /// Heard from the start on, until [`keep`](Self::keep) records them.
+    heard: std::sync::Mutex<Vec<Receiver<Transition>>>,
 }
 
 impl BreakerDesk {
@@ -34,7 +37,8 @@ impl BreakerDesk {
         store: Store,
         audit: AuditLog,
     ) -> Result<Self, StoreError> {
-        let desk = Self { breakers, store, audit, turn: Mutex::new(()) };
+        let heard = std::sync::Mutex::new(breakers.iter().map(Breaker::transitions).collect());
+        let desk = Self { breakers, store, audit, turn: Mutex::new(()), heard };
         desk.look().await?;
         Ok(desk)
     }
@@ -77,7 +81,7 @@ impl BreakerDesk {
         Ok(Some(breaker.snapshot()))
     }
 
-    /// Ends an order and closes the breaker. How it is then; `None` when there is no such breaker.
+    /// Ends an order, of all replicas, and closes the breaker of this one. How it is then; `None` when there is no such breaker.
     ///
     /// # Errors
     /// As [`force`](Self::force).
@@ -98,8 +102,9 @@ impl BreakerDesk {
     /// Follows the orders of other replicas and records every transition, until `stop`.
     pub async fn keep(&self, stop: CancellationToken) {
         let mut listeners = JoinSet::new();
-        for breaker in &self.breakers {
-            listeners.spawn(record(breaker.transitions(), self.audit.clone()));
+        let heard = std::mem::take(&mut *self.heard.lock().unwrap_or_else(PoisonError::into_inner));
+        for transitions in heard {
+            listeners.spawn(record(transitions, self.audit.clone()));
         }
         let mut ticks = interval(LOOK_PERIOD);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

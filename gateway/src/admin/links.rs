@@ -59,7 +59,8 @@ struct MemberState {
     role: &'static str,
     /// A call would be given to it.
     usable: bool,
-    /// The state of its breaker.
+    /// Its breaker, as `/v1/breakers` and the figures name it, and that one's state.
+    breaker_name: String,
     breaker: &'static str,
     /// The last heartbeat.
     heartbeat: Heartbeat,
@@ -202,6 +203,7 @@ impl From<MemberView> for MemberState {
             role: view.role.name(),
             usable: view.usable,
             breaker: snapshot.state.name(),
+            breaker_name: snapshot.name,
             heartbeat: Heartbeat {
                 ok: last.map(|_| view.health.trouble.is_none()),
                 ago_s: last.map(|(at, _)| ago(at)),

@@ -1,7 +1,8 @@
 //! Asks each member now and then whether it is well, so that nobody's payment has to find out.
 //!
 //! A healthy member is asked every half minute, one that is not every second. Two failures in a row
-//! open its breaker, a wrong answer does so at once and is an alarm. While the breaker rests, a good
+//! open its breaker; a wrong answer does so at once and is an alarm, and so does a failure of one that
+//! knows itself that it cannot take calls. While the breaker rests, a good
 //! heartbeat ends the rest early, and further ones close it: see [`breaker`](super::breaker).
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::breaker::{State, Verdict};
 use super::jitter;
-use super::pool::{Endpoint, Member, Pool, is_closed};
+use super::pool::{Endpoint, Member, Pool};
 use crate::telemetry::metrics::{heartbeat, wrong_answer};
 
 /// How often members are asked.
@@ -73,29 +74,17 @@ pub struct Health {
 }
 
 /// A member's health, shared with whoever looks.
-#[derive(Debug)]
-pub struct HealthLog {
-    health: Mutex<Health>,
-    /// Since when its breaker is closed again, after it was not.
-    back: Mutex<Option<Instant>>,
-}
+#[derive(Debug, Default)]
+pub struct HealthLog(Mutex<Health>);
 
 impl HealthLog {
-    pub(super) fn new() -> Self {
-        Self { health: Mutex::default(), back: Mutex::default() }
-    }
-
     pub(super) fn read(&self) -> Health {
-        lock(&self.health).clone()
-    }
-
-    pub(super) fn back_since(&self) -> Option<Instant> {
-        *lock(&self.back)
+        self.lock().clone()
     }
 
     /// The number of bad ones in a row.
     fn note(&self, took: Duration, outcome: &Result<(), Sick>) -> u32 {
-        let mut health = lock(&self.health);
+        let mut health = self.lock();
         let now = Instant::now();
         let was_good = health.trouble.is_none();
         health.last = Some((now, took));
@@ -105,6 +94,10 @@ impl HealthLog {
             health.since = Some(now);
         }
         health.failures
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Health> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -117,32 +110,39 @@ impl<E: Endpoint> Pool<E> {
         stop: CancellationToken,
     ) {
         let Some(member) = self.members().get(at) else { return };
-        let mut was_closed = true;
         loop {
             let asked = member.beat(&config).await;
             // Asked for before the look, so that no transition is missed.
             let changed = member.breaker().changed();
             let state = member.breaker().state();
-            if is_closed(state) && !was_closed {
-                *lock(&member.health.back) = Some(Instant::now());
-            }
-            was_closed = is_closed(state);
+            let ready = member.endpoint().is_ready();
             let pause = match (asked, state) {
                 // One good answer after another, without a rest between them.
                 (Some(true), State::HalfOpen) => Duration::ZERO,
-                (Some(true), State::Closed) => jitter(Duration::from_millis(config.every_ms), 0.1),
+                (Some(true), State::Closed) if ready => jitter(Duration::from_millis(config.every_ms), 0.1),
                 _ => jitter(Duration::from_millis(config.sick_ms).mul_f64(1.1), 0.09),
             };
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = sleep(pause) => {}
                 () = changed => {}
+                () = member.lost(), if ready => {}
             }
         }
     }
 }
 
 impl<E: Endpoint> Member<E> {
+    /// Ends when the member says itself, twice in a row, that it cannot take a call: no call fails at
+    /// it then, and nobody else would tell.
+    async fn lost(&self) {
+        let mut looks = 0;
+        while looks < 2 {
+            sleep(LOOK_EVERY).await;
+            looks = if self.endpoint().is_ready() { 0 } else { looks + 1 };
+        }
+    }
+
     /// One heartbeat: whether it was good; `None` when the breaker wants none.
     async fn beat(&self, config: &HealthConfig) -> Option<bool> {
         let permit = self.breaker().admit_probe()?;
@@ -153,7 +153,7 @@ impl<E: Endpoint> Member<E> {
             Err(_) => Err(Sick { wrong: false, why: "no answer in time".into() }),
         };
         let took = begun.elapsed();
-        let name = self.endpoint().name();
+        let name = self.breaker().name();
         heartbeat(name, outcome.is_ok(), took);
         let failures = self.health.note(took, &outcome);
         match outcome {
@@ -170,7 +170,8 @@ impl<E: Endpoint> Member<E> {
                     tracing::warn!(member = name, why, "a heartbeat was not good");
                 }
                 permit.record(Verdict::Failing);
-                if wrong || failures >= FAILURES_MAX {
+                let lost = !self.endpoint().is_ready();
+                if wrong || lost || failures >= FAILURES_MAX {
                     self.breaker().trip("heartbeat");
                 }
                 Some(false)
@@ -179,10 +180,8 @@ impl<E: Endpoint> Member<E> {
     }
 }
 
+/// How often a member is looked at without asking it.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
 /// Heartbeats in a row that may fail.
 const FAILURES_MAX: u32 = 2;
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Each holds one value that is replaced as a whole.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}

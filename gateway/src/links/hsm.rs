@@ -218,31 +218,44 @@ impl Fault for Said<LinkError> {
 /// How long a start waits for the first worker.
 const FIRST_OUTCOME_MAX: Duration = Duration::from_secs(5);
 
-/// Only what speaks of the token's health counts: a refused PIN block is an answer, and so is our
-/// own bound on orders in flight. A worker that is lost beside one that answers takes all its
-/// orders with it at once; its supervisor replaces it, and the token is well.
+/// Only what speaks of the token's health counts: a refused PIN block is an answer of the token, a bad
+/// length or an unknown key one of its worker alone, and our own bound on orders in flight is
+/// nobody's. A worker that is lost beside one that answers takes all its orders with it at once; its
+/// supervisor replaces it, and the token is well.
 fn verdict(outcome: &Result<Answer, LinkError>, another_answers: bool) -> Verdict {
     match outcome {
         Ok(_) => Verdict::Healthy,
+        Err(LinkError::Answered(failure)) => match failure {
+            Failure::PinBlockRefused => Verdict::Healthy,
+            Failure::UnknownKey
+            | Failure::KeyNotForThis(_)
+            | Failure::MessageLength
+            | Failure::MacLength { .. }
+            | Failure::Expired
+            | Failure::KeyBlockRefused(_)
+            | Failure::KeyChangeRefused(_)
+            | Failure::KeySubstitution(_) => Verdict::Ignored,
+            Failure::Token { class, .. } => match class {
+                CkrClass::Caller | CkrClass::Answer | CkrClass::Benign => Verdict::Healthy,
+                // The last two: nobody's order can succeed until a person acts.
+                CkrClass::Transient
+                | CkrClass::Refind
+                | CkrClass::Relogin
+                | CkrClass::Restart
+                | CkrClass::Permanent
+                | CkrClass::Configuration => Verdict::Failing,
+            },
+        },
         Err(LinkError::Busy | LinkError::OrderTooLong) => Verdict::Ignored,
-        // Nobody's order can succeed until a person acts.
-        Err(LinkError::Answered(Failure::Token {
-            class: CkrClass::Permanent | CkrClass::Configuration,
-            ..
-        })) => Verdict::Failing,
-        Err(LinkError::Answered(failure)) if !failure.is_transient() => Verdict::Healthy,
         Err(LinkError::NoWorker | LinkError::TimedOut | LinkError::WorkerDied)
             if another_answers =>
         {
             Verdict::Ignored
         }
         Err(LinkError::TimedOut) => Verdict::TimedOut,
-        Err(
-            LinkError::NoWorker
-            | LinkError::WorkerDied
-            | LinkError::WrongAnswer
-            | LinkError::Answered(_),
-        ) => Verdict::Failing,
+        Err(LinkError::NoWorker | LinkError::WorkerDied | LinkError::WrongAnswer) => {
+            Verdict::Failing
+        }
     }
 }
 

@@ -117,7 +117,11 @@ impl Limit {
                 Urgency::Vital => &mut state.vital,
             };
             queue.retain(|waiting| !waiting.is_closed());
-            if queue.len() >= self.options.waiting_max {
+            let most = match urgency {
+                Urgency::Live => self.options.waiting_max,
+                Urgency::Vital => VITAL_WAITING_MAX,
+            };
+            if queue.len() >= most {
                 state.refused += 1;
                 return Err(Full);
             }
@@ -201,7 +205,9 @@ impl State {
 
     fn learn(&mut self, took: Duration, queue_max: Duration, options: &LimitOptions) {
         let now = Instant::now();
-        if took <= self.best || now - self.best_since > BEST_FOR {
+        // Forgotten only while there is no crowd, or its own queue would become the measure.
+        let quiet = f64::from(self.running) < self.limit / 2.0;
+        if took <= self.best || (quiet && now - self.best_since > BEST_FOR) {
             (self.best, self.best_since) = (took, now);
         }
         if took > self.best + queue_max {
@@ -229,6 +235,9 @@ impl Drop for Slot {
         limit.give_back(self.tells.then(|| self.taken.elapsed()));
     }
 }
+
+/// Vital calls that may wait: more than the queue's forwarders and the answers under way.
+const VITAL_WAITING_MAX: usize = 4_096;
 
 /// How long the best time is remembered: an endpoint may become slower for good.
 const BEST_FOR: Duration = Duration::from_secs(30);

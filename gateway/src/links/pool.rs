@@ -13,7 +13,7 @@ use std::time::Duration;
 use metrics::Counter;
 use tokio::time::{Instant, sleep};
 
-use super::breaker::{Breaker, State, Verdict};
+use super::breaker::{Breaker, Verdict};
 use super::classify::{Decision, Operation, Outcome, decide};
 use super::health::{Health, HealthLog, Sick};
 use super::limit::{Limit, LimitOptions, Occupancy};
@@ -161,7 +161,7 @@ impl<E: Endpoint> Member<E> {
     /// Unused and healthy so far.
     #[must_use]
     pub fn new(endpoint: Arc<E>, role: Role, breaker: Breaker, limit: LimitOptions) -> Self {
-        let (limit, load, health) = (Limit::new(limit), Load::new(), HealthLog::new());
+        let (limit, load, health) = (Limit::new(limit), Load::new(), HealthLog::default());
         Self { endpoint, role, breaker, limit, load, health }
     }
 
@@ -260,7 +260,11 @@ impl<E: Endpoint> Pool<E> {
             Urgency::Vital => &self.vital,
         };
         budget.earn();
-        let mut attempts = self.options.retry.attempts(call.patience.until);
+        let mut attempts = match call.waits {
+            true => self.options.retry.attempts(call.patience.until),
+            // Nobody waits for it: it has all of its lease.
+            false => self.options.retry.attempts_until(call.patience.until),
+        };
         let mut left = Members::all(self.members.len());
         let (mut by, mut may_have_arrived) = (None, false);
         let mut last: Option<CallError<X>> = None;
@@ -271,7 +275,7 @@ impl<E: Endpoint> Pool<E> {
             };
             let member = &self.members[at];
             left.remove(at);
-            let Ok(permit) = member.breaker.admit() else { continue };
+            let Ok(mut permit) = member.breaker.admit() else { continue };
             let Ok(mut slot) = member.limit.take(call.patience.urgency, attempts.limit()).await
             else {
                 permit.record(Verdict::Ignored);
@@ -284,6 +288,7 @@ impl<E: Endpoint> Pool<E> {
                 permit.record(Verdict::Ignored);
                 break Err(last.unwrap_or(CallError::TooLate));
             };
+            permit.begins_now();
             let running = member.load.enter();
             let Tried { result, verdict, another } =
                 attempt(Arc::clone(&member.endpoint), limit).await;
@@ -295,9 +300,9 @@ impl<E: Endpoint> Pool<E> {
                     member.load.record(took, None);
                     slot.answered();
                 }
-                Verdict::Failing | Verdict::TimedOut => {
-                    member.load.record(took, Some(self.options.attempt_max));
-                }
+                Verdict::Failing => member.load.record(took, Some(self.options.attempt_max)),
+                // Whatever its caller allowed, it took at least that long.
+                Verdict::TimedOut => member.load.record(took, Some(took)),
                 Verdict::Ignored => {}
             }
             drop(slot);
@@ -316,6 +321,12 @@ impl<E: Endpoint> Pool<E> {
             if decide(call.operation, outcome) == Decision::GiveUp {
                 break Err(CallError::Failed(error));
             }
+            // What says nothing of the member is repeated only where another part of it is there. And
+            // a caller in a hurry must not use up the budget of all.
+            let hasty = verdict == Verdict::TimedOut && took < HASTY;
+            if hasty || (verdict == Verdict::Ignored && !another) {
+                break Err(CallError::Failed(error));
+            }
             // Whoever has failed is asked again only when nobody else is left.
             let at_once = another || self.any_usable(&left);
             let next = attempts.next(at_once, error.retry_after(), member.load.typical());
@@ -323,8 +334,7 @@ impl<E: Endpoint> Pool<E> {
                 self.counts.given_up.increment(1);
                 break Err(CallError::Failed(error));
             };
-            // What says nothing of the member is no retry of a failing link: an order whose worker
-            // died simply moves to the other one.
+            // No retry of a failing link: an order whose worker died simply moves to the other one.
             if verdict != Verdict::Ignored && !budget.spend() {
                 self.counts.budget.increment(1);
                 break Err(CallError::Failed(error));
@@ -404,15 +414,10 @@ impl<E: Endpoint> Pool<E> {
     /// Whether a member that came back not long ago gets this call: its share grows with the time.
     fn has_its_turn(&self, member: &Member<E>, turn: u32) -> bool {
         let ramp = self.options.ramp.as_secs_f64();
-        let Some(since) = member.health.back_since().filter(|_| ramp > 0.0) else { return true };
-        let share = (since.elapsed().as_secs_f64() / ramp).max(0.05);
+        let Some(back) = member.breaker.back_for().filter(|_| ramp > 0.0) else { return true };
+        let share = (back.as_secs_f64() / ramp).max(0.05);
         f64::from(turn.wrapping_mul(37) % 100) < share * 100.0
     }
-}
-
-/// Whether the breaker lets calls pass as a rule.
-pub(super) fn is_closed(state: State) -> bool {
-    matches!(state, State::Closed | State::Disabled)
 }
 
 /// Which members of a pool: one bit each.
@@ -447,6 +452,9 @@ impl Members {
 
 /// Of calls that repeat freely, one in so many goes to a backup while the primaries are well.
 const WARM_EVERY: u32 = 50;
+
+/// A time-out after less is the caller's: no member has shown that it does not answer.
+const HASTY: Duration = Duration::from_millis(100);
 
 /// When to look again at members that are not ready for a reason of their own.
 const NOT_READY_MOMENT: Duration = Duration::from_secs(1);

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Mutex;
 
 use super::*;
-use crate::links::breaker::{BreakerConfig, Pace};
+use crate::links::breaker::{BreakerConfig, Pace, State};
 use crate::links::health::HealthConfig;
 use tokio_util::sync::CancellationToken;
 
@@ -18,6 +18,8 @@ enum Does {
     Hangs,
     /// Its last word.
     Declines,
+    /// It knows itself that it cannot.
+    Lost,
 }
 
 #[derive(Debug)]
@@ -52,6 +54,7 @@ impl Fake {
                 (Err(Trouble(Outcome::SentUnknown)), Verdict::TimedOut)
             }
             Does::Declines => (Err(Trouble(Outcome::AnsweredFinal)), Verdict::Healthy),
+            Does::Lost => (Err(Trouble(Outcome::NotSent)), Verdict::Failing),
         };
         Tried { result, verdict, another: false }
     }
@@ -63,14 +66,14 @@ impl Endpoint for Fake {
     }
 
     fn is_ready(&self) -> bool {
-        true
+        self.does() != Does::Lost
     }
 
     async fn heartbeat(&self, limit: Instant) -> Result<(), Sick> {
         self.beats.fetch_add(1, Ordering::Relaxed);
         match self.does() {
             Does::Answers | Does::Declines => Ok(()),
-            Does::Refuses => Err(Sick { wrong: false, why: "refused".into() }),
+            Does::Refuses | Does::Lost => Err(Sick { wrong: false, why: "refused".into() }),
             Does::Hangs => {
                 tokio::time::sleep_until(limit).await;
                 Err(Sick { wrong: false, why: "hung".into() })
@@ -299,6 +302,28 @@ async fn a_long_outage_costs_few_further_attempts_and_one_probe_a_second() {
     assert!(made < 100, "{made} attempts at a dead member by {requests} requests");
     assert!(probes <= 125, "{probes} probes in two minutes");
     assert!(recovered <= Duration::from_secs(5), "{recovered:?}");
+    stop.cancel();
+    monitor.await.unwrap();
+}
+
+/// Nobody's call fails at a member that is not asked: its breaker must open all the same.
+#[tokio::test(start_paused = true)]
+async fn a_member_that_knows_itself_that_it_is_lost_is_open_within_a_second() {
+    let pool = pool(&[PRIMARY]);
+    let stop = CancellationToken::new();
+    let monitor = tokio::spawn(Arc::clone(&pool).monitor(0, HealthConfig::default(), stop.clone()));
+    sleep(Duration::from_secs(5)).await;
+    fake(&pool, 0).set(Does::Lost);
+
+    sleep(Duration::from_secs(1)).await;
+    let lost = pool.members()[0].breaker().state();
+    let refused = pay(&pool).await;
+    fake(&pool, 0).set(Does::Answers);
+    sleep(Duration::from_secs(3)).await;
+    let back = pool.members()[0].breaker().state();
+
+    assert_eq!((lost, back), (State::Open, State::Closed));
+    assert!(matches!(refused, Err(CallError::NoneReady { .. })), "{refused:?}");
     stop.cancel();
     monitor.await.unwrap();
 }

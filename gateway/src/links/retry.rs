@@ -80,7 +80,12 @@ impl RetryConfig {
     /// The attempts at one call, of which the first may begin now. `deadline` is the request's.
     #[must_use]
     pub fn attempts(&self, deadline: Instant) -> Attempts {
-        let limit = deadline.min(Instant::now() + self.total_max());
+        self.attempts_until(deadline.min(Instant::now() + self.total_max()))
+    }
+
+    /// The same, for what nobody waits for: only `limit` ends them.
+    #[must_use]
+    pub fn attempts_until(&self, limit: Instant) -> Attempts {
         Attempts { config: *self, limit, made: 0, wait: Duration::from_millis(self.wait_ms) }
     }
 }

@@ -1,5 +1,7 @@
 //! Makes what is approved: on every link, by one worker of each, under one number.
 
+use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hsm_adapter::client::LinkError;
@@ -13,26 +15,50 @@ use super::{Officers, lock, patience};
 use crate::links::token::{HsmError, HsmLink};
 use crate::store::{KeyChange, KeyChangeKind, StoreError};
 
-/// What came of giving a change to a worker.
+/// What came of a change in one round.
 enum Made {
-    /// The key as it is now.
+    /// The key as it is now, on every link.
     Applied(KeyFacts),
-    /// The worker's sentence; whether it found another key under this label.
+    /// The key as it is now, where it was made; the links that have missed it.
+    Partly(KeyFacts, Vec<&'static str>),
+    /// The worker's sentence; whether it found another key under this label. Nothing was made.
     Refused { why: String, substitution: bool },
-    /// The token is away.
+    /// No link has it.
     Later(HsmError),
 }
 
+/// Why a link has not made a change.
+enum Missed {
+    /// It may tomorrow.
+    Later(HsmError),
+    /// It was asked, and refuses.
+    Refused { why: String, substitution: bool },
+}
+
 impl Officers {
-    /// Makes what is approved, in order, until nothing is left or the token is away.
+    /// Makes what is approved, in order, on every link that is there. A link that is away keeps nobody
+    /// waiting: it is not used until it has caught up, change by change. Gives the key of the change
+    /// `wanted` when it was made here.
     pub(super) async fn make_all(&self, wanted: i64) -> Result<Option<KeyFacts>, StoreError> {
         let _one_at_a_time = self.making.lock().await;
-        let mut facts = None;
-        while let Some(change) = self.store.next_key_change().await? {
-            let (refused, substitution) = match self.make_one(&change).await? {
+        let (mut facts, mut behind) = (None, HashSet::new());
+        let approved = self.store.approved_key_changes().await?;
+        lock(&self.partly).retain(|number, _| approved.iter().any(|it| it.number == *number));
+        for change in approved {
+            let told = lock(&self.partly).get(&change.number).cloned();
+            let (refused, substitution) = match self.make_one(&change, &told, &mut behind).await? {
                 Made::Later(error) => {
                     tracing::warn!(%error, change = change.number, "a key change waits");
-                    break;
+                    continue;
+                }
+                Made::Partly(key, missed) => {
+                    self.distrust(&change, &missed);
+                    // On record once it is in force anywhere.
+                    if told.is_some() || self.record(&change, false, false).await {
+                        lock(&self.partly).insert(change.number, missed);
+                    }
+                    facts = (change.number == wanted).then_some(key).or(facts);
+                    continue;
                 }
                 Made::Refused { why, substitution } => (Some(why), substitution),
                 Made::Applied(key) => {
@@ -41,69 +67,123 @@ impl Officers {
                 }
             };
             // First the record, then the end: what is not on record is done again, to no effect.
-            if !self.record(&change, refused.is_some(), substitution).await {
+            if told.is_none() && !self.record(&change, refused.is_some(), substitution).await {
                 break;
             }
             self.store.end_key_change(change.number, refused).await?;
+            lock(&self.partly).remove(&change.number);
         }
         Ok(facts)
     }
 
-    /// Makes the change on every link, the first one last: what a backup refuses leaves all as it was.
-    async fn make_one(&self, change: &KeyChange) -> Result<Made, StoreError> {
+    /// Makes the change where it is not made yet, the first link last: what a backup refuses leaves
+    /// all as it was. `told` names the links that lack it, when others have it; `behind` those that
+    /// lack an earlier one.
+    async fn make_one(
+        &self,
+        change: &KeyChange,
+        told: &Option<Vec<&'static str>>,
+        behind: &mut HashSet<&'static str>,
+    ) -> Result<Made, StoreError> {
         let links: Vec<_> = self.hsm.links().cloned().collect();
-        let (mut ready, mut missed, mut last) = (Vec::new(), Vec::new(), 0);
-        for link in links.iter().rev() {
-            match link.reload_keys(patience()).await {
-                Ok(known) => {
+        let lacks = |link: &&Arc<HsmLink>| {
+            told.as_ref().is_none_or(|missed| missed.contains(&link.label()))
+        };
+        let (mut ready, mut last) = (Vec::new(), 0);
+        let mut applied = None;
+        let mut missed: Vec<(&'static str, Missed)> = Vec::new();
+        for link in links.iter().rev().filter(lacks) {
+            let name = link.label();
+            if behind.contains(name) || !link.is_up() {
+                missed.push((name, Missed::Later(LinkError::NoWorker.into())));
+                continue;
+            }
+            let known = match link.reload_keys(patience()).await {
+                Ok(known) => made_there(link, change).await.map(|made| (known, made)),
+                Err(error) => Err(error),
+            };
+            match known {
+                Ok((_, Some(key))) => applied = Some(key),
+                Ok((known, None)) => {
                     last = last.max(known);
                     ready.push((link, known));
                 }
-                Err(error) => missed.push((link, error)),
+                Err(error) => missed.push((name, Missed::Later(error))),
             }
         }
         let mut number = match change.register_change {
-            Some(given) => given,
-            None if ready.is_empty() => 0,
-            None => self.store.number_key_change(change.number, last).await?,
+            Some(given) if ready.iter().all(|(_, known)| given > *known) => given,
+            Some(_) | None if ready.is_empty() => 0,
+            Some(_) | None => self.store.number_key_change(change.number, last).await?,
         };
-        let mut applied = None;
         for (link, known) in ready {
             if number <= known {
-                // It was made and not recorded, or another was made before it.
-                match made_there(link, change).await {
-                    Ok(Some(key)) => {
-                        applied = Some(key);
-                        continue;
-                    }
-                    Ok(None) => number = self.store.number_key_change(change.number, last).await?,
-                    Err(error) => {
-                        missed.push((link, error));
-                        continue;
-                    }
-                }
+                number = self.store.number_key_change(change.number, last).await?;
             }
             match self.make_on(link, change, number).await {
-                Ok(key) => applied = Some(key),
-                Err(Made::Later(error)) => missed.push((link, error)),
-                Err(refused) => return Ok(refused),
-            }
-        }
-        if applied.is_some() {
-            *lock(&self.unsettled) = Some(Instant::now() + SETTLED_AFTER);
-            self.settle().await;
-            for (link, _) in &missed {
-                if link.set_distrusted(true) {
-                    let (link, change) = (link.label(), change.number);
-                    tracing::error!(link, change, "not used: it has missed a change of a key");
+                Ok(key) => {
+                    applied = Some(key);
+                    *lock(&self.unsettled) = Some(Instant::now() + SETTLED_AFTER);
                 }
+                Err(Missed::Refused { why, substitution })
+                    if applied.is_none() && told.is_none() =>
+                {
+                    return Ok(Made::Refused { why, substitution });
+                }
+                Err(why) => missed.push((link.label(), why)),
             }
         }
-        match (missed.pop(), applied) {
-            (Some((_, error)), _) => Ok(Made::Later(error)),
-            (None, Some(key)) => Ok(Made::Applied(key)),
-            (None, None) => Ok(Made::Later(LinkError::NoWorker.into())),
+        self.settle().await;
+        behind.extend(missed.iter().map(|(name, _)| *name));
+        for (link, why) in &missed {
+            if let Missed::Refused { why, .. } = why {
+                tracing::error!(link, why, change = change.number, "refused, and made elsewhere");
+            }
         }
+        let names = missed.iter().map(|(name, _)| *name).collect();
+        let first = missed.into_iter().next().map(|(_, why)| why);
+        Ok(match (first, applied) {
+            (None, Some(key)) => Made::Applied(key),
+            (Some(_), Some(key)) => Made::Partly(key, names),
+            (Some(_), None) if told.is_some() => {
+                // Others have it; these lack it still.
+                return self.still_partly(change, names).await;
+            }
+            (Some(Missed::Later(error)), None) => Made::Later(error),
+            (Some(Missed::Refused { why, substitution }), None) => {
+                Made::Refused { why, substitution }
+            }
+            (None, None) => Made::Later(LinkError::NoWorker.into()),
+        })
+    }
+
+    /// The change as a link has it that made it before.
+    async fn still_partly(
+        &self,
+        change: &KeyChange,
+        missed: Vec<&'static str>,
+    ) -> Result<Made, StoreError> {
+        for link in self.hsm.links().filter(|link| !missed.contains(&link.label())) {
+            if let Ok(Some(key)) = made_there(link, change).await {
+                return Ok(Made::Partly(key, missed));
+            }
+        }
+        Ok(Made::Later(LinkError::NoWorker.into()))
+    }
+
+    /// Whoever has missed a change is not used.
+    fn distrust(&self, change: &KeyChange, missed: &[&'static str]) {
+        for link in self.hsm.links().filter(|link| missed.contains(&link.label())) {
+            if link.set_distrusted(true) {
+                let (link, change) = (link.label(), change.number);
+                tracing::error!(link, change, "not used: it has missed a change of a key");
+            }
+        }
+    }
+
+    /// The links that lack an approved change.
+    pub(super) fn missing(&self) -> HashSet<&'static str> {
+        lock(&self.partly).values().flatten().copied().collect()
     }
 
     async fn make_on(
@@ -111,8 +191,8 @@ impl Officers {
         link: &HsmLink,
         change: &KeyChange,
         number: u64,
-    ) -> Result<KeyFacts, Made> {
-        let refused = |why: String| Made::Refused { why, substitution: false };
+    ) -> Result<KeyFacts, Missed> {
+        let refused = |why: String| Missed::Refused { why, substitution: false };
         let order = worker_order(change, number).map_err(|why| refused(why.into()))?;
         match link.change_key(&order, patience()).await {
             Ok(key) if is_made(change, &key) => Ok(key),
@@ -121,26 +201,26 @@ impl Officers {
         }
     }
 
-    fn not_made(&self, change: &KeyChange, error: HsmError) -> Made {
+    fn not_made(&self, change: &KeyChange, error: HsmError) -> Missed {
         match &error {
             HsmError::Link(LinkError::WorkerDied | LinkError::TimedOut) => {
                 let mut lost = lock(&self.lost);
                 let times = if lost.0 == change.number { lost.1 + 1 } else { 1 };
                 *lost = (change.number, times);
                 if times < LOST_MAX {
-                    return Made::Later(error);
+                    return Missed::Later(error);
                 }
                 let why = format!(
                     "{LOST_MAX} workers were lost over it; the key list shows what became of it"
                 );
-                Made::Refused { why, substitution: false }
+                Missed::Refused { why, substitution: false }
             }
             HsmError::Link(LinkError::Answered(failure)) if is_final(failure) => {
                 let substitution = matches!(failure, Failure::KeySubstitution(_));
-                Made::Refused { why: failure.to_string(), substitution }
+                Missed::Refused { why: failure.to_string(), substitution }
             }
             HsmError::Link(LinkError::OrderTooLong) => {
-                Made::Refused { why: error.to_string(), substitution: false }
+                Missed::Refused { why: error.to_string(), substitution: false }
             }
             HsmError::NoneReady { .. }
             | HsmError::Distrusted
@@ -151,7 +231,7 @@ impl Officers {
                 | LinkError::Busy
                 | LinkError::WrongAnswer
                 | LinkError::Answered(_),
-            ) => Made::Later(error),
+            ) => Missed::Later(error),
         }
     }
 

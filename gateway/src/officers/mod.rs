@@ -9,6 +9,7 @@
 mod comparison; // one label, one key, whoever is asked
 mod making; // what is approved, on every link
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -68,6 +69,8 @@ pub struct Officers {
     lost: Mutex<(i64, u32)>,
     /// Until when workers that were starting while the register changed are told to read it again.
     unsettled: Mutex<Option<Instant>>,
+    /// Approved changes that are made on some links and on record: which links lack each.
+    partly: Mutex<HashMap<i64, Vec<&'static str>>>,
 }
 
 impl Officers {
@@ -75,7 +78,8 @@ impl Officers {
     #[must_use]
     pub fn new(hsm: Arc<Hsm>, store: Store, audit: AuditLog, config: OfficersConfig) -> Self {
         let (making, lost) = (tokio::sync::Mutex::default(), Mutex::default());
-        Self { hsm, store, audit, config, making, lost, unsettled: Mutex::default() }
+        let (unsettled, partly) = (Mutex::default(), Mutex::default());
+        Self { hsm, store, audit, config, making, lost, unsettled, partly }
     }
 
     /// Every key version of the token.
@@ -190,6 +194,8 @@ impl Officers {
             }
             if let Err(error) = self.make_all(0).await {
                 tracing::error!(%error, "making key changes");
+                // Nobody knows which links lack what.
+                continue;
             }
             self.settle().await;
             let restarts = |link: &Arc<HsmLink>| {
@@ -205,8 +211,8 @@ impl Officers {
     }
 
     /// Whether every link that is up could be asked. A label with two check values closes the links
-    /// that have them, and a link whose keys are in another state than those of a trusted link is not
-    /// used until it has caught up.
+    /// that have them, and a link that lacks an approved change, or whose keys are in another state than
+    /// those of one that has them all, is not used until it has caught up.
     async fn compare(&self) -> bool {
         let (mut seen, mut all) = (Vec::new(), true);
         for link in self.hsm.links().filter(|link| link.is_up()) {
@@ -217,7 +223,9 @@ impl Officers {
         }
         let views: Vec<_> = seen.iter().flat_map(|(_, views)| views).cloned().collect();
         let found = substitutions(&views);
-        let trusted = seen.iter().find(|(link, _)| !link.is_distrusted()).or(seen.first());
+        let missing = self.missing();
+        // Whatever was approved is made there, or it waits everywhere.
+        let trusted = seen.iter().find(|(link, _)| !missing.contains(link.label()));
         let model = trusted.and_then(|(_, views)| views.first()).map(|(_, keys)| keys.clone());
         for (link, views) in seen {
             let own = found.iter().filter(|found| views.iter().any(|(view, _)| found.is_in(view)));
@@ -225,7 +233,8 @@ impl Officers {
             let keys = views.first().map(|(_, keys)| keys);
             let differs =
                 model.as_ref().zip(keys).and_then(|(model, keys)| difference(model, keys));
-            let distrusted = !own.is_empty() || differs.is_some();
+            let lacks = missing.contains(link.label());
+            let distrusted = !own.is_empty() || differs.is_some() || lacks;
             if !link.set_distrusted(distrusted) {
                 continue;
             }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use hsm_adapter::error::Failure;
 use hsm_adapter::protocol::{Message, PinKey};
 use hsm_adapter::vocabulary::{KeyLabel, Pan, PinBlock};
 use serde::{Deserialize, Serialize};
@@ -139,8 +140,13 @@ impl Biller {
         match hsm.verify_mac(self.mac_key.clone().into(), None, body, mac, until).await {
             Ok(true) => {}
             Ok(false) => return Err(answered.reject(&self.name, "wrong MAC")),
-            // The payment may be made: without the HSM, the answer is not known to be true.
-            Err(_) => return Err(BackendError::SentUnknown { why: NO_HSM }),
+            Err(error) => match error.failure() {
+                Some(Failure::MessageLength | Failure::MacLength { .. }) => {
+                    return Err(answered.reject(&self.name, "a MAC over nothing"));
+                }
+                // The payment may be made: without the HSM, the answer is not known to be true.
+                Some(_) | None => return Err(BackendError::SentUnknown { why: NO_HSM }),
+            },
         }
         match of_status(answered.status) {
             Some(Word::Settled) => {}

@@ -17,7 +17,7 @@ use super::payment::Due;
 use crate::links::backend::{BackendError, NO_HSM};
 use crate::links::jitter;
 use crate::links::pool::Fault as _;
-use crate::store::{Class, HoldReason, Parked, Parking, PruneRule, Status, StoreError};
+use crate::store::{HoldReason, Parked, Parking, PruneRule, Status, StoreError};
 
 impl Relay {
     /// Forwards what waits for one biller until `stop`.
@@ -98,9 +98,11 @@ impl Relay {
                 Ok("ambiguous")
             }
             Err(error) => {
-                let (retry_in, counts) = self.rest_after(&error, attempts);
-                let class = if may_have_arrived { Class::SentUnknown } else { class(&error) };
-                let counts = counts || may_have_arrived;
+                // An earlier attempt at another URL may have arrived, whatever the last one says.
+                let unknown = BackendError::SentUnknown { why: "an earlier attempt" };
+                let decisive = if may_have_arrived { &unknown } else { &error };
+                let (retry_in, counts) = self.rest_after(decisive, attempts);
+                let class = class(decisive);
                 let parking = Parking { retry_in, class, code: None, counts, pin: None };
                 match self.store.release(&lease, parking).await? {
                     Parked::Failed => {

@@ -340,8 +340,9 @@ async fn with_mac(
         let body = answer.body.to_vec();
         match gateway.hsm.generate_mac(key.clone().into(), None, body, None, patience).await {
             Ok(made) => break made.mac,
-            Err(error) if is_late() || error.failure().is_some() => {
-                return Err(problem_of_hsm(entry, &error));
+            // A token that fails in passing may do better; an answer that nobody can prove is none.
+            Err(error) if is_late() || error.failure().is_some_and(|it| !it.is_transient()) => {
+                return Err(problem_of_hsm(entry, &error).with_detail(KEPT));
             }
             Err(_) => tokio::time::sleep(ANSWER_MAC_REST).await,
         }
@@ -351,6 +352,9 @@ async fn with_mac(
     }
     Ok(answer.into_response())
 }
+
+/// The payment is made or durable, and cannot be told of under a MAC.
+const KEPT: &str = "the payment is kept: ask again with the same Idempotency-Key for its answer";
 
 /// Between two tries at the MAC of an answer.
 const ANSWER_MAC_REST: std::time::Duration = std::time::Duration::from_millis(100);

@@ -356,10 +356,9 @@ impl Order for ExpireKeyChanges {
     }
 }
 
-/// The next one that waits for the token: a compromise first, then in the order of approval.
-pub(super) async fn next_approved(readers: &SqlitePool) -> Result<Option<KeyChange>, StoreError> {
-    let row = sqlx::query(NEXT).fetch_optional(readers).await?;
-    row.as_ref().map(read).transpose()
+/// Those that wait for a token: compromises first, then in the order of approval.
+pub(super) async fn approved(readers: &SqlitePool) -> Result<Vec<KeyChange>, StoreError> {
+    sqlx::query(APPROVED).fetch_all(readers).await?.iter().map(read).collect()
 }
 
 pub(super) async fn one(
@@ -451,8 +450,8 @@ const EXPIRE: &str = "
 UPDATE key_change SET state = 'expired', ended_at = ?1, block = NULL
 WHERE state = 'proposed' AND expires_at <= ?1 RETURNING *";
 
-const NEXT: &str = "
+const APPROVED: &str = "
 SELECT * FROM key_change WHERE state = 'approved'
-ORDER BY kind = 'compromise' DESC, decided_at, number LIMIT 1";
+ORDER BY kind = 'compromise' DESC, decided_at, number";
 
 const LATEST: &str = "SELECT * FROM key_change ORDER BY number DESC LIMIT ?1";

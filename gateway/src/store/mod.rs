@@ -419,12 +419,13 @@ impl Store {
         self.writer.ask(key_change::ExpireKeyChanges).await
     }
 
-    /// The approved change that is to be applied next.
+    /// The approved changes in the order in which they are to be applied: compromises first, then as
+    /// they were approved.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
-    pub async fn next_key_change(&self) -> Result<Option<KeyChange>, StoreError> {
-        error::within(key_change::next_approved(&self.readers)).await
+    pub async fn approved_key_changes(&self) -> Result<Vec<KeyChange>, StoreError> {
+        error::within(key_change::approved(&self.readers)).await
     }
 
     /// One change.

@@ -178,6 +178,12 @@ pub struct ProblemBody {
 }
 
 impl Problem {
+    /// The refusal with a sentence that says what to do.
+    #[must_use]
+    pub fn with_detail(self, detail: &'static str) -> Self {
+        Self { detail: Some(detail.into()), ..self }
+    }
+
     /// A refusal without detail.
     pub fn new(slug: Slug) -> Self {
         Self { slug, detail: None, retry_after_s: slug.retry_after_s(), rate_limit: None }

@@ -234,6 +234,10 @@ fn told_by(answer: &Answer, acquirer: &Acquirer, biller: &str, bill: &str) -> (T
             let why = format!("{bill}: {} {text}, proved {proved}", answer.status);
             (Told::Nothing, Ended::Wrong(why))
         }
+        // Its answer could not get a MAC: it says itself that the payment is kept.
+        (503, _) if answer.json()["detail"].as_str().is_some_and(|it| it.contains("is kept")) => {
+            (Told::Nothing, other(answer, bill))
+        }
         (503 | 429, _) => (Told::Refused, other(answer, bill)),
         _ => (Told::Nothing, other(answer, bill)),
     }

@@ -74,6 +74,7 @@ async fn a_refused_login_latches_and_is_told_where_people_look() {
     assert!(world.workers().is_empty() && workers.is_empty(), "nobody tries again");
     let lost = world.metric("tollgate_hsm_sessions{link=\"primary\",state=\"lost\"}").await;
     assert!(lost.unwrap() > 1.5);
+}
 
 #[tokio::test]
 async fn of_two_links_one_fails_alone_and_nobody_sees_it() {

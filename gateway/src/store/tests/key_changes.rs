@@ -85,12 +85,13 @@ async fn a_compromise_waits_for_nobody_and_is_applied_before_what_was_approved_e
 
     assert_eq!((compromise.state, compromise.decider), (KeyChangeState::Approved, None));
     let mut order = Vec::new();
-    while let Some(next) = world.store.next_key_change().await.unwrap() {
+    for next in world.store.approved_key_changes().await.unwrap() {
         let given = world.store.number_key_change(next.number, 7).await.unwrap();
         world.store.end_key_change(next.number, None).await.unwrap();
         order.push((next.number, given));
     }
     assert_eq!(order, [(compromise.number, 8), (retire, 9)]);
+    assert!(world.store.approved_key_changes().await.unwrap().is_empty());
 }
 
 #[tokio::test]
@@ -146,7 +147,7 @@ async fn an_approved_change_and_its_number_outlive_a_crash() {
     world.decide(import.number, Decision::Approve, "ben").await;
     let given = world.store.number_key_change(import.number, 41).await.unwrap();
 
-    let next = world.after_a_crash().await.store.next_key_change().await.unwrap().unwrap();
+    let next = world.after_a_crash().await.store.approved_key_changes().await.unwrap().remove(0);
 
     assert_eq!((next.number, next.register_change), (import.number, Some(given)));
     assert!(next.import.unwrap().block.is_some());

@@ -119,7 +119,9 @@ impl<E: Endpoint> Pool<E> {
             let pause = match (asked, state) {
                 // One good answer after another, without a rest between them.
                 (Some(true), State::HalfOpen) => Duration::ZERO,
-                (Some(true), State::Closed) if ready => jitter(Duration::from_millis(config.every_ms), 0.1),
+                (Some(true), State::Closed) if ready => {
+                    jitter(Duration::from_millis(config.every_ms), 0.1)
+                }
                 _ => jitter(Duration::from_millis(config.sick_ms).mul_f64(1.1), 0.09),
             };
             tokio::select! {

@@ -340,7 +340,7 @@ impl<E: Endpoint> Pool<E> {
                 break Err(CallError::Failed(error));
             }
             self.counts.again.increment(1);
-            if another {
+            if another && !self.any_usable(&left) {
                 left.add(at);
             }
             if !rest.is_zero() {

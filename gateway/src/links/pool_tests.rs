@@ -174,6 +174,30 @@ async fn a_member_that_hangs_costs_at_most_half_of_the_time_when_another_is_ther
     assert!(begun.elapsed() <= Duration::from_millis(510), "{:?}", begun.elapsed());
 }
 
+/// A member whose other part could take the call at once is asked again only when nobody else is there.
+#[tokio::test(start_paused = true)]
+async fn another_member_goes_before_another_part_of_the_one_that_failed() {
+    let attempt = |fake: Arc<Fake>, limit| async move {
+        let mut tried = fake.call(limit).await;
+        if tried.result.is_err() {
+            (tried.verdict, tried.another) = (Verdict::Ignored, true);
+        }
+        tried
+    };
+    for (members, calls) in [(vec![PRIMARY, BACKUP], [1, 1]), (vec![PRIMARY], [3, 0])] {
+        let pool = pool(&members);
+        fake(&pool, 0).set(Does::Refuses);
+        let patience = (Instant::now() + Duration::from_secs(20)).into();
+        let call = Call { operation: Operation::Payment, patience, waits: true };
+
+        let called = pool.call(call, attempt).await;
+
+        assert_eq!(called.result.is_ok(), members.len() == 2);
+        let made: Vec<_> = pool.members().iter().map(|member| member.endpoint().calls()).collect();
+        assert_eq!(made, calls[..members.len()]);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_deadline_ends_a_call_to_a_member_that_hangs_and_opens_no_breaker() {
     let pool = pool(&[PRIMARY]);

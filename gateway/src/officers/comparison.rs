@@ -24,6 +24,13 @@ impl Substitution {
     pub fn is_in(&self, view: &str) -> bool {
         self.first.0 == view || self.other.0 == view
     }
+
+    /// Whether it is one between two of these views.
+    #[must_use]
+    pub fn is_within(&self, views: &[(String, Vec<KeyFacts>)]) -> bool {
+        let has = |name: &str| views.iter().any(|(view, _)| view == name);
+        has(&self.first.0) && has(&self.other.0)
+    }
 }
 
 impl fmt::Display for Substitution {

@@ -71,6 +71,8 @@ pub struct Officers {
     unsettled: Mutex<Option<Instant>>,
     /// Approved changes that are made on some links and on record: which links lack each.
     partly: Mutex<HashMap<i64, Vec<&'static str>>>,
+    /// Why each link's keys are not trusted, as it was told last.
+    causes: Mutex<HashMap<&'static str, Vec<String>>>,
 }
 
 impl Officers {
@@ -78,8 +80,8 @@ impl Officers {
     #[must_use]
     pub fn new(hsm: Arc<Hsm>, store: Store, audit: AuditLog, config: OfficersConfig) -> Self {
         let (making, lost) = (tokio::sync::Mutex::default(), Mutex::default());
-        let (unsettled, partly) = (Mutex::default(), Mutex::default());
-        Self { hsm, store, audit, config, making, lost, unsettled, partly }
+        let (unsettled, partly, causes) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Self { hsm, store, audit, config, making, lost, unsettled, partly, causes }
     }
 
     /// Every key version of the token.
@@ -210,8 +212,9 @@ impl Officers {
         }
     }
 
-    /// Whether every link that is up could be asked. A label with two check values closes the links
-    /// that have them, and a link that lacks an approved change, or whose keys are in another state than
+    /// Whether every link that is up could be asked. The first link that has every approved change is
+    /// the model. A label with two check values closes the link that differs from it, or whose own
+    /// workers differ; and a link that lacks an approved change, or whose keys are in another state than
     /// those of one that has them all, is not used until it has caught up.
     async fn compare(&self) -> bool {
         let (mut seen, mut all) = (Vec::new(), true);
@@ -226,19 +229,28 @@ impl Officers {
         let missing = self.missing();
         // Whatever was approved is made there, or it waits everywhere.
         let trusted = seen.iter().find(|(link, _)| !missing.contains(link.label()));
-        let model = trusted.and_then(|(_, views)| views.first()).map(|(_, keys)| keys.clone());
+        let model = trusted.map(|(link, views)| (link.label(), views.clone()));
         for (link, views) in seen {
-            let own = found.iter().filter(|found| views.iter().any(|(view, _)| found.is_in(view)));
+            let is_in = |found: &Substitution| views.iter().any(|(view, _)| found.is_in(view));
+            // Of two links that differ the model goes on; of two workers of one link none does.
+            let own = found.iter().filter(|found| match &model {
+                Some((name, views)) if *name == link.label() => found.is_within(views),
+                Some(_) | None => is_in(found),
+            });
             let own: Vec<_> = own.collect();
-            let keys = views.first().map(|(_, keys)| keys);
-            let differs =
-                model.as_ref().zip(keys).and_then(|(model, keys)| difference(model, keys));
+            let modelled = model.as_ref().and_then(|(_, views)| views.first());
+            let differs = modelled.zip(views.first());
+            let differs = differs.and_then(|((_, one), (_, keys))| difference(one, keys));
             let lacks = missing.contains(link.label());
-            let distrusted = !own.is_empty() || differs.is_some() || lacks;
-            if !link.set_distrusted(distrusted) {
+            link.set_distrusted(!own.is_empty() || differs.is_some() || lacks);
+            let name = link.label();
+            // Told once for each cause, also of a link that was never used.
+            let causes: Vec<_> =
+                own.iter().map(ToString::to_string).chain(differs.clone()).collect();
+            let told = lock(&self.causes).insert(name, causes.clone());
+            if told.unwrap_or_default() == causes {
                 continue;
             }
-            let name = link.label();
             if let Some(key) = differs {
                 tracing::error!(link = name, key, "not used: another link has it in another state");
             }

@@ -268,12 +268,12 @@ impl TokenLink {
         self.slots.iter().any(|slot| slot.connection().is_some())
     }
 
-    /// Whether at least one worker is ready and owes no answer: what is lost elsewhere is then the
-    /// loss of a worker, not of the token.
+    /// Whether at least one worker is ready, owes no answer and is not silent: what is lost elsewhere is
+    /// then the loss of a worker, not of the token.
     #[must_use]
     pub fn is_answering(&self) -> bool {
         let mut connections = self.slots.iter().filter_map(|slot| slot.connection());
-        connections.any(|connection| !connection.owes())
+        connections.any(|connection| !connection.owes() && !connection.is_silent())
     }
 
     /// Ends the workers. Orders in flight end with [`LinkError::WorkerDied`].

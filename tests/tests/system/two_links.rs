@@ -89,7 +89,7 @@ impl Askers {
         let seen: Vec<_> = self.clients.join_all().await.into_iter().flatten().collect();
         let right = seen[0].1.json()["mac"].clone();
         for (took, answer) in &seen {
-            assert_eq!(answer.status, 200, "{answer:?}");
+            assert_eq!(answer.status, 200, "after {took:?}: {}", answer.json());
             assert_eq!(answer.json()["mac"], right);
             assert!(*took < ALLOWED + Duration::from_secs(1), "{took:?}");
         }

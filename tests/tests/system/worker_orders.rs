@@ -44,7 +44,9 @@ async fn a_worker_is_not_ended_for_orders_that_had_hardly_any_time() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     let answered = token.ask(Order::SelfTest).await;
 
-    assert!(matches!(outcomes.2.1, Err(LinkError::TimedOut)), "{:?}", outcomes.2);
+    // On a busy machine the worker's word comes before our own clock's.
+    let hasty = [LinkError::TimedOut, LinkError::Answered(Failure::Expired)];
+    assert!(hasty.contains(&outcomes.2.1.unwrap_err()));
     assert!(answered.is_ok(), "{answered:?}");
     assert_eq!(token.link.status()[0].pid, before[0].pid);
     token.stop().await;

@@ -70,6 +70,12 @@ struct Request<'a> {
 }
 
 #[derive(Deserialize)]
+struct Refusal {
+    reference: String,
+    status: u16,
+}
+
+#[derive(Deserialize)]
 struct Answer {
     reference: String,
     status: String,
@@ -148,10 +154,20 @@ impl Biller {
                 Some(_) | None => return Err(BackendError::SentUnknown { why: NO_HSM }),
             },
         }
+        // The MAC does not cover the status: a refusal counts when its own words say it, of this payment.
+        let refusal = || {
+            let said: Option<Refusal> = serde_json::from_slice(&answered.body).ok();
+            let own =
+                |said: &Refusal| said.reference == id.to_string() && said.status == answered.status;
+            said.as_ref().is_some_and(own)
+        };
         match of_status(answered.status) {
             Some(Word::Settled) => {}
-            Some(Word::TryAgain) => return Err(answered.try_again()),
-            Some(Word::Refused) => return Err(answered.refuse()),
+            Some(Word::TryAgain) if refusal() => return Err(answered.try_again()),
+            Some(Word::Refused) if refusal() => return Err(answered.refuse()),
+            Some(Word::TryAgain | Word::Refused) => {
+                return Err(answered.reject(&self.name, "refusal of another request"));
+            }
             None => return Err(answered.reject(&self.name, "unclear status")),
         }
         let answer: Option<Answer> = serde_json::from_slice(&answered.body).ok();

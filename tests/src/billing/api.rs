@@ -78,15 +78,25 @@ impl App {
         }
     }
 
-    fn problem(&self, status: StatusCode, slug: &str, title: &str) -> Response {
-        let body =
-            json!({"type": format!("/problems/{slug}"), "title": title, "status": status.as_u16()});
+    /// A refusal says of which payment it speaks, as far as the request tells, so that no other one's
+    /// can stand in for it.
+    fn problem(
+        &self,
+        status: StatusCode,
+        slug: &str,
+        title: &str,
+        reference: Option<Uuid>,
+    ) -> Response {
+        let body = json!({"type": format!("/problems/{slug}"), "title": title,
+            "status": status.as_u16(), "reference": reference});
         self.answer(status, "application/problem+json", &body)
     }
 
-    /// The biller's own word that it took nothing.
-    fn not_now(&self, status: StatusCode, slug: &str) -> Response {
-        let mut answer = self.problem(status, slug, "Ask again");
+    /// The biller's own word that it took nothing of this request.
+    async fn not_now(&self, status: StatusCode, slug: &str, request: Request) -> Response {
+        let body = axum::body::to_bytes(request.into_body(), BODY_BYTES_MAX).await;
+        let reference = body.ok().and_then(|body| reference_of(&body));
+        let mut answer = self.problem(status, slug, "Ask again", reference);
         answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
         answer
     }
@@ -108,11 +118,15 @@ async fn pay(State(app): State<App>, headers: HeaderMap, body: Bytes) -> Respons
     if !code.is_some_and(|code| app.keys.proves(code, &body)) {
         app.ledger.mac_refused.fetch_add(1, Relaxed);
         let title = "The MAC is missing or does not match";
-        return app.problem(StatusCode::UNPROCESSABLE_ENTITY, "mac-refused", title);
+        let (status, reference) = (StatusCode::UNPROCESSABLE_ENTITY, reference_of(&body));
+        return app.problem(status, "mac-refused", title, reference);
     }
     let order = match Order::parse(&body) {
         Ok(order) => order,
-        Err(defect) => return app.problem(StatusCode::BAD_REQUEST, "malformed-request", defect),
+        Err(defect) => {
+            let reference = reference_of(&body);
+            return app.problem(StatusCode::BAD_REQUEST, "malformed-request", defect, reference);
+        }
     };
     let verdict = app.keys.judge(&order);
     let Ok(fingerprint) = app.keys.fingerprint(&body) else {
@@ -128,7 +142,7 @@ async fn pay(State(app): State<App>, headers: HeaderMap, body: Bytes) -> Respons
         Ok(Ok(Settled::Before { response_code })) => app.result(&reference, &response_code, true),
         Ok(Ok(Settled::Conflict)) => {
             let title = "The reference was used for another body";
-            app.problem(StatusCode::CONFLICT, "reference-reused", title)
+            app.problem(StatusCode::CONFLICT, "reference-reused", title, Some(reference))
         }
         Ok(Err(error)) => journal_failed(&error),
         Err(error) => journal_failed(&error),
@@ -145,7 +159,10 @@ async fn enquire(State(app): State<App>, Path(reference): Path<String>) -> Respo
     });
     match task.await {
         Ok(Ok(Some((reference, code)))) => app.result(&reference, &code, true),
-        Ok(Ok(None)) => app.problem(StatusCode::NOT_FOUND, "unknown-payment", "No such reference"),
+        Ok(Ok(None)) => {
+            let title = "No such reference";
+            app.problem(StatusCode::NOT_FOUND, "unknown-payment", title, parsed)
+        }
         Ok(Err(error)) => journal_failed(&error),
         Err(error) => journal_failed(&error),
     }
@@ -204,8 +221,15 @@ async fn misbehave(
             tokio::time::sleep(fault.delay()).await;
             next.run(request).await
         }
-        Mode::Fail => app.not_now(StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
-        Mode::TooMany => app.not_now(StatusCode::TOO_MANY_REQUESTS, "too-many-requests"),
+        Mode::Fail => app.not_now(StatusCode::SERVICE_UNAVAILABLE, "unavailable", request).await,
+        Mode::TooMany => {
+            app.not_now(StatusCode::TOO_MANY_REQUESTS, "too-many-requests", request).await
+        }
+        Mode::StaleRefusal => {
+            next.run(request).await;
+            let other = Some(Uuid::nil());
+            app.problem(StatusCode::BAD_REQUEST, "malformed-request", "not an order", other)
+        }
         Mode::Proxy503 => {
             next.run(request).await;
             (StatusCode::SERVICE_UNAVAILABLE, [(RETRY_AFTER, "1")]).into_response()
@@ -227,6 +251,12 @@ async fn misbehave(
         }
         Mode::WrongMac => with_wrong_mac(next.run(request).await),
     }
+}
+
+/// The reference of a request that may be no order.
+fn reference_of(body: &[u8]) -> Option<Uuid> {
+    let body: Value = serde_json::from_slice(body).ok()?;
+    Uuid::try_parse(body["reference"].as_str()?).ok()
 }
 
 async fn cut(connection: &Connection) -> Response {

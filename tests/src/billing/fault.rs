@@ -38,6 +38,8 @@ pub enum Mode {
     Garbage,
     /// The effect, then the right answer under a wrong MAC.
     WrongMac,
+    /// The effect, then a refusal of another payment under the biller's MAC, as a proxy may have kept.
+    StaleRefusal,
 }
 
 /// A mode, and how long it lasts: for `count` requests, or until the next order.

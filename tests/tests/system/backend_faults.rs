@@ -174,7 +174,7 @@ async fn an_answer_that_is_not_the_billers_own_is_not_believed() {
     let world = World::start().await.unwrap();
     let counter = Counter::a(&world);
 
-    for mode in [Mode::Garbage, Mode::WrongMac] {
+    for mode in [Mode::Garbage, Mode::WrongMac, Mode::StaleRefusal] {
         let (held, other) = suffer(&world, &counter, mode).await;
 
         assert!(held > 0, "{mode:?}");

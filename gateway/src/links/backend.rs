@@ -161,7 +161,8 @@ impl Backend {
     ) -> Result<Answered, BackendError> {
         let started = Instant::now();
         let begun = Arc::new(AtomicBool::new(false));
-        let exchange = self.send_and_read(body, mac, Arc::clone(&begun));
+        let left = limit.saturating_duration_since(started);
+        let exchange = self.send_and_read(body, mac, left, Arc::clone(&begun));
         let outcome = match timeout_at(limit, exchange).await {
             Ok(outcome) => outcome.map_err(|error| (error.why, Some(error.cause))),
             Err(_) => Err((TIME_OUT, None)),
@@ -185,6 +186,7 @@ impl Backend {
         &self,
         body: Bytes,
         mac: String,
+        left: Duration,
         begun: Arc<AtomicBool>,
     ) -> Result<Answered, Broken> {
         let request = self
@@ -192,6 +194,8 @@ impl Backend {
             .post(self.payments.clone())
             .header(CONTENT_TYPE, "application/json")
             .header(MAC_HEADER, mac)
+            // How long its answer is of use to us.
+            .header("request-timeout", format!("{:.3}", left.as_secs_f64()))
             .body(reqwest::Body::wrap(Watched { bytes: Some(body), begun }));
         let sent = request.send().await;
         let mut response = sent.map_err(|cause| Broken { why: "connection", cause })?;

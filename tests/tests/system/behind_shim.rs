@@ -98,3 +98,35 @@ async fn of_two_links_one_fails_alone_and_nobody_sees_it() {
 
     assert!(after["Decrypt"] >= before["Decrypt"] + 19, "{before:?} {after:?}");
 }
+
+/// One bit of each answer is wrong: no error tells of it, and a heartbeat does.
+#[tokio::test]
+async fn a_token_that_answers_wrongly_is_found_out_and_not_used_until_it_is_right() {
+    let edit = |table: &mut toml::Table| {
+        let health = toml::Table::from_iter([
+            ("every_ms".to_owned(), toml::Value::Integer(300)),
+            ("sick_ms".to_owned(), toml::Value::Integer(300)),
+        ]);
+        table["hsm"].as_table_mut().unwrap().insert("health".into(), health.into());
+    };
+    let wanted = Wanted { shim: true, edit: Some(Box::new(edit)), ..Wanted::default() };
+    let world = World::start_as(wanted).await.unwrap();
+    let counter = Counter::a(&world);
+    let closed = "tollgate_breaker_state{name=\"hsm\",state=\"closed\"}";
+
+    world.shim_control("Encrypt flip").await.unwrap();
+    until("it is found out", Duration::from_secs(10), async || {
+        world.metric("tollgate_wrong_answers_total{name=\"hsm\"}").await.unwrap() > 0.5
+            && world.metric(closed).await.unwrap() < 0.5
+    })
+    .await;
+    let away = translate(&counter).await;
+    world.shim_control("").await.unwrap();
+    until("it is right again", Duration::from_secs(10), async || {
+        translate(&counter).await.is_ok_and(|pin| pin == "271828")
+    })
+    .await;
+
+    let Err(Failure::Refused(answer)) = away else { panic!("{away:?}") };
+    assert_refused(&answer, "hsm-unavailable");
+}

@@ -2,6 +2,7 @@
 #![cfg(test)]
 
 mod audit;
+mod backend_bytes;
 mod backend_faults;
 mod bad_requests;
 mod behind_shim;

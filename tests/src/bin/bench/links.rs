@@ -10,6 +10,7 @@ mod gauges; // what /metrics says meanwhile
 mod layers; // what a call costs beside the call
 mod outage; // a link that is lost alone
 mod paced; // the load
+mod shed; // more than a link can do
 
 use std::time::Duration;
 
@@ -39,6 +40,15 @@ pub(crate) async fn measure(seconds: u64) -> anyhow::Result<Vec<Value>> {
     let lost = failover::dead(Death::Fails, run).await.context("a failing primary")?;
     let killed = failover::dead(Death::Killed, run).await.context("a killed primary")?;
     let hung = failover::hung(run * 5 / 4).await.context("a hung primary")?;
+    let shed = shed::measure(run).await.context("overload")?;
+    println!(
+        "  overload: {} served, {} refused in p50 {:.1} ms, p99 {:.1} ms, {} otherwise",
+        shed.served,
+        shed.refusals,
+        ms(shed.refused.quantile(0.5)),
+        ms(shed.refused.quantile(0.99)),
+        shed.other
+    );
 
     let outages = [("token_gone", &gone), ("token_fails", &failing), ("biller", &storm.outage)];
     let worst = |of: fn(&Outage) -> f64| {
@@ -68,6 +78,9 @@ pub(crate) async fn measure(seconds: u64) -> anyhow::Result<Vec<Value>> {
         }),
         row("late_max_ms", ms(hung.late), "ms", Some(50.0), Value::Null),
         row("hung_link_failed", hung.failed as f64, "1", None, Value::Null),
+        row("shed_p99_ms", ms(shed.refused.quantile(0.99)), "ms", Some(50.0), {
+            json!({"served": shed.served, "refused": shed.refusals, "other": shed.other})
+        }),
         row("retry_amplification", storm.amplification, "ratio", Some(1.25), Value::Null),
         row("probes_per_s", storm.probes_per_s, "1/s", Some(1.0), Value::Null),
     ])

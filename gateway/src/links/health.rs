@@ -111,7 +111,10 @@ impl<E: Endpoint> Pool<E> {
     ) {
         let Some(member) = self.members().get(at) else { return };
         loop {
-            let asked = member.beat(&config).await;
+            let asked = tokio::select! {
+                () = stop.cancelled() => return,
+                asked = member.beat(&config) => asked,
+            };
             // Asked for before the look, so that no transition is missed.
             let changed = member.breaker().changed();
             let state = member.breaker().state();

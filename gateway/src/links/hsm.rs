@@ -198,9 +198,16 @@ impl Endpoint for HsmLink {
 
     /// A known MAC on each worker. One that answers is enough: the others are their supervisor's.
     async fn heartbeat(&self, limit: Instant) -> Result<(), Sick> {
-        self.link.heartbeat(limit).await.map_err(|error| Sick {
-            wrong: matches!(error, LinkError::WrongAnswer),
-            why: error.to_string(),
+        self.link.heartbeat(limit).await.map_err(|error| match error {
+            LinkError::WrongAnswer => {
+                Sick { wrong: true, why: "a known message got another MAC".into() }
+            }
+            LinkError::NoWorker
+            | LinkError::Busy
+            | LinkError::TimedOut
+            | LinkError::WorkerDied
+            | LinkError::OrderTooLong
+            | LinkError::Answered(_) => Sick { wrong: false, why: error.to_string() },
         })
     }
 }

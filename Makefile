@@ -42,7 +42,7 @@ test-opencryptoki:
 	@tests/opencryptoki.sh
 
 bench: softhsm
-	$(CARGO) build --workspace --locked --release --bins --examples
+	$(CARGO) build --workspace --locked --release --lib --bins --examples
 	target/release/bench
 
 chaos: softhsm

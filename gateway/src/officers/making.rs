@@ -46,6 +46,12 @@ impl Officers {
         lock(&self.partly).retain(|number, _| approved.iter().any(|it| it.number == *number));
         for change in approved {
             let told = lock(&self.partly).get(&change.number).cloned();
+            if let Some(missed) = &told
+                && self.hsm.links().all(|link| !link.is_up() || !missed.contains(&link.label()))
+            {
+                behind.extend(missed);
+                continue;
+            }
             let (refused, substitution) = match self.make_one(&change, &told, &mut behind).await? {
                 Made::Later(error) => {
                     tracing::warn!(%error, change = change.number, "a key change waits");

@@ -204,8 +204,9 @@ impl Officers {
                 link.workers().iter().map(|worker| worker.restarts).sum::<u64>()
             };
             let starts = self.hsm.links().map(restarts).sum();
-            let due = compared.is_none_or(|(at, seen)| at.elapsed() >= MINUTE || seen != starts)
-                || self.hsm.links().any(|link| link.is_up() && link.is_distrusted());
+            let waits = self.hsm.links().any(|link| link.is_up() && link.is_distrusted());
+            let every = if waits { CATCHING_UP } else { MINUTE };
+            let due = compared.is_none_or(|(at, seen)| at.elapsed() >= every || seen != starts);
             if due && self.compare().await {
                 compared = Some((Instant::now(), starts));
             }
@@ -346,6 +347,9 @@ pub const MADE_WITHIN: Duration = Duration::from_secs(15);
 /// How often the upkeep looks for approved changes.
 const TICK: Duration = Duration::from_secs(2);
 const MINUTE: Duration = Duration::from_secs(60);
+
+/// How often keys are compared while a link waits to be trusted.
+const CATCHING_UP: Duration = Duration::from_secs(4);
 
 /// Changes in one answer.
 const LISTED_MAX: u32 = 200;

@@ -269,7 +269,7 @@ impl<E: Endpoint> Pool<E> {
         let (mut by, mut may_have_arrived) = (None, false);
         let mut last: Option<CallError<X>> = None;
         let result = loop {
-            let Some(at) = self.choose(call.operation, &mut left) else {
+            let Some(at) = self.choose(call.operation, left) else {
                 let rests = || CallError::NoneReady { retry_after: self.rests_for() };
                 break Err(last.unwrap_or_else(rests));
             };
@@ -367,7 +367,7 @@ impl<E: Endpoint> Pool<E> {
     }
 
     /// The member for the next attempt among those that are left.
-    fn choose(&self, operation: Operation, left: &mut Members) -> Option<usize> {
+    fn choose(&self, operation: Operation, left: Members) -> Option<usize> {
         if let [only] = &self.members[..] {
             return (left.has(0) && only.is_usable()).then_some(0);
         }

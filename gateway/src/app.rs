@@ -143,13 +143,16 @@ impl App {
             config.officers,
         ));
         let mut breakers: Vec<Breaker> = breakers_of(hsm.pool());
-        billers.values().for_each(|biller| breakers.extend(breakers_of(&biller.backends)));
+        // In the order of the configuration, for people who look.
+        let in_order = config.biller.iter().filter_map(|biller| billers.get(&biller.name));
+        let in_order: Arc<[Arc<Biller>]> = in_order.cloned().collect();
+        in_order.iter().for_each(|biller| breakers.extend(breakers_of(&biller.backends)));
         let breakers = BreakerDesk::start(breakers, store.clone(), audit.clone()).await;
         let breakers = Arc::new(breakers.context("reading the orders for breakers")?);
         let admin_state = Admin {
             hsm,
             relay,
-            billers: billers.values().cloned().collect(),
+            billers: in_order,
             officers,
             breakers,
             audit: audit.clone(),

@@ -287,6 +287,13 @@ impl HsmConfig {
             if registers.into_iter().any(|keys| *keys == link.keys) {
                 return Err(format!("hsm.link {:?}: keys: each token has its own", link.name));
             }
+            let token = self.token_of(link);
+            let others = before.iter().map(|other| self.token_of(other));
+            let first = (&self.module, &self.token_label, &self.environment);
+            if others.chain([first]).any(|other| other == token) {
+                let why = "another link has this token_label with this module and environment";
+                return Err(format!("hsm.link {:?}: {why}: it is the same token", link.name));
+            }
         }
         if !self.module_sha256.iter().all(is_digest) {
             return Err("hsm.module_sha256: write the 64 hex digits of sha256sum".into());
@@ -303,6 +310,16 @@ impl HsmConfig {
             waiver.check().map_err(|why| format!("hsm.in_worker_waiver.{why}"))?;
         }
         Ok(())
+    }
+
+    /// What tells a further link's token from others.
+    fn token_of<'a>(
+        &'a self,
+        link: &'a FurtherLinkConfig,
+    ) -> (&'a PathBuf, &'a String, &'a BTreeMap<String, String>) {
+        let module = link.module.as_ref().unwrap_or(&self.module);
+        let label = link.token_label.as_ref().unwrap_or(&self.token_label);
+        (module, label, link.environment.as_ref().unwrap_or(&self.environment))
     }
 
     /// Every link in its order.
@@ -450,9 +467,10 @@ mod tests {
         for (text, told) in [
             ("[[link]]\nname = \"primary\"\nkeys = \"k2\"", "own word"),
             ("[[link]]\nname = \"b\"\nkeys = \"k\"", "each token has its own"),
+            ("[[link]]\nname = \"b\"\nkeys = \"k2\"", "it is the same token"),
             ("[[link]]\nname = \"B\"\nkeys = \"k2\"", "a-z"),
             (
-                "[[link]]\nname = \"b\"\nkeys = \"x\"\n[[link]]\nname = \"b\"\nkeys = \"y\"",
+                "[[link]]\nname = \"b\"\nkeys = \"x\"\ntoken_label = \"x\"\n[[link]]\nname = \"b\"\nkeys = \"y\"",
                 "stands twice",
             ),
         ] {

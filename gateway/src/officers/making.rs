@@ -55,6 +55,10 @@ impl Officers {
             let (refused, substitution) = match self.make_one(&change, &told, &mut behind).await? {
                 Made::Later(error) => {
                     tracing::warn!(%error, change = change.number, "a key change waits");
+                    // Where an earlier change is not made, a later one is not either.
+                    if self.hsm.links().all(|link| behind.contains(link.label())) {
+                        break;
+                    }
                     continue;
                 }
                 Made::Partly(key, missed) => {
@@ -112,20 +116,19 @@ impl Officers {
                 Ok((_, Some(key))) => applied = Some(key),
                 Ok((known, None)) => {
                     last = last.max(known);
-                    ready.push((link, known));
+                    ready.push(link);
                 }
                 Err(error) => missed.push((name, Missed::Later(error))),
             }
         }
-        let mut number = match change.register_change {
-            Some(given) if ready.iter().all(|(_, known)| given > *known) => given,
-            Some(_) | None if ready.is_empty() => 0,
+        let number = match change.register_change {
+            Some(given) if given > last => given,
+            // Nobody is given it.
+            None if ready.is_empty() => 0,
+            // Above all that the links hold which are to make it.
             Some(_) | None => self.store.number_key_change(change.number, last).await?,
         };
-        for (link, known) in ready {
-            if number <= known {
-                number = self.store.number_key_change(change.number, last).await?;
-            }
+        for link in ready {
             match self.make_on(link, change, number).await {
                 Ok(key) => {
                     applied = Some(key);

@@ -213,8 +213,8 @@ impl Officers {
         }
     }
 
-    /// Whether every link that is up could be asked. The first link that has every approved change is
-    /// the model. A label with two check values closes the link that differs from it, or whose own
+    /// Whether every link that is up could be asked. The first link that has every approved change
+    /// and one key under each label is the model. A label with two check values closes the link that differs from it, or whose own
     /// workers differ; and a link that lacks an approved change, or whose keys are in another state than
     /// those of one that has them all, is not used until it has caught up.
     async fn compare(&self) -> bool {
@@ -229,16 +229,16 @@ impl Officers {
         let found = substitutions(&views);
         let missing = self.missing();
         // Whatever was approved is made there, or it waits everywhere.
-        let trusted = seen.iter().find(|(link, _)| !missing.contains(link.label()));
+        let trusted = seen.iter().find(|(link, views)| {
+            let one = !found.iter().any(|found| found.is_within(views));
+            one && !missing.contains(link.label())
+        });
         let model = trusted.map(|(link, views)| (link.label(), views.clone()));
         for (link, views) in seen {
             let is_in = |found: &Substitution| views.iter().any(|(view, _)| found.is_in(view));
-            // Of two links that differ the model goes on; of two workers of one link none does.
-            let own = found.iter().filter(|found| match &model {
-                Some((name, views)) if *name == link.label() => found.is_within(views),
-                Some(_) | None => is_in(found),
-            });
-            let own: Vec<_> = own.collect();
+            // Of two links that differ the model goes on, whose own workers do not.
+            let is_model = model.as_ref().is_some_and(|(name, _)| *name == link.label());
+            let own: Vec<_> = found.iter().filter(|found| !is_model && is_in(found)).collect();
             let modelled = model.as_ref().and_then(|(_, views)| views.first());
             let differs = modelled.zip(views.first());
             let differs = differs.and_then(|((_, one), (_, keys))| difference(one, keys));

@@ -44,10 +44,10 @@ pub(crate) struct MadeMac {
 )]
 pub(super) async fn generate_mac(
     State(gateway): State<Gateway>,
-    deadline: Deadline,
     entry: AuditEntry,
     Asking(client): Asking,
     permit: Permitted<MAC>,
+    deadline: Deadline,
     JsonBody(body): JsonBody,
 ) -> Result<(Permitted<MAC>, Json<MadeMac>), Problem> {
     entry.event(EventType::MacGenerate);

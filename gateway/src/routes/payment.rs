@@ -118,10 +118,10 @@ pub(crate) struct Happened {
 )]
 pub(super) async fn make_payment(
     State(gateway): State<Gateway>,
-    deadline: Deadline,
     entry: AuditEntry,
     Asking(client): Asking,
     permit: Permitted<PAYMENT>,
+    deadline: Deadline,
     headers: HeaderMap,
     JsonBody(body): JsonBody,
 ) -> Result<Response, Problem> {

@@ -61,10 +61,10 @@ pub(crate) struct Translated {
 )]
 pub(super) async fn translate_pin(
     State(gateway): State<Gateway>,
-    deadline: Deadline,
     entry: AuditEntry,
     Asking(client): Asking,
     permit: Permitted<TRANSLATE>,
+    deadline: Deadline,
     JsonBody(body): JsonBody,
 ) -> Result<(Permitted<TRANSLATE>, Json<Translated>), Problem> {
     entry.event(EventType::PinTranslate);

@@ -39,10 +39,10 @@ pub(crate) struct Verified {
 )]
 pub(super) async fn verify_mac(
     State(gateway): State<Gateway>,
-    deadline: Deadline,
     entry: AuditEntry,
     Asking(client): Asking,
     permit: Permitted<MAC>,
+    deadline: Deadline,
     JsonBody(body): JsonBody,
 ) -> Result<(Permitted<MAC>, Json<Verified>), Problem> {
     entry.event(EventType::MacVerify);

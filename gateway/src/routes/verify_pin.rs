@@ -45,10 +45,10 @@ pub(crate) struct PinVerified {
 )]
 pub(super) async fn verify_pin(
     State(gateway): State<Gateway>,
-    deadline: Deadline,
     entry: AuditEntry,
     Asking(client): Asking,
     permit: Permitted<VERIFY>,
+    deadline: Deadline,
     JsonBody(body): JsonBody,
 ) -> Result<(Permitted<VERIFY>, Json<PinVerified>), Problem> {
     entry.event(EventType::PinVerify);

@@ -33,6 +33,9 @@ async fn a_deadline_that_is_none_is_refused_with_its_name() {
     for allowed in ["5", "0.5", "999999"] {
         assert_eq!(mac(&counter, allowed).await.status, 200, "{allowed}");
     }
+    // Whoever may not ask at all learns nothing of how to ask.
+    let stranger = Counter { client: world.client("operator").unwrap(), ..counter };
+    assert_eq!(mac(&stranger, "soon").await.status, 403);
 }
 
 #[tokio::test]

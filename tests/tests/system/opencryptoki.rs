@@ -186,7 +186,7 @@ async fn lint(link: &TokenLink) -> LintReport {
 }
 
 #[tokio::test]
-#[ignore = "make test-opencryptoki"]
+#[ignore = "needs the daemon pkcsslotd and the token directory of the machine: make test-opencryptoki"]
 async fn pins_pass_inside_the_token_in_every_cell_and_what_is_no_block_is_refused() {
     let mut plan = VectorKeys::default();
     let cases = translations(&mut plan);
@@ -253,7 +253,7 @@ async fn pins_pass_inside_the_token_in_every_cell_and_what_is_no_block_is_refuse
 }
 
 #[tokio::test]
-#[ignore = "make test-opencryptoki"]
+#[ignore = "needs the daemon pkcsslotd and the token directory of the machine: make test-opencryptoki"]
 async fn macs_are_as_the_vectors_say() {
     use MacAlgorithm::{CbcMac, HmacSha256, Retail};
     let (cases, plan) = macs_of(&[CbcMac, HmacSha256, Retail]);
@@ -289,7 +289,7 @@ async fn macs_are_as_the_vectors_say() {
 }
 
 #[tokio::test]
-#[ignore = "make test-opencryptoki"]
+#[ignore = "needs the daemon pkcsslotd and the token directory of the machine: make test-opencryptoki"]
 async fn what_the_token_lacks_is_refused_at_start_where_a_key_asks_for_it() {
     let (_, mut plan) = macs_of(&[MacAlgorithm::Cmac]);
     plan.truncate(1);
@@ -303,7 +303,7 @@ async fn what_the_token_lacks_is_refused_at_start_where_a_key_asks_for_it() {
 }
 
 #[tokio::test]
-#[ignore = "make test-opencryptoki"]
+#[ignore = "needs the daemon pkcsslotd and the token directory of the machine: make test-opencryptoki"]
 async fn what_the_token_does_although_it_must_not_is_told_and_accepted_by_name_alone() {
     let mut plan = VectorKeys::default();
     translations(&mut plan);

@@ -6,10 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use compliance::{
-    Actor, Event, EventType, Label, Listener as AuditListener, Origin, Outcome, Resource,
-    ResourceType,
-};
+use compliance::{EventType, Label, Listener as AuditListener, Outcome, Resource, ResourceType};
 use hsm_adapter::client::TokenLink;
 use hsm_adapter::protocol::{PinKey, Recipe};
 use tokio::task::JoinSet;
@@ -26,7 +23,6 @@ use crate::key_watch::KeyWatch;
 use crate::links::Role;
 use crate::links::backend::{Backend, BackendOptions};
 use crate::links::breaker::{Breaker, Pace};
-use crate::links::health::HealthConfig;
 use crate::links::limit::LimitOptions;
 use crate::links::pool::{Endpoint, Member, Pool, PoolOptions};
 use crate::links::retry::RetryConfig;
@@ -51,9 +47,7 @@ pub struct App {
     registry: Arc<Registry>,
     store: Store,
     audit: AuditLog,
-    billers: Vec<Arc<Biller>>,
     key_watches: Vec<KeyWatch>,
-    health: Monitored,
     /// Our certificates towards the billers: name and end, seconds since 1970.
     expiries: Vec<(String, i64)>,
 }
@@ -80,13 +74,12 @@ impl App {
         let store = Store::open(&config.store, &config.queue).await.context("opening the store")?;
         let lives = KeyLives { pin: config.queue.pin_life() };
         let keys = Keys::start(store.clone(), TokenKeys(Arc::clone(&hsm)), lives);
-        let (mut billers, mut healths) = (HashMap::new(), HashMap::new());
+        let mut billers = HashMap::new();
         let mut expiries = Vec::new();
         for biller in &config.biller {
             let built = biller_link(biller, config.retry).with_context(|| biller.name.clone())?;
             let built = Arc::new(built);
             billers.insert(biller.name.clone(), built);
-            healths.insert(biller.name.clone(), biller.health);
             let end = crate::check::end_of(&biller.certificate).map_err(anyhow::Error::msg)?;
             expiries.push((format!("biller.{}", biller.name), end));
         }
@@ -168,9 +161,7 @@ impl App {
             registry,
             store,
             audit,
-            billers: billers.into_values().collect(),
             key_watches,
-            health: Monitored { hsm: config.hsm.health, billers: healths },
             expiries,
         })
     }
@@ -193,11 +184,9 @@ impl App {
         for key_watch in self.key_watches {
             tasks.spawn(named("key watch", key_watch.watch(background.clone())));
         }
-        let Monitored { hsm: every, billers } = self.health;
-        monitor(&mut tasks, self.gateway.hsm.pool(), every, &background);
-        for biller in &self.billers {
-            let every = billers.get(&biller.name).copied().unwrap_or_default();
-            monitor(&mut tasks, &biller.backends, every, &background);
+        monitor(&mut tasks, self.gateway.hsm.pool(), &background);
+        for biller in self.admin_state.billers.iter() {
+            monitor(&mut tasks, &biller.backends, &background);
         }
         // Before the first request, so that its record says where clear PINs were then.
         for link in self.gateway.hsm.links() {
@@ -210,7 +199,7 @@ impl App {
         tasks.spawn(named("officers", officers.keep(background.clone())));
         let (breakers, stopping) = (Arc::clone(&self.admin_state.breakers), background.clone());
         tasks.spawn(named("breakers", async move { breakers.keep(stopping).await }));
-        for biller in &self.billers {
+        for biller in self.admin_state.billers.iter() {
             let forwarder = Arc::clone(&relay).forward(Arc::clone(biller), background.clone());
             tasks.spawn(named("forwarder", forwarder));
         }
@@ -280,9 +269,7 @@ async fn tell_modes(
 /// Whether it is on record that no worker of the link starts any more.
 async fn tell_latch(hsm: &HsmLink, audit: &AuditLog, trouble: Option<String>) -> bool {
     let on = Resource::new(ResourceType::HsmLink, Label::new(hsm.label()));
-    let (now, origin) = (jiff::Timestamp::now(), Origin::inside(audit.host()));
-    let (actor, kind) = (Actor::system(), EventType::HsmLogin);
-    let event = Event::new(actor, kind, now, Outcome::Failure, origin, on);
+    let event = audit.own_event(EventType::HsmLogin, Outcome::Failure, on);
     let note = Label::new(&trouble.unwrap_or_default());
     audit.append(event.link(Label::new(hsm.label())).note(note)).await.is_ok()
 }
@@ -292,9 +279,7 @@ async fn tell_mode(hsm: &HsmLink, audit: &AuditLog, told: Vec<Recipe>) -> Vec<Re
     let recipes = hsm.recipes();
     let Some(mode) = hsm.weakest_mode().filter(|_| recipes != told) else { return told };
     let on = Resource::new(ResourceType::HsmLink, Label::new(hsm.label()));
-    let (now, origin) = (jiff::Timestamp::now(), Origin::inside(audit.host()));
-    let (actor, kind) = (Actor::system(), EventType::HsmMode);
-    let event = Event::new(actor, kind, now, Outcome::Success, origin, on);
+    let event = audit.own_event(EventType::HsmMode, Outcome::Success, on);
     match audit.append(event.link(Label::new(hsm.label())).mode(audited(mode))).await {
         Ok(_) => recipes,
         Err(AuditUnavailable) => {
@@ -349,9 +334,7 @@ async fn serve_with(
 async fn record_change(audit: &AuditLog, taken: bool) -> Result<(), AuditUnavailable> {
     let what = Resource::new(ResourceType::Configuration, Label::new("clients"));
     let outcome = if taken { Outcome::Success } else { Outcome::Failure };
-    let (now, origin) = (jiff::Timestamp::now(), Origin::inside(audit.host()));
-    let kind = EventType::ConfigChange;
-    audit.append(Event::new(Actor::system(), kind, now, outcome, origin, what)).await.map(drop)
+    audit.append(audit.own_event(EventType::ConfigChange, outcome, what)).await.map(drop)
 }
 
 /// Who may speak and for what, read again on a signal. A file that is refused changes nothing.
@@ -393,14 +376,6 @@ impl Clients {
     }
 }
 
-/// How often members are asked whether they are well.
-#[derive(Debug)]
-struct Monitored {
-    hsm: HealthConfig,
-    /// By biller.
-    billers: HashMap<String, HealthConfig>,
-}
-
 fn breakers_of<E: Endpoint>(pool: &Pool<E>) -> Vec<Breaker> {
     pool.members().iter().map(|member| member.breaker().clone()).collect()
 }
@@ -409,11 +384,10 @@ fn breakers_of<E: Endpoint>(pool: &Pool<E>) -> Vec<Breaker> {
 fn monitor<E: Endpoint>(
     tasks: &mut JoinSet<&'static str>,
     pool: &Arc<Pool<E>>,
-    every: HealthConfig,
     stop: &CancellationToken,
 ) {
     for at in 0..pool.members().len() {
-        let watch = Arc::clone(pool).monitor(at, every, stop.clone());
+        let watch = Arc::clone(pool).monitor(at, stop.clone());
         tasks.spawn(named("health", watch));
     }
 }
@@ -441,7 +415,8 @@ pub(crate) fn hsm(config: &HsmConfig) -> anyhow::Result<Hsm> {
         members.push(Member::new(link, role, breaker, hsm_limit(config)));
     }
     let ramp = Duration::from_secs(config.ramp_s);
-    let options = PoolOptions { link: "hsm", retry: config.retry, attempt_max, ramp };
+    let health = config.health;
+    let options = PoolOptions { link: "hsm", retry: config.retry, attempt_max, ramp, health };
     Ok(Hsm::new(Arc::new(Pool::new(options, members)), config.queue_kek.clone()))
 }
 
@@ -503,7 +478,8 @@ fn biller_link(config: &BillerConfig, retry: RetryConfig) -> anyhow::Result<Bill
         members.push(Member::new(Arc::new(backend), role, breaker, limit));
     }
     let ramp = Duration::from_secs(config.ramp_s);
-    let options = PoolOptions { link: "backend", retry, attempt_max, ramp };
+    let health = config.health;
+    let options = PoolOptions { link: "backend", retry, attempt_max, ramp, health };
     let pin = config.pin_key.clone().zip(config.pin_format);
     Ok(Biller {
         name: config.name.clone(),

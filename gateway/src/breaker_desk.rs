@@ -4,9 +4,9 @@
 use std::sync::PoisonError;
 use std::time::Duration;
 
-use compliance::{Actor, Event, EventType, Label, Origin, Outcome, Resource, ResourceType};
+use compliance::{Event, EventType, Label, Outcome, Resource, ResourceType};
+use tokio::sync::Mutex;
 use tokio::sync::broadcast::{Receiver, error::RecvError};
-use tokio::sync::{Mutex, MutexGuard};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -68,7 +68,7 @@ impl BreakerDesk {
         reason: &str,
     ) -> Result<Option<Snapshot>, StoreError> {
         let Some(breaker) = self.find(name) else { return Ok(None) };
-        let _turn = self.turn().await;
+        let _turn = self.turn.lock().await;
         let state = match to {
             Forced::Open => OrderedState::ForcedOpen,
             Forced::Disabled => OrderedState::Disabled,
@@ -92,7 +92,7 @@ impl BreakerDesk {
         reason: &str,
     ) -> Result<Option<Snapshot>, StoreError> {
         let Some(breaker) = self.find(name) else { return Ok(None) };
-        let _turn = self.turn().await;
+        let _turn = self.turn.lock().await;
         self.store.clear_breaker_order(name).await?;
         breaker.reset();
         tracing::warn!(breaker = name, by = actor, reason, "reset");
@@ -116,14 +116,12 @@ impl BreakerDesk {
             if let Err(error) = self.look().await {
                 tracing::error!(%error, "reading the orders for breakers");
             }
-            // The rates on `/metrics` are right without traffic too.
-            drop(self.snapshots());
         }
     }
 
     /// Makes every breaker what the database orders it to be.
     async fn look(&self) -> Result<(), StoreError> {
-        let _turn = self.turn().await;
+        let _turn = self.turn.lock().await;
         let orders = self.store.breaker_orders().await?;
         for breaker in &self.breakers {
             match orders.iter().find(|order| order.name == breaker.name()) {
@@ -146,10 +144,6 @@ impl BreakerDesk {
     fn find(&self, name: &str) -> Option<&Breaker> {
         self.breakers.iter().find(|breaker| breaker.name() == name)
     }
-
-    async fn turn(&self) -> MutexGuard<'_, ()> {
-        self.turn.lock().await
-    }
 }
 
 /// Records each transition that is heard. Ends with the breaker.
@@ -171,11 +165,10 @@ async fn record(mut transitions: Receiver<Transition>, audit: AuditLog) {
 
 fn event(transition: &Transition, audit: &AuditLog) -> Event {
     let Transition { name, from, to, reason } = transition;
-    let (now, origin) = (jiff::Timestamp::now(), Origin::inside(audit.host()));
     let on = Resource::new(ResourceType::Breaker, Label::new(name));
     let note = format!("{} to {}: {}", from.name(), to.name(), reason.name());
-    Event::new(Actor::system(), EventType::BreakerTransition, now, Outcome::Success, origin, on)
-        .note(Label::new(&note))
+    let event = audit.own_event(EventType::BreakerTransition, Outcome::Success, on);
+    event.note(Label::new(&note))
 }
 
 /// How late an order of another replica may be in force here.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use compliance::{Actor, Event, EventType, Label, Origin, Outcome, Resource, ResourceType};
+use compliance::{Event, EventType, Label, Outcome, Resource, ResourceType};
 use hsm_adapter::client::LinkError;
 use hsm_adapter::protocol::{LintReport, ProbeOutcome};
 use metrics::{counter, gauge};
@@ -117,8 +117,7 @@ impl KeyWatch {
                 (EventType::HsmProbe, Resource::new(ResourceType::HsmLink, id))
             }
         };
-        let (now, origin) = (jiff::Timestamp::now(), Origin::inside(self.audit.host()));
-        Event::new(Actor::system(), kind, now, Outcome::Failure, origin, on).link(Label::new(link))
+        self.audit.own_event(kind, Outcome::Failure, on).link(Label::new(link))
     }
 }
 

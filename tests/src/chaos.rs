@@ -26,7 +26,7 @@ use self::inject::Injector;
 use crate::proxy::Proxy;
 use crate::random_orders::RandomKeys;
 use crate::soft::random::Random;
-use crate::world::{Ports, Wanted, World, free_ports};
+use crate::world::{Wanted, World, free_ports};
 
 /// What a battery is.
 #[derive(Debug)]
@@ -53,12 +53,12 @@ pub async fn run(options: Options) -> anyhow::Result<Table> {
     let mut random = Random::of(seed);
     let keys = RandomKeys::of(&mut random)?;
     let [front] = free_ports()?;
-    let (mut world, ports) = prepare(dir, front, &keys, links)?;
+    let mut world = prepare(dir, front, &keys, links)?;
     let front = ([127, 0, 0, 1], front).into();
     let proxy = Proxy::start(front, world.billing_address(), random.bits()).await?;
     world.start_billing().await?;
     world.start_gateway().await?;
-    println!("gateway {}, billers behind {front}, {rate} requests/s", ports.data);
+    println!("gateway {}, billers behind {front}, {rate} requests/s", world.ports.data);
 
     let names = std::iter::once(QUIET).chain(acts.iter().map(|act| act.name));
     let books = Arc::new(Books::new(names));
@@ -88,21 +88,15 @@ pub async fn run(options: Options) -> anyhow::Result<Table> {
         let (seconds, at) = (act_begun.elapsed().as_secs_f64(), begun.elapsed().as_secs());
         println!("{at:>4} s  {:<24} {injected:>4} faults, {seconds:.1} s", act.name);
     }
-    let functions = world.shim_counts()?;
     load.end().await;
     println!("{:>4} s  waiting for the queue to drain", begun.elapsed().as_secs());
     let ledger = books.settle(&world.billing_control()?, DRAIN_MAX).await?;
     let again = customers.ask_again(&ledger).await;
     world.stop_gateway().await.context("stopping the gateway")?;
-    Ok(books.close(seed, begun.elapsed(), &ledger, &again, functions))
+    Ok(books.close(seed, begun.elapsed(), &ledger, &again))
 }
 
-fn prepare(
-    dir: PathBuf,
-    front: u16,
-    keys: &RandomKeys,
-    links: usize,
-) -> anyhow::Result<(World, Ports)> {
+fn prepare(dir: PathBuf, front: u16, keys: &RandomKeys, links: usize) -> anyhow::Result<World> {
     if dir.exists() {
         std::fs::remove_dir_all(&dir).with_context(|| format!("removing {}", dir.display()))?;
     }
@@ -130,9 +124,7 @@ fn prepare(
         biller_port: Some(front),
         ..Wanted::default()
     };
-    let world = World::prepare(wanted)?;
-    let ports = world.ports;
-    Ok((world, ports))
+    World::prepare(wanted)
 }
 
 /// The row of the time before the first fault.

@@ -362,9 +362,7 @@ impl World {
         let answer = self.admin("monitor")?.send(Method::GET, "/metrics", &[], Vec::new()).await?;
         ensure!(answer.status == 200, "/metrics answered {}", answer.status);
         let text = String::from_utf8_lossy(&answer.body);
-        let values = text.lines().filter(|line| line.starts_with(line_start));
-        let values = values.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
-        Ok(values.sum())
+        Ok(sum_of(&text, line_start))
     }
 
     /// `https://127.0.0.1:<data>`.
@@ -406,6 +404,13 @@ impl World {
 
 fn module() -> anyhow::Result<PathBuf> {
     find_module().context("SoftHSM is not installed: run softhsm/install.sh")
+}
+
+/// The sum of the lines of `metrics` that begin so; 0 when there is none.
+#[must_use]
+pub fn sum_of(metrics: &str, line_start: &str) -> f64 {
+    let lines = metrics.lines().filter(|line| line.starts_with(line_start));
+    lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
 }
 
 /// Ports that nothing listens on, below the range from which the kernel takes its own. Each process

@@ -17,8 +17,8 @@ use crate::config::Role;
 use crate::edge::Client;
 use crate::links::breaker::{Forced, Snapshot};
 use crate::wire::body::JsonBody;
-use crate::wire::breaker_orders::BreakerWord;
 use crate::wire::problem::{Problem, Slug};
+use crate::wire::reason::Reasoned;
 
 /// The paths of this file.
 pub(super) fn router() -> Router<Admin> {
@@ -80,7 +80,7 @@ async fn order(
         _ => return Err(Problem::new(Slug::NotFound)),
     };
     entry.event(kind).resource(ResourceType::Breaker, &name);
-    let BreakerWord { reason } = BreakerWord::parse(&body)?;
+    let Reasoned { reason } = Reasoned::parse(&body)?;
     entry.note(&reason);
     let (desk, actor) = (&admin.breakers, operator.id());
     let done = match forced {

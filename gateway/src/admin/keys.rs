@@ -29,8 +29,9 @@ use crate::store::{
     Decided, Decision, KeyChange, KeyChangeKind, KeyChangeState, Proposed, StoreError,
 };
 use crate::wire::body::JsonBody;
-use crate::wire::key_orders::{DecisionOrder, ImportOrder, StateOrder};
+use crate::wire::key_orders::{ImportOrder, StateOrder};
 use crate::wire::problem::{Problem, Slug};
+use crate::wire::reason::Reasoned;
 
 /// The paths of this file.
 pub(super) fn router() -> Router<Admin> {
@@ -280,7 +281,7 @@ async fn decide(
         _ => return Err(Problem::new(Slug::NotFound)),
     };
     entry.event(EventType::KeyChange);
-    let DecisionOrder { reason } = DecisionOrder::parse(&body)?;
+    let Reasoned { reason } = Reasoned::parse(&body)?;
     entry.note(&reason);
     let decided = admin.officers.decide(number, decision, officer.id(), &reason).await;
     let about = |change: &KeyChange| {
@@ -339,10 +340,9 @@ fn store_problem(error: &StoreError) -> Problem {
 fn hsm_problem(error: &HsmError) -> Problem {
     tracing::warn!(%error, "the HSM link");
     match error {
-        HsmError::Link(LinkError::Busy) => Problem::new(Slug::Overloaded),
+        HsmError::Overloaded | HsmError::Link(LinkError::Busy) => Problem::new(Slug::Overloaded),
         HsmError::NoneReady { .. }
         | HsmError::Distrusted
-        | HsmError::Overloaded
         | HsmError::TooLate
         | HsmError::Link(_) => Problem::new(Slug::HsmUnavailable),
     }

@@ -171,6 +171,7 @@ pub(super) fn show_figures(admin: &Admin) {
 fn show_member(view: &MemberView) {
     let Occupancy { running, waiting, limit, refused } = view.occupancy;
     metrics::show_member(view.breaker.name(), limit, running, waiting, refused);
+    view.breaker.show_rates();
 }
 
 fn show_link(link: &Arc<HsmLink>, view: &MemberView) {

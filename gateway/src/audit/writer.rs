@@ -158,6 +158,13 @@ impl AuditLog {
         self.submit(event)?.await
     }
 
+    /// An event of the gateway itself, now.
+    #[must_use]
+    pub fn own_event(&self, kind: EventType, outcome: Outcome, on: Resource) -> Event {
+        let (now, origin) = (Timestamp::now(), Origin::inside(&self.host));
+        Event::new(Actor::system(), kind, now, outcome, origin, on)
+    }
+
     /// Queues one event without waiting. Within a runtime: the receipt has a time limit.
     ///
     /// # Errors

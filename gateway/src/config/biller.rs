@@ -1,11 +1,12 @@
 //! `[[biller]]`: where one biller's payments go and what may wait for it.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use hsm_adapter::vocabulary::{KeyLabel, PinBlockFormat};
 use serde::Deserialize;
 
-use super::within;
+use super::{plain_name, within};
 use crate::links::breaker::BreakerConfig;
 use crate::links::health::HealthConfig;
 
@@ -83,15 +84,12 @@ pub struct BillerConfig {
 impl BillerConfig {
     /// # Errors
     /// Names the biller and the key.
-    pub fn check(&self, lease_s: u32) -> Result<(), String> {
-        self.check_keys(lease_s).map_err(|why| format!("biller {:?}: {why}", self.name))
+    pub fn check(&self, sending_max: Duration) -> Result<(), String> {
+        self.check_keys(sending_max).map_err(|why| format!("biller {:?}: {why}", self.name))
     }
 
-    fn check_keys(&self, lease_s: u32) -> Result<(), String> {
-        let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-        if !(1..=32).contains(&self.name.len()) || !self.name.bytes().all(plain) {
-            return Err("name: use 1 to 32 of a-z, 0-9 and '-'".into());
-        }
+    fn check_keys(&self, sending_max: Duration) -> Result<(), String> {
+        plain_name(&self.name)?;
         within("urls: how many", self.urls.len(), 1..=8)?;
         within("backup_urls: how many", self.backup_urls.len(), 0..=8)?;
         let all: Vec<_> = self.urls.iter().chain(&self.backup_urls).collect();
@@ -128,7 +126,7 @@ impl BillerConfig {
         }
         within("connect_ms_max", self.connect_ms_max, 10..=30_000)?;
         within("attempt_ms_max", self.attempt_ms_max, 10..=20_000)?;
-        if self.attempt_ms_max > u64::from(lease_s) * 800 {
+        if Duration::from_millis(self.attempt_ms_max) > sending_max {
             return Err("attempt_ms_max: must be below 80 % of queue.lease_s".into());
         }
         self.health.check().map_err(|why| format!("health.{why}"))?;

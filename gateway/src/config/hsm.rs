@@ -13,7 +13,7 @@ use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use serde::Deserialize;
 
-use super::{Environment, within};
+use super::{Environment, plain_name, within};
 use crate::links::Role;
 use crate::links::breaker::BreakerConfig;
 use crate::links::health::HealthConfig;
@@ -165,10 +165,7 @@ pub struct NamedLink {
 
 impl FurtherLinkConfig {
     fn check(&self) -> Result<(), String> {
-        let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-        if !(1..=32).contains(&self.name.len()) || !self.name.bytes().all(plain) {
-            return Err("name: use 1 to 32 of a-z, 0-9 and '-'".into());
-        }
+        plain_name(&self.name)?;
         if RESERVED.contains(&self.name.as_str()) {
             return Err(format!("name: {} is the gateway's own word", self.name));
         }

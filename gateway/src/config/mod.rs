@@ -164,13 +164,14 @@ impl Config {
         self.audit.check()?;
         self.retry.check().map_err(|why| format!("retry.{why}"))?;
         // A lease must outlast the attempts under it and the recording of what became of them.
-        if self.retry.total_ms_max > u64::from(self.queue.lease_s) * 800 {
+        let sending_max = self.queue.sending_max();
+        if self.retry.total_max() > sending_max {
             return Err("retry.total_ms_max: must be below 80 % of queue.lease_s".into());
         }
         within("request_ms_max", self.request_ms_max, 100..=30_000)?;
         let billers: Vec<&str> = self.biller.iter().map(|biller| biller.name.as_str()).collect();
         for (at, biller) in self.biller.iter().enumerate() {
-            biller.check(self.queue.lease_s)?;
+            biller.check(sending_max)?;
             if billers[..at].contains(&biller.name.as_str()) {
                 return Err(format!("biller {:?} stands twice", biller.name));
             }
@@ -209,6 +210,15 @@ where
         return Ok(());
     }
     Err(format!("{key} = {value}: must be from {} to {}", bounds.start(), bounds.end()))
+}
+
+/// Names that stand in metrics and in breakers' names.
+fn plain_name(name: &str) -> Result<(), String> {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    if !(1..=32).contains(&name.len()) || !name.bytes().all(plain) {
+        return Err("name: use 1 to 32 of a-z, 0-9 and '-'".into());
+    }
+    Ok(())
 }
 
 /// Why there is no configuration.

@@ -73,6 +73,12 @@ impl QueueConfig {
         Duration::from_secs(self.lease_s.into())
     }
 
+    /// How long one sending may take: the lease must outlast it and the recording of what became of it.
+    #[must_use]
+    pub fn sending_max(&self) -> Duration {
+        self.lease().mul_f64(0.8)
+    }
+
     /// How long a payment rests after so many attempts.
     #[must_use]
     pub fn wait_after(&self, attempts: u32) -> Duration {

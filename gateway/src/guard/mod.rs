@@ -95,6 +95,8 @@ pub enum GuardError {
     Store(#[from] StoreError),
     #[error("cards cannot be told apart yet")]
     NoReference(#[from] SealingUnavailable),
+    #[error("the task ended before its outcome was known")]
+    Unclear,
 }
 
 impl Guard {
@@ -186,7 +188,7 @@ impl Guard {
         match tokio::spawn(run).await {
             Ok(outcome) => outcome,
             // A panic, whose place is logged: the try stays counted.
-            Err(_) => (Place::default(), Err(HsmError::TooLate.into())),
+            Err(_) => (Place::default(), Err(GuardError::Unclear)),
         }
     }
 
@@ -264,7 +266,7 @@ impl Guard {
         let (guard, client) = (Arc::clone(self), client.to_owned());
         let run = async move { guard.try_mac(&client, order, deadline).await };
         // A panic, whose place is logged, is no answer.
-        tokio::spawn(run).await.unwrap_or(Err(GuardError::Hsm(HsmError::TooLate)))
+        tokio::spawn(run).await.unwrap_or(Err(GuardError::Unclear))
     }
 
     async fn try_mac(

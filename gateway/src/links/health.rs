@@ -103,17 +103,13 @@ impl HealthLog {
 
 impl<E: Endpoint> Pool<E> {
     /// Asks one member again and again until `stop`.
-    pub async fn monitor(
-        self: Arc<Self>,
-        at: usize,
-        config: HealthConfig,
-        stop: CancellationToken,
-    ) {
+    pub async fn monitor(self: Arc<Self>, at: usize, stop: CancellationToken) {
+        let config = self.health();
         let Some(member) = self.members().get(at) else { return };
         loop {
             let asked = tokio::select! {
                 () = stop.cancelled() => return,
-                asked = member.beat(&config) => asked,
+                asked = member.beat(config) => asked,
             };
             // Asked for before the look, so that no transition is missed.
             let changed = member.breaker().changed();
@@ -176,8 +172,13 @@ impl<E: Endpoint> Member<E> {
                 }
                 permit.record(Verdict::Failing);
                 let lost = !self.endpoint().is_ready();
+                let detail = match (wrong, lost) {
+                    (true, _) => "a wrong answer to a known question",
+                    (false, true) => "not ready",
+                    (false, false) => "no good answer, twice in a row",
+                };
                 if wrong || lost || failures >= FAILURES_MAX {
-                    self.breaker().trip("heartbeat");
+                    self.breaker().trip(detail);
                 }
                 Some(false)
             }

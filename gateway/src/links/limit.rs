@@ -102,29 +102,22 @@ impl Limit {
     /// [`Full`] when no room came free in time, or too many wait already.
     pub async fn take(self: &Arc<Self>, urgency: Urgency, deadline: Instant) -> Result<Slot, Full> {
         let (waiting, until) = {
-            let mut state = self.state();
+            let state = &mut *self.state();
             if state.has_room(urgency) {
                 state.running += 1;
                 return Ok(self.slot());
             }
-            let until = match urgency {
-                Urgency::Live => deadline.min(Instant::now() + self.options.wait_max),
-                Urgency::Vital => deadline,
-            };
-            let (sender, receiver) = oneshot::channel();
-            let queue = match urgency {
-                Urgency::Live => &mut state.live,
-                Urgency::Vital => &mut state.vital,
+            let soon = || deadline.min(Instant::now() + self.options.wait_max);
+            let (queue, most, until) = match urgency {
+                Urgency::Live => (&mut state.live, self.options.waiting_max, soon()),
+                Urgency::Vital => (&mut state.vital, VITAL_WAITING_MAX, deadline),
             };
             queue.retain(|waiting| !waiting.is_closed());
-            let most = match urgency {
-                Urgency::Live => self.options.waiting_max,
-                Urgency::Vital => VITAL_WAITING_MAX,
-            };
             if queue.len() >= most {
                 state.refused += 1;
                 return Err(Full);
             }
+            let (sender, receiver) = oneshot::channel();
             queue.push_back(sender);
             (receiver, until)
         };
@@ -166,14 +159,7 @@ impl Limit {
             state.learn(took, queue_max, &self.options);
         }
         state.running -= 1;
-        while let Some((waiting, urgency)) = state.next() {
-            if !state.has_room(urgency) {
-                match urgency {
-                    Urgency::Live => state.live.push_front(waiting),
-                    Urgency::Vital => state.vital.push_front(waiting),
-                }
-                return;
-            }
+        while let Some(waiting) = state.next_with_room() {
             state.running += 1;
             if let Err(mut unwanted) = waiting.send(self.slot()) {
                 // Whoever waited has gone. Given back by itself it would lock the state anew.
@@ -197,10 +183,10 @@ impl State {
         }
     }
 
-    /// Who is next: what is vital first.
-    fn next(&mut self) -> Option<(oneshot::Sender<Slot>, Urgency)> {
-        let vital = self.vital.pop_front().map(|waiting| (waiting, Urgency::Vital));
-        vital.or_else(|| Some((self.live.pop_front()?, Urgency::Live)))
+    /// Who is next, if there is room: what is vital first.
+    fn next_with_room(&mut self) -> Option<oneshot::Sender<Slot>> {
+        let vital = self.has_room(Urgency::Vital).then(|| self.vital.pop_front()).flatten();
+        vital.or_else(|| self.has_room(Urgency::Live).then(|| self.live.pop_front()).flatten())
     }
 
     fn learn(&mut self, took: Duration, queue_max: Duration, options: &LimitOptions) {

@@ -2,7 +2,7 @@
 //!
 //! The time is a peak average: a longer one counts at once, shorter ones only as it is forgotten. A
 //! failure counts as the time that it might have cost, or a member that fails fast would draw all
-//! calls.
+//! calls. What is not asked is forgotten too, down to nothing, so that it is asked again.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -71,7 +71,7 @@ impl Load {
         let running = f64::from(self.running.load(Ordering::Relaxed));
         let average = self.average.lock().unwrap_or_else(PoisonError::into_inner);
         let kept = (-average.at.elapsed().as_secs_f64() / DECAY_S).exp();
-        (running + 1.0) * (average.peak_s * kept + START_S * (1.0 - kept))
+        (running + 1.0) * average.peak_s * kept
     }
 
     /// How long an answer takes, as a rule.
@@ -93,7 +93,7 @@ impl Drop for Running<'_> {
     }
 }
 
-/// What an unknown member is believed to take.
+/// What a member that was never asked is believed to take.
 const START_S: f64 = 0.030;
 const DECAY_S: f64 = 10.0;
 

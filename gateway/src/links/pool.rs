@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep};
 
 use super::breaker::{Breaker, Verdict};
 use super::classify::{Decision, Operation, Outcome, decide};
-use super::health::{Health, HealthLog, Sick};
+use super::health::{Health, HealthConfig, HealthLog, Sick};
 use super::limit::{Limit, LimitOptions, Occupancy};
 use super::load::Load;
 use super::retry::{Budget, RetryConfig};
@@ -114,6 +114,8 @@ pub struct PoolOptions {
     pub attempt_max: Duration,
     /// How long a member that has come back takes to get its whole share.
     pub ramp: Duration,
+    /// How often a member is asked whether it is well.
+    pub health: HealthConfig,
 }
 
 /// The members of one link.
@@ -177,12 +179,6 @@ impl<E: Endpoint> Member<E> {
         &self.breaker
     }
 
-    /// Primary or backup.
-    #[must_use]
-    pub fn role(&self) -> Role {
-        self.role
-    }
-
     fn is_usable(&self) -> bool {
         self.endpoint.is_ready() && self.breaker.admits()
     }
@@ -218,6 +214,10 @@ impl<E: Endpoint> Pool<E> {
         };
         let (live, vital) = (options.retry.budget(), options.retry.budget());
         Self { options, members, live, vital, turn: AtomicU32::new(0), counts }
+    }
+
+    pub(super) fn health(&self) -> &HealthConfig {
+        &self.options.health
     }
 
     /// The members.
@@ -275,7 +275,7 @@ impl<E: Endpoint> Pool<E> {
             };
             let member = &self.members[at];
             left.remove(at);
-            let Ok(mut permit) = member.breaker.admit() else { continue };
+            let Some(mut permit) = member.breaker.admit() else { continue };
             let Ok(mut slot) = member.limit.take(call.patience.urgency, attempts.limit()).await
             else {
                 permit.record(Verdict::Ignored);

@@ -144,7 +144,7 @@ impl Attempts {
         // Full jitter, but never less than the other side asked for.
         let mut rest = Duration::ZERO;
         if !at_once {
-            let asked = retry_after.unwrap_or_default().min(RETRY_AFTER_MAX);
+            let asked = retry_after.unwrap_or_default();
             rest = jitter(self.wait / 2, 1.0).max(asked);
             self.wait = (self.wait * 2).min(Duration::from_millis(self.config.wait_ms_max));
         }
@@ -154,9 +154,6 @@ impl Attempts {
 
 /// Over how long requests count towards further attempts.
 const BUDGET_WINDOW: Duration = Duration::from_secs(10);
-
-/// A longer wait than this is not believed, whatever the other side says.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
 
 #[cfg(test)]
 mod tests {

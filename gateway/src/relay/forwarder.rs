@@ -77,7 +77,7 @@ impl Relay {
     async fn deliver(&self, biller: &Biller, due: Due) -> Result<&'static str, PayError> {
         let Due { lease, facts, order, pin, sent_unknown, attempts } = due;
         let request = biller.request(facts.id, &order, pin.as_ref().map(|pin| &pin.block));
-        let limit = Instant::now() + self.queue.lease().mul_f64(0.8);
+        let limit = Instant::now() + self.queue.sending_max();
         let Sent { result, may_have_arrived } =
             biller.send(&self.hsm, facts.id, &request, Way::later(limit)).await;
         match result {

@@ -16,9 +16,7 @@ mod tests;
 
 use std::sync::Arc;
 
-use compliance::{
-    Actor, Event, EventType, Label, Origin, Outcome, Reason, Resource, ResourceType, Service,
-};
+use compliance::{EventType, Label, Outcome, Reason, Resource, ResourceType, Service};
 use hsm_adapter::error::{CkrClass, Failure};
 use hsm_adapter::protocol::ClearDataKey;
 use tokio::time::Instant;
@@ -101,16 +99,9 @@ impl Relay {
                 (EventType::QueueHold, Outcome::Error, Some(Reason::OutcomeUnknown))
             }
         };
-        let mut event = Event::new(
-            Actor::system(),
-            kind,
-            jiff::Timestamp::now(),
-            outcome,
-            Origin::inside(self.audit.host()),
-            Resource::new(ResourceType::Payment, Label::new(&id.to_string())),
-        )
-        .service(Service::Payment)
-        .link(Label::new(biller));
+        let on = Resource::new(ResourceType::Payment, Label::new(&id.to_string()));
+        let event = self.audit.own_event(kind, outcome, on);
+        let mut event = event.service(Service::Payment).link(Label::new(biller));
         if let Some(reason) = reason {
             event = event.reason(reason);
         }

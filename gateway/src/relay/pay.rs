@@ -169,7 +169,7 @@ impl Relay {
         let block = waiting_pin.as_ref().map(|pin| &pin.block);
         let bytes = biller.request(facts.id, &order, block);
         // From here on the payment has its own time: a client in a hurry is told that it is underway.
-        let limit = Instant::now() + self.queue.lease().mul_f64(0.8);
+        let limit = Instant::now() + self.queue.sending_max();
         let Sent { result: sent, may_have_arrived } =
             biller.send(&self.hsm, facts.id, &bytes, Way::first(limit)).await;
         let way = FirstWay { biller: &biller, facts: &facts, lease: &lease, may_have_arrived };

@@ -15,6 +15,10 @@ use super::asked::header;
 use crate::links::Deadline;
 use crate::wire::problem::{Problem, Slug};
 
+/// What the API's description says of the header.
+pub(super) const REQUEST_TIMEOUT: &str =
+    "Seconds, as 5 or 0.5, after which the answer is of no use; at most the server's own limit";
+
 /// What `work` gives, or `overloaded` when it takes until the answer is due: links have been left by
 /// then, so that it is something of our own that is slow.
 pub(super) async fn keep<T>(

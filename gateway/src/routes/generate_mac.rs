@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::Gateway;
 use super::asked::{Asking, JsonBody, MAC, Permitted, not_allowed};
-use super::deadline::keep;
+use super::deadline::{REQUEST_TIMEOUT, keep};
 use super::refusal::{problem_of, problem_of_hsm};
 use crate::audit::AuditEntry;
 use crate::links::Deadline;
@@ -32,7 +32,7 @@ pub(crate) struct MadeMac {
 #[utoipa::path(
     post,
     path = "/v1/mac/generate",
-    params(("Request-Timeout" = Option<String>, Header, description = "Seconds, as 5 or 0.5, after which the answer is of no use; at most the server's own limit")),
+    params(("Request-Timeout" = Option<String>, Header, description = REQUEST_TIMEOUT)),
     request_body = GenerateMacRequest,
     responses(
         (status = 200, body = MadeMac),

@@ -16,7 +16,7 @@ use super::Gateway;
 use super::asked::{
     Asking, JsonBody, PAYMENT, Permitted, header as header_text, json, not_allowed,
 };
-use super::deadline::keep;
+use super::deadline::{REQUEST_TIMEOUT, keep};
 use super::refusal::{block_refused, problem_of, problem_of_hsm, seconds};
 use crate::audit::AuditEntry;
 use crate::config::Grants;
@@ -101,7 +101,7 @@ pub(crate) struct Happened {
     path = "/v1/payments",
     params(
         ("Idempotency-Key" = String, Header, description = "A quoted string of 1 to 255 printable ASCII characters"),
-        ("Request-Timeout" = Option<String>, Header, description = "Seconds, as 5 or 0.5, after which the answer is of no use; at most the server's own limit"),
+        ("Request-Timeout" = Option<String>, Header, description = REQUEST_TIMEOUT),
         ("Tollgate-Mac" = Option<String>, Header, description = "<key label>:<hex MAC of the exact body>; needed unless the client has no MAC key"),
     ),
     request_body = PaymentText,

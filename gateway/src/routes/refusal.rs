@@ -35,6 +35,8 @@ pub(super) fn problem_of(entry: &AuditEntry, error: &GuardError) -> Problem {
             Problem::new(Slug::Overloaded)
         }
         // The index key comes from the token.
+        // A fault of our own: its place is logged.
+        GuardError::Unclear => Problem::new(Slug::Internal),
         GuardError::NoReference(_) => {
             entry.reason(Reason::LimiterUnavailable);
             Problem::new(Slug::HsmUnavailable)

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::Gateway;
 use super::asked::{Asking, JsonBody, Permitted, TRANSLATE, not_allowed, note_place};
-use super::deadline::keep;
+use super::deadline::{REQUEST_TIMEOUT, keep};
 use super::refusal::{block_refused, problem_of};
 use crate::audit::AuditEntry;
 use crate::guard::PinOrder;
@@ -48,7 +48,7 @@ pub(crate) struct Translated {
 #[utoipa::path(
     post,
     path = "/v1/pin/translate",
-    params(("Request-Timeout" = Option<String>, Header, description = "Seconds, as 5 or 0.5, after which the answer is of no use; at most the server's own limit")),
+    params(("Request-Timeout" = Option<String>, Header, description = REQUEST_TIMEOUT)),
     request_body = TranslateRequest,
     responses(
         (status = 200, body = Translated),

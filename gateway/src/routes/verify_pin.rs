@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::Gateway;
 use super::asked::{Asking, JsonBody, Permitted, VERIFY, not_allowed, note_place};
-use super::deadline::keep;
+use super::deadline::{REQUEST_TIMEOUT, keep};
 use super::refusal::{block_refused, problem_of};
 use super::translate_pin::describe;
 use crate::audit::AuditEntry;
@@ -32,7 +32,7 @@ pub(crate) struct PinVerified {
 #[utoipa::path(
     post,
     path = "/v1/pin/verify",
-    params(("Request-Timeout" = Option<String>, Header, description = "Seconds, as 5 or 0.5, after which the answer is of no use; at most the server's own limit")),
+    params(("Request-Timeout" = Option<String>, Header, description = REQUEST_TIMEOUT)),
     request_body = VerifyPinRequest,
     responses(
         (status = 200, body = PinVerified),

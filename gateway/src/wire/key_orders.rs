@@ -6,6 +6,7 @@ use hsm_adapter::vocabulary::{Kcv, KeyBlockText, KeyLabel, KeyName, MacPadding, 
 
 use super::object::Object;
 use super::problem::Problem;
+use super::reason::reason;
 
 /// An import, parsed: the profile is checked, the block is not opened.
 #[derive(Debug)]
@@ -54,31 +55,6 @@ impl StateOrder {
         object.end()?;
         Ok(Self { version, overlap_s, reason })
     }
-}
-
-/// The words of a decision, parsed.
-#[derive(Debug)]
-pub(crate) struct DecisionOrder {
-    pub(crate) reason: String,
-}
-
-impl DecisionOrder {
-    pub(crate) fn parse(body: &[u8]) -> Result<Self, Problem> {
-        let mut object = Object::parse(body)?;
-        let reason = reason(&mut object)?;
-        object.end()?;
-        Ok(Self { reason })
-    }
-}
-
-/// Why: 1 to 128 printable ASCII characters, which is what an audit record holds.
-pub(super) fn reason(object: &mut Object) -> Result<String, Problem> {
-    let text = object.text("reason")?;
-    let printable = text.bytes().all(|byte| matches!(byte, b' '..=b'~'));
-    if !printable || text.trim().is_empty() || text.len() > 128 {
-        return Err(object.wrong("reason", "must be 1 to 128 printable ASCII characters"));
-    }
-    Ok(text)
 }
 
 /// A `[[key]]` of keys.toml, without what an import does not choose: state, token label, end.

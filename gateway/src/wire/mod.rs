@@ -2,10 +2,10 @@
 
 mod amount; // positive decimals of a currency
 pub(crate) mod body; // one JSON body of bounded size
-pub(crate) mod breaker_orders; // the operator's word on a breaker
 pub(crate) mod key_orders; // the key officers' requests
 mod object; // a JSON object, read strictly
 pub(crate) mod orders; // the data API's requests
 pub mod problem; // refusals
+pub(crate) mod reason; // why an officer or an operator does something
 
 pub use amount::Amount;

@@ -330,15 +330,3 @@ pub enum LinkError {
     #[error(transparent)]
     Answered(#[from] Failure),
 }
-
-impl LinkError {
-    /// Whether the same order may succeed when it is given again. Retry and breaker both ask here.
-    #[must_use]
-    pub fn is_transient(&self) -> bool {
-        match self {
-            Self::NoWorker | Self::Busy | Self::TimedOut | Self::WorkerDied => true,
-            Self::WrongAnswer | Self::OrderTooLong => false,
-            Self::Answered(failure) => failure.is_transient(),
-        }
-    }
-}

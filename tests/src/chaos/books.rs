@@ -149,7 +149,6 @@ impl Books {
         took: Duration,
         ledger: &LedgerReport,
         again: &HashMap<String, String>,
-        functions: BTreeMap<String, u64>,
     ) -> Table {
         let paid = times_paid(ledger);
         let mut pages = self.pages();
@@ -159,7 +158,10 @@ impl Books {
         for (bill, (row, told)) in &bills {
             let times = paid.get(bill.as_str()).copied().unwrap_or_default();
             let row = &mut table.rows[*row];
-            row.duplicated += times.saturating_sub(1);
+            if times > 1 {
+                row.duplicated += times - 1;
+                table.wrong.push(format!("{}: {bill} was paid {times} times", row.name));
+            }
             match told {
                 Told::Paid | Told::Waits if times == 0 => {
                     row.lost += 1;
@@ -186,7 +188,6 @@ impl Books {
         }
         table.payments = bills.len() as u64;
         table.effects = ledger.effects.len() as u64;
-        table.functions = functions;
         table.seconds = took.as_secs_f64();
         table
     }

@@ -46,12 +46,11 @@ pub struct Table {
     pub(super) late: Vec<String>,
     pub(super) payments: u64,
     pub(super) effects: u64,
-    pub(super) functions: BTreeMap<String, u64>,
     pub(super) seconds: f64,
 }
 
 impl Table {
-    /// Whether nothing was wrong, lost or made twice, and everything recovered.
+    /// Whether nothing was wrong, lost or made twice.
     #[must_use]
     pub fn is_clean(&self) -> bool {
         let sum = self.sum();

@@ -5,36 +5,24 @@ use std::time::Duration;
 
 use harness::acquirer::Payment;
 use harness::proxy::{End, Proxy, Side, Trap};
-use harness::world::{Wanted, World, free_ports};
-use reqwest::Method;
+use harness::world::World;
+use serde_json::json;
 use tokio::time::timeout;
 
-use crate::support::{Counter, assert_paid_once, effects_by_bill, text};
+use crate::support::{Counter, assert_paid_once, effects_by_bill, post, telkom_behind_proxy, text};
 
 /// telkom stores nothing: what it does not answer for is refused or held.
 async fn world() -> (World, Proxy) {
-    let [port] = free_ports::<1>().unwrap();
-    let edit = move |table: &mut toml::Table| {
-        let billers = table["biller"].as_array_mut().unwrap();
-        let telkom = billers.iter_mut().find(|it| it["name"].as_str() == Some("telkom")).unwrap();
-        let through = format!("https://127.0.0.1:{port}/");
-        let telkom = telkom.as_table_mut().unwrap();
-        telkom.insert("urls".into(), toml::Value::Array(vec![through.into()]));
+    let quick = |table: &mut toml::Table| {
         let retry = table["retry"].as_table_mut().unwrap();
         for (key, value) in [("wait_ms", 1), ("wait_ms_max", 1), ("budget_per_s_min", 1_000)] {
             retry.insert(key.into(), value.into());
         }
     };
-    let wanted = Wanted { edit: Some(Box::new(edit)), ..Wanted::default() };
-    let mut world = World::prepare(wanted).unwrap();
-    let listen = ([127, 0, 0, 1], port).into();
-    let proxy = Proxy::start(listen, world.billing_address(), 7).await.unwrap();
-    world.start_billing().await.unwrap();
-    world.start_gateway().await.unwrap();
-    let body = br#"{"reason":"every payment meets a reset"}"#.to_vec();
-    let path = "/v1/breakers/biller.telkom/disable";
+    let (world, proxy) = telkom_behind_proxy(quick).await;
+    let body = json!({"reason": "every payment meets a reset"});
     let operator = world.admin("operator").unwrap();
-    let disabled = operator.send(Method::POST, path, &[], body).await.unwrap();
+    let disabled = post(&operator, "/v1/breakers/biller.telkom/disable", &body).await;
     assert_eq!(disabled.status, 200, "{disabled:?}");
     (world, proxy)
 }

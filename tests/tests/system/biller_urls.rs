@@ -4,30 +4,21 @@ use std::time::Duration;
 
 use harness::acquirer::Payment;
 use harness::proxy::{Behaviour, Door, Passage, Proxy, Way};
-use harness::world::{Wanted, World};
+use harness::world::World;
 use tokio::time::Instant;
 
-use crate::support::{Counter, assert_paid_once, effects_by_bill, text, until};
+use crate::support::{
+    Counter, assert_paid_once, effects_by_bill, telkom, telkom_behind_proxy, text, until,
+};
 
 /// The first URL of telkom runs through a proxy, its backup straight to the biller.
 async fn world() -> (World, Proxy) {
-    let [port] = harness::world::free_ports::<1>().unwrap();
-    let edit = move |table: &mut toml::Table| {
-        let billers = table["biller"].as_array_mut().unwrap();
-        let telkom = billers.iter_mut().find(|it| it["name"].as_str() == Some("telkom")).unwrap();
-        let telkom = telkom.as_table_mut().unwrap();
+    let straight = |table: &mut toml::Table| {
+        let telkom = telkom(table);
         let straight = telkom["urls"].clone();
-        let through = format!("https://127.0.0.1:{port}/");
-        telkom.insert("urls".into(), toml::Value::Array(vec![through.into()]));
         telkom.insert("backup_urls".into(), straight);
     };
-    let world = World::prepare(Wanted { edit: Some(Box::new(edit)), ..Wanted::default() }).unwrap();
-    let listen = ([127, 0, 0, 1], port).into();
-    let proxy = Proxy::start(listen, world.billing_address(), 7).await.unwrap();
-    let mut world = world;
-    world.start_billing().await.unwrap();
-    world.start_gateway().await.unwrap();
-    (world, proxy)
+    telkom_behind_proxy(straight).await
 }
 
 async fn pay(counter: &Counter, bill: &str) {

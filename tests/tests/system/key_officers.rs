@@ -14,7 +14,7 @@ use reqwest::Method;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::support::{text, until};
+use crate::support::{get, post, text, until};
 
 const KEK: &str = "kek.acquirer-a";
 const LABEL: &str = "zak.acquirer-b";
@@ -396,14 +396,6 @@ fn import(block: &str, kcv: Option<&str>) -> Value {
         profile["kcv_method"] = "cmac".into();
     }
     json!({"profile": profile, "under": KEK, "block": block, "reason": "yearly"})
-}
-
-async fn get(client: &Client, path: &str) -> Answer {
-    client.send(Method::GET, path, &[], Vec::new()).await.unwrap()
-}
-
-async fn post(client: &Client, path: &str, body: &Value) -> Answer {
-    client.send(Method::POST, path, &[], body.to_string().into_bytes()).await.unwrap()
 }
 
 async fn decide(client: &Client, number: i64, decision: &str) -> Answer {

@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use harness::acquirer::{Acquirer, Answer, Client, Payment};
 use harness::billing::LedgerReport;
-use harness::world::World;
+use harness::proxy::Proxy;
+use harness::world::{Wanted, World, free_ports};
+use reqwest::Method;
+use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 /// No answer of any story may take longer: attempts at a biller end after 2.5 s, waits for the
@@ -49,6 +52,43 @@ impl Counter {
         assert_eq!(answer.status, 200, "{answer:?}");
         text(&answer, "status")
     }
+}
+
+/// GET, without a header of its own.
+pub(crate) async fn get(client: &Client, path: &str) -> Answer {
+    client.send(Method::GET, path, &[], Vec::new()).await.unwrap()
+}
+
+/// POST of a JSON body, without a header of its own.
+pub(crate) async fn post(client: &Client, path: &str, body: &Value) -> Answer {
+    client.send(Method::POST, path, &[], body.to_string().into_bytes()).await.unwrap()
+}
+
+/// A world in which telkom's first URL leads through the proxy; `more` edits telkom and the whole
+/// configuration.
+pub(crate) async fn telkom_behind_proxy(
+    more: impl FnOnce(&mut toml::Table) + Send + 'static,
+) -> (World, Proxy) {
+    let [port] = free_ports::<1>().unwrap();
+    let edit = move |table: &mut toml::Table| {
+        more(table);
+        let through = format!("https://127.0.0.1:{port}/");
+        telkom(table).insert("urls".into(), toml::Value::Array(vec![through.into()]));
+    };
+    let wanted = Wanted { edit: Some(Box::new(edit)), ..Wanted::default() };
+    let mut world = World::prepare(wanted).unwrap();
+    let listen = ([127, 0, 0, 1], port).into();
+    let proxy = Proxy::start(listen, world.billing_address(), 7).await.unwrap();
+    world.start_billing().await.unwrap();
+    world.start_gateway().await.unwrap();
+    (world, proxy)
+}
+
+/// telkom's table of a configuration.
+pub(crate) fn telkom(table: &mut toml::Table) -> &mut toml::Table {
+    let billers = table["biller"].as_array_mut().unwrap();
+    let telkom = billers.iter_mut().find(|it| it["name"].as_str() == Some("telkom"));
+    telkom.unwrap().as_table_mut().unwrap()
 }
 
 /// A text of an answer's body.

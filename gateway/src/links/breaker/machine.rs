@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::Counted;
 use super::config::BreakerConfig;
 use super::report::{Forced, ForcedBy, Reason, State};
 use super::window::{Figures, Window};
-use super::{Counted, Resting};
 use crate::links::jitter;
 
 /// One breaker without its name, lock and metrics.
@@ -119,15 +119,13 @@ impl Machine {
     }
 
     /// A place for a call of traffic.
-    pub(super) fn admit(&mut self, now: Instant) -> Result<Place, Resting> {
+    pub(super) fn admit(&mut self) -> Option<Place> {
         match &mut self.phase {
             Phase::Closed | Phase::Disabled => {}
             Phase::HalfOpen { taken: taken @ false, .. } => *taken = true,
-            Phase::HalfOpen { .. } => return Err(Resting { left: Duration::ZERO }),
-            Phase::Open { until } => return Err(Resting { left: *until - now }),
-            Phase::ForcedOpen => return Err(Resting { left: FORCED_REST }),
+            Phase::HalfOpen { .. } | Phase::Open { .. } | Phase::ForcedOpen => return None,
         }
-        Ok(Place { generation: self.generation, probe: false })
+        Some(Place { generation: self.generation, probe: false })
     }
 
     /// A place for a heartbeat, if it can learn something.

@@ -38,7 +38,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::broadcast;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until};
 
@@ -115,7 +115,6 @@ struct Shared {
     inner: Mutex<Inner>,
     meters: Meters,
     transitions: broadcast::Sender<Transition>,
-    state: watch::Sender<State>,
 }
 
 #[derive(Debug)]
@@ -141,17 +140,15 @@ impl Breaker {
         Self::with_jitter(name.into(), config, pace, JITTER)
     }
 
-    /// A permit for one call. Ask for it before anything that costs.
-    ///
-    /// # Errors
-    /// [`Resting`] while no call may pass: for how long still, zero while a probe runs.
-    pub fn admit(&self) -> Result<Permit, Resting> {
-        self.with(|machine, now| match machine.admit(now) {
-            Ok(place) => Ok(self.permit(place, now)),
-            Err(resting) => {
+    /// A permit for one call; `None` while no call may pass. Ask for it before anything that costs.
+    #[must_use]
+    pub fn admit(&self) -> Option<Permit> {
+        self.with(|machine, now| {
+            let place = machine.admit();
+            if place.is_none() {
                 self.shared.meters.reject();
-                Err(resting)
             }
+            place.map(|place| self.permit(place, now))
         })
     }
 
@@ -198,8 +195,8 @@ impl Breaker {
 
     /// Opens it on the health monitor's word: heartbeats failed, or the answer was wrong. Nothing
     /// happens while it is open already, or under an operator's order.
-    pub fn trip(&self, reason: &'static str) {
-        self.with(|machine, now| machine.trip(reason, now));
+    pub fn trip(&self, detail: &'static str) {
+        self.with(|machine, now| machine.trip(detail, now));
     }
 
     /// An operator's order. It holds until [`reset`](Self::reset).
@@ -213,12 +210,11 @@ impl Breaker {
         self.with(|machine, now| machine.reset(now));
     }
 
-    /// All of it at this moment. Also shows the rates anew, which otherwise change with a call.
+    /// All of it at this moment.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         self.with(|machine, now| {
             let (figures, shares) = machine.figures(now);
-            self.shared.meters.show_rates(shares);
             let percent = |part| shares.map(|_| figures.percent(part));
             let state = machine.state();
             let (reason, detail) = machine.reason();
@@ -244,6 +240,11 @@ impl Breaker {
         })
     }
 
+    /// Shows the rates as they are now, on `/metrics`: they change with the clock too.
+    pub fn show_rates(&self) {
+        self.with(|machine, now| self.shared.meters.show_rates(machine.figures(now).1));
+    }
+
     /// Every transition from now on. Who reads too slowly misses the oldest, and is told so.
     #[must_use]
     pub fn transitions(&self) -> broadcast::Receiver<Transition> {
@@ -253,10 +254,10 @@ impl Breaker {
     /// Waits for the next transition after this call, not after the first poll: ask for it, look at
     /// the state, then wait, and nothing is missed. Ends with the breaker.
     pub fn changed(&self) -> impl Future<Output = ()> + Send + 'static + use<> {
-        let mut state = self.shared.state.subscribe();
+        let mut transitions = self.transitions();
         async move {
-            // An error says that the breaker is gone.
-            let _ = state.changed().await;
+            // An error says that there were many, or that the breaker is gone: news too.
+            let _ = transitions.recv().await;
         }
     }
 
@@ -273,8 +274,7 @@ impl Breaker {
         let machine = Machine::new(config, jitter, Instant::now());
         let inner = Mutex::new(Inner { machine, timer: None });
         let (transitions, _) = broadcast::channel(TRANSITIONS_KEPT);
-        let (state, _) = watch::channel(State::Closed);
-        Self { shared: Arc::new(Shared { name, pace, inner, meters, transitions, state }) }
+        Self { shared: Arc::new(Shared { name, pace, inner, meters, transitions }) }
     }
 
     fn permit(&self, place: Place, now: Instant) -> Permit {
@@ -287,7 +287,6 @@ impl Breaker {
             let counted = self.shared.pace.weigh(verdict, took);
             self.shared.meters.count(counted);
             machine.record(permit.place, counted, now);
-            self.shared.meters.show_rates(machine.figures(now).1);
         });
     }
 
@@ -314,7 +313,6 @@ impl Breaker {
         tracing::info!(breaker = transition.name, from, to, reason = transition.reason.name());
         self.shared.meters.show(transition.to);
         self.shared.meters.count_transition(&transition);
-        self.shared.state.send_replace(transition.to);
         // An error says that nobody listens.
         let _ = self.shared.transitions.send(transition);
     }
@@ -366,12 +364,4 @@ impl Drop for Permit {
             self.breaker.record(self, None);
         }
     }
-}
-
-/// No call may pass now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the breaker is open for {left:?} more")]
-pub struct Resting {
-    /// Until the next probe; zero while one runs.
-    pub left: Duration,
 }

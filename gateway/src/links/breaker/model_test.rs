@@ -302,7 +302,7 @@ impl StateMachineTest for AgainstTheModel {
         runtime.block_on(async {
             match step {
                 Step::Call { beat, verdict, took } => {
-                    let permit = if beat { breaker.admit_probe() } else { breaker.admit().ok() };
+                    let permit = if beat { breaker.admit_probe() } else { breaker.admit() };
                     advance(Duration::from_millis(took)).await;
                     end(permit, verdict);
                 }

@@ -37,8 +37,7 @@ impl State {
 }
 
 /// What an operator may force a breaker to be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Forced {
     /// No call passes.
     Open,
@@ -98,7 +97,7 @@ impl Reason {
 }
 
 /// One change of state, as the channel of transitions tells it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Transition {
     /// The breaker.
     pub name: String,

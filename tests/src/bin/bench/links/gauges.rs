@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use harness::acquirer::Client;
-use harness::world::World;
+use harness::world::{World, sum_of};
 use reqwest::Method;
 use tokio::time::{Instant, sleep};
 
@@ -50,8 +50,7 @@ impl Gauges {
 impl Scrape {
     /// The sum of the lines that begin so; 0 when there is none.
     pub(crate) fn sum(&self, start: &str) -> f64 {
-        let lines = self.0.lines().filter(|line| line.starts_with(start));
-        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+        sum_of(&self.0, start)
     }
 }
 

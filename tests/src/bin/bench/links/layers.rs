@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow, ensure};
 use gateway::links::breaker::{Breaker, BreakerConfig, Pace, Verdict};
 use gateway::links::classify::{Operation, Outcome};
-use gateway::links::health::Sick;
+use gateway::links::health::{HealthConfig, Sick};
 use gateway::links::limit::LimitOptions;
 use gateway::links::pool::{Call, Endpoint, Fault, Member, Pool, PoolOptions, Tried};
 use gateway::links::retry::RetryConfig;
@@ -103,7 +103,8 @@ fn pool(members: &[(&'static str, Role)]) -> Pool<Idle> {
         Member::new(Arc::new(Idle(name)), *role, breaker, limit)
     });
     let (retry, ramp) = (RetryConfig::default(), Duration::from_secs(30));
-    Pool::new(PoolOptions { link: "bench", retry, attempt_max, ramp }, members.collect())
+    let health = HealthConfig::default();
+    Pool::new(PoolOptions { link: "bench", retry, attempt_max, ramp, health }, members.collect())
 }
 
 /// A member that does nothing.

@@ -1,16 +1,15 @@
-//! The operator's word on a breaker: bytes to an order, strictly.
+//! Why an officer or an operator does something: a word of its own, or part of an order.
 
-use super::key_orders::reason;
 use super::object::Object;
 use super::problem::Problem;
 
-/// Why a breaker is forced or reset, parsed.
+/// A body that is a reason and nothing else, parsed.
 #[derive(Debug)]
-pub(crate) struct BreakerWord {
+pub(crate) struct Reasoned {
     pub(crate) reason: String,
 }
 
-impl BreakerWord {
+impl Reasoned {
     pub(crate) fn parse(body: &[u8]) -> Result<Self, Problem> {
         let mut object = Object::parse(body)?;
         let reason = reason(&mut object)?;
@@ -19,15 +18,26 @@ impl BreakerWord {
     }
 }
 
+/// 1 to 128 printable ASCII characters, which is what an audit record holds.
+pub(super) fn reason(object: &mut Object) -> Result<String, Problem> {
+    let text = object.text("reason")?;
+    let printable = text.bytes().all(|byte| matches!(byte, b' '..=b'~'));
+    if !printable || text.trim().is_empty() || text.len() > 128 {
+        return Err(object.wrong("reason", "must be 1 to 128 printable ASCII characters"));
+    }
+    Ok(text)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_word_is_a_reason_and_nothing_else() {
+    fn a_reason_alone_is_a_body_and_nothing_else_is() {
         let parse = |body: &str| {
-            let word = BreakerWord::parse(body.as_bytes());
-            word.map(|word| word.reason)
+            let reasoned = Reasoned::parse(body.as_bytes());
+            reasoned
+                .map(|reasoned| reasoned.reason)
                 .map_err(|problem| problem.detail().unwrap_or_default().to_owned())
         };
 

@@ -1,7 +1,7 @@
 //! Makes what is approved: on every link, by one worker of each, under one number.
 
-use std::collections::HashSet;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
 use std::time::Duration;
 
 use hsm_adapter::client::LinkError;
@@ -11,21 +11,25 @@ use hsm_adapter::register::KeyState;
 use hsm_adapter::vocabulary::{KeyBlockText, KeyLabel, KeyName};
 use tokio::time::Instant;
 
-use super::{Officers, lock, patience};
+use super::{Officers, key_name, lock, patience};
 use crate::links::token::{HsmError, HsmLink};
 use crate::store::{KeyChange, KeyChangeKind, StoreError};
 
 /// What came of a change in one round.
 enum Made {
-    /// The key as it is now, on every link.
-    Applied(KeyFacts),
-    /// The key as it is now, where it was made; the links that have missed it.
-    Partly(KeyFacts, Vec<&'static str>),
-    /// The worker's sentence; whether it found another key under this label. Nothing was made.
+    /// On every link; the key as it is then, where somebody was asked now.
+    Everywhere(Option<KeyFacts>),
+    /// On some links; why each of the others lacks it.
+    Partly(Option<KeyFacts>, Lacking),
+    /// Nowhere, and it will not be: the worker's sentence; whether it found another key under this
+    /// label.
     Refused { why: String, substitution: bool },
-    /// No link has it.
+    /// Nowhere yet.
     Later(HsmError),
 }
+
+/// Why each link that lacks a change does.
+pub(super) type Lacking = BTreeMap<&'static str, String>;
 
 /// Why a link has not made a change.
 enum Missed {
@@ -35,164 +39,186 @@ enum Missed {
     Refused { why: String, substitution: bool },
 }
 
+/// What is known of the links while a round lasts.
+#[derive(Default)]
+struct Round {
+    /// The number of the last change in each link's register.
+    last: HashMap<&'static str, u64>,
+    /// Links that lack a change: they get no later one.
+    behind: HashSet<&'static str>,
+}
+
 impl Officers {
-    /// Makes what is approved, in order, on every link that is there. A link that is away keeps nobody
-    /// waiting: it is not used until it has caught up, change by change. Gives the key of the change
-    /// `wanted` when it was made here.
+    /// Makes what is approved, on every link that is there. A link that is away keeps nobody waiting:
+    /// it is not used until it has caught up. Each link gets the changes in one order, that of their
+    /// numbers, so that the last number in its register tells which it has, whatever was killed between.
+    /// A compromise goes before all that is made nowhere yet. Gives the key of the change `wanted` when
+    /// it was made here.
     pub(super) async fn make_all(&self, wanted: i64) -> Result<Option<KeyFacts>, StoreError> {
         let _one_at_a_time = self.making.lock().await;
-        let (mut facts, mut behind) = (None, HashSet::new());
-        let approved = self.store.approved_key_changes().await?;
-        lock(&self.partly).retain(|number, _| approved.iter().any(|it| it.number == *number));
-        for change in approved {
-            let told = lock(&self.partly).get(&change.number).cloned();
-            if let Some(missed) = &told
-                && self.hsm.links().all(|link| !link.is_up() || !missed.contains(&link.label()))
-            {
-                behind.extend(missed);
+        let (mut facts, mut round, mut seen) = (None, Round::default(), HashSet::new());
+        loop {
+            // Read anew each time: another compromise may have come.
+            let approved = self.store.approved_key_changes().await?;
+            lock(&self.partly).retain(|number, _| approved.iter().any(|it| it.number == *number));
+            let Some(change) = approved.into_iter().find(|it| seen.insert(it.number)) else {
+                break;
+            };
+            if self.still_lacks(change.number, &mut round) {
                 continue;
             }
-            let (refused, substitution) = match self.make_one(&change, &told, &mut behind).await? {
+            let made = self.make_one(&change, &mut round).await?;
+            let is_new = change.made_at.is_none();
+            let refused = match made {
                 Made::Later(error) => {
                     tracing::warn!(%error, change = change.number, "a key change waits");
                     // Where an earlier change is not made, a later one is not either.
-                    if self.hsm.links().all(|link| behind.contains(link.label())) {
+                    if self.hsm.links().all(|link| round.behind.contains(link.label())) {
                         break;
                     }
                     continue;
                 }
-                Made::Partly(key, missed) => {
-                    self.distrust(&change, &missed);
+                Made::Partly(key, lacking) => {
+                    self.distrust(&change, &lacking);
                     // On record once it is in force anywhere.
-                    if told.is_some() || self.record(&change, false, false).await {
-                        lock(&self.partly).insert(change.number, missed);
+                    if is_new {
+                        if !self.record(&change, false, false).await {
+                            break;
+                        }
+                        self.store.note_key_change_made(change.number).await?;
                     }
-                    facts = (change.number == wanted).then_some(key).or(facts);
+                    lock(&self.partly).insert(change.number, lacking);
+                    facts = key.filter(|_| change.number == wanted).or(facts);
                     continue;
                 }
-                Made::Refused { why, substitution } => (Some(why), substitution),
-                Made::Applied(key) => {
-                    facts = (change.number == wanted).then_some(key).or(facts);
-                    (None, false)
+                Made::Refused { why, substitution } => Some((why, substitution)),
+                Made::Everywhere(key) => {
+                    facts = key.filter(|_| change.number == wanted).or(facts);
+                    None
                 }
             };
             // First the record, then the end: what is not on record is done again, to no effect.
-            if told.is_none() && !self.record(&change, refused.is_some(), substitution).await {
+            let substitution = refused.as_ref().is_some_and(|(_, substitution)| *substitution);
+            if is_new && !self.record(&change, refused.is_some(), substitution).await {
                 break;
             }
-            self.store.end_key_change(change.number, refused).await?;
+            self.store.end_key_change(change.number, refused.map(|(why, _)| why)).await?;
             lock(&self.partly).remove(&change.number);
         }
         Ok(facts)
     }
 
-    /// Makes the change where it is not made yet, the first link last: what a backup refuses leaves
-    /// all as it was. `told` names the links that lack it, when others have it; `behind` those that
-    /// lack an earlier one.
-    async fn make_one(
-        &self,
-        change: &KeyChange,
-        told: &Option<Vec<&'static str>>,
-        behind: &mut HashSet<&'static str>,
-    ) -> Result<Made, StoreError> {
+    /// Whether the links that lacked the change are all away still: nobody need be asked.
+    fn still_lacks(&self, change: i64, round: &mut Round) -> bool {
+        let partly = lock(&self.partly);
+        let Some(lacking) = partly.get(&change) else { return false };
+        let away =
+            self.hsm.links().all(|link| !link.is_up() || !lacking.contains_key(link.label()));
+        if away {
+            round.behind.extend(lacking.keys());
+        }
+        away
+    }
+
+    /// Makes the change where it is not made yet, the first link last. Before it is in force anywhere, a
+    /// link whose keys are trusted may refuse it for all; but nobody keeps another link from taking a
+    /// compromised key out of use.
+    async fn make_one(&self, change: &KeyChange, round: &mut Round) -> Result<Made, StoreError> {
+        let is_new = change.made_at.is_none();
         let links: Vec<_> = self.hsm.links().cloned().collect();
-        let lacks = |link: &&Arc<HsmLink>| {
-            told.as_ref().is_none_or(|missed| missed.contains(&link.label()))
-        };
-        let (mut ready, mut last) = (Vec::new(), 0);
-        let mut applied = None;
-        let mut missed: Vec<(&'static str, Missed)> = Vec::new();
-        for link in links.iter().rev().filter(lacks) {
-            let name = link.label();
-            if behind.contains(name) || !link.is_up() {
-                missed.push((name, Missed::Later(LinkError::NoWorker.into())));
-                continue;
-            }
-            let known = match link.reload_keys(patience()).await {
-                Ok(known) => made_there(link, change).await.map(|made| (known, made)),
-                Err(error) => Err(error),
-            };
-            match known {
-                Ok((_, Some(key))) => applied = Some(key),
-                Ok((known, None)) => {
-                    last = last.max(known);
-                    ready.push(link);
-                }
-                Err(error) => missed.push((name, Missed::Later(error))),
+        let (mut ready, mut missed) = (Vec::new(), Vec::new());
+        for link in links.iter().rev() {
+            match self.last_change(link, round).await {
+                Ok(last) if !is_new && change.register_change.is_some_and(|it| it <= last) => {}
+                Ok(_) => ready.push(link),
+                Err(error) => missed.push((link.label(), Missed::Later(error))),
             }
         }
-        let number = match change.register_change {
-            Some(given) if given > last => given,
+        let last = ready.iter().filter_map(|link| round.last.get(link.label()).copied()).max();
+        let number = match (change.register_change.filter(|_| !is_new), last) {
+            (Some(given), _) => given,
+            (None, Some(last)) => self.store.number_key_change(change.number, last).await?,
             // Nobody is given it.
-            None if ready.is_empty() => 0,
-            // Above all that the links hold which are to make it.
-            Some(_) | None => self.store.number_key_change(change.number, last).await?,
+            (None, None) => 0,
         };
+        let (mut applied, mut by) = (None, Vec::new());
         for link in ready {
+            let name = link.label();
             match self.make_on(link, change, number).await {
                 Ok(key) => {
                     applied = Some(key);
+                    by.push(name);
+                    round.last.insert(name, number);
                     *lock(&self.unsettled) = Some(Instant::now() + SETTLED_AFTER);
                 }
                 Err(Missed::Refused { why, substitution })
-                    if applied.is_none() && told.is_none() =>
+                    if is_new
+                        && change.kind != KeyChangeKind::Compromise
+                        && !link.is_distrusted() =>
                 {
+                    self.settle().await;
+                    let why = match (links.len(), by.is_empty()) {
+                        (1, _) => why,
+                        (_, true) => format!("{name}: {why}"),
+                        (_, false) => format!(
+                            "{name}: {why}; {} has made it, and is not used while its keys differ",
+                            by.join(", ")
+                        ),
+                    };
                     return Ok(Made::Refused { why, substitution });
                 }
-                Err(why) => missed.push((link.label(), why)),
+                Err(why) => missed.push((name, why)),
             }
         }
         self.settle().await;
-        behind.extend(missed.iter().map(|(name, _)| *name));
-        for (link, why) in &missed {
-            if let Missed::Refused { why, .. } = why {
-                tracing::error!(link, why, change = change.number, "refused, and made elsewhere");
-            }
-        }
-        let names = missed.iter().map(|(name, _)| *name).collect();
-        let first = missed.into_iter().next().map(|(_, why)| why);
-        Ok(match (first, applied) {
-            (None, Some(key)) => Made::Applied(key),
-            (Some(_), Some(key)) => Made::Partly(key, names),
-            (Some(_), None) if told.is_some() => {
-                // Others have it; these lack it still.
-                return self.still_partly(change, names).await;
-            }
-            (Some(Missed::Later(error)), None) => Made::Later(error),
-            (Some(Missed::Refused { why, substitution }), None) => {
-                Made::Refused { why, substitution }
-            }
-            (None, None) => Made::Later(LinkError::NoWorker.into()),
+        round.behind.extend(missed.iter().map(|(name, _)| *name));
+        Ok(if missed.is_empty() {
+            Made::Everywhere(applied)
+        } else if !is_new || applied.is_some() {
+            let lacking = missed.into_iter().map(|(name, why)| (name, why.to_string()));
+            Made::Partly(applied, lacking.collect())
+        } else {
+            nowhere(missed)
         })
     }
 
-    /// The change as a link has it that made it before.
-    async fn still_partly(
-        &self,
-        change: &KeyChange,
-        missed: Vec<&'static str>,
-    ) -> Result<Made, StoreError> {
-        for link in self.hsm.links().filter(|link| !missed.contains(&link.label())) {
-            if let Ok(Some(key)) = made_there(link, change).await {
-                return Ok(Made::Partly(key, missed));
-            }
+    /// The number of the last change in a link's register. An error when it cannot be asked for the next
+    /// one.
+    async fn last_change(&self, link: &HsmLink, round: &mut Round) -> Result<u64, HsmError> {
+        if round.behind.contains(link.label()) || !link.is_up() {
+            return Err(LinkError::NoWorker.into());
         }
-        Ok(Made::Later(LinkError::NoWorker.into()))
+        if let Some(last) = round.last.get(link.label()) {
+            return Ok(*last);
+        }
+        let last = link.reload_keys(patience()).await?;
+        round.last.insert(link.label(), last);
+        Ok(last)
     }
 
-    /// Whoever has missed a change is not used.
-    fn distrust(&self, change: &KeyChange, missed: &[&'static str]) {
-        for link in self.hsm.links().filter(|link| missed.contains(&link.label())) {
-            if link.set_distrusted(true) {
-                let (link, change) = (link.label(), change.number);
-                tracing::error!(link, change, "not used: it has missed a change of a key");
+    /// Whoever lacks a change is not used. Told once for each cause.
+    fn distrust(&self, change: &KeyChange, lacking: &Lacking) {
+        let told = lock(&self.partly).get(&change.number).cloned().unwrap_or_default();
+        for link in self.hsm.links() {
+            let name = link.label();
+            let Some(why) = lacking.get(name) else { continue };
+            link.set_distrusted(true);
+            if told.get(name) != Some(why) {
+                let key = key_name(change);
+                tracing::error!(
+                    link = name,
+                    change = change.number,
+                    key,
+                    why,
+                    "not used: it lacks a change of a key that another link has made"
+                );
             }
         }
     }
 
     /// The links that lack an approved change.
     pub(super) fn missing(&self) -> HashSet<&'static str> {
-        lock(&self.partly).values().flatten().copied().collect()
+        lock(&self.partly).values().flat_map(BTreeMap::keys).copied().collect()
     }
 
     async fn make_on(
@@ -205,7 +231,8 @@ impl Officers {
         let order = worker_order(change, number).map_err(|why| refused(why.into()))?;
         match link.change_key(&order, patience()).await {
             Ok(key) if is_made(change, &key) => Ok(key),
-            Ok(key) => Err(refused(format!("the worker left the key {}", key.state))),
+            // Somebody else has written the register since its number was read.
+            Ok(_) => Err(Missed::Later(LinkError::WrongAnswer.into())),
             Err(error) => Err(self.not_made(change, error)),
         }
     }
@@ -258,11 +285,30 @@ impl Officers {
     }
 }
 
-/// The key on this link when the change is made there.
-async fn made_there(link: &HsmLink, change: &KeyChange) -> Result<Option<KeyFacts>, HsmError> {
-    let views = link.list_keys_each(patience()).await?;
-    let mut keys = views.into_iter().flat_map(|(_, keys)| keys);
-    Ok(keys.find(|key| is_made(change, key)))
+/// What it comes to when no link has made the change: it is refused where nobody is left who may make it.
+fn nowhere(missed: Vec<(&'static str, Missed)>) -> Made {
+    let several = missed.len() > 1;
+    let mut refusals = Vec::new();
+    let mut substituted = false;
+    for (name, why) in missed {
+        match why {
+            Missed::Later(error) => return Made::Later(error),
+            Missed::Refused { why, substitution } => {
+                substituted |= substitution;
+                refusals.push(if several { format!("{name}: {why}") } else { why });
+            }
+        }
+    }
+    Made::Refused { why: refusals.join("; "), substitution: substituted }
+}
+
+impl fmt::Display for Missed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Later(error) => error.fmt(f),
+            Self::Refused { why, .. } => why.fmt(f),
+        }
+    }
 }
 
 /// The change as the worker is asked for it.
@@ -340,6 +386,7 @@ mod tests {
             decision_reason: Some("seen".into()),
             decided_at: Some(2_000_000),
             register_change: None,
+            made_at: None,
             error: None,
             ended_at: None,
         }

@@ -1,10 +1,11 @@
 //! Changes of the token's keys under dual control: proposed by one key officer, approved by
 //! another, then made by one worker and read again by the others.
 //!
-//! The database says what was decided, the worker's key register what was done. An approved change
-//! gets its number in the register before it is first given to a worker, and keeps it: whatever
-//! crashes in between, it is made once. Changes are made one after another; while the token is away
-//! they stay approved.
+//! The database says what was decided, each token's key register what was done there. An approved
+//! change gets a number before it is given to a worker, above that of every change before it, and each
+//! token gets the changes in the order of their numbers: the last number in a register tells which it
+//! has, whatever crashed in between. What is made twice has no effect the second time. Changes are made
+//! one after another; while the token is away they stay approved.
 
 mod comparison; // one label, one key, whoever is asked
 mod making; // what is approved, on every link
@@ -23,6 +24,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 pub use self::comparison::{Substitution, difference, substitutions};
+use self::making::Lacking;
 use crate::audit::AuditLog;
 use crate::config::OfficersConfig;
 use crate::links::token::{Hsm, HsmError, HsmLink};
@@ -69,8 +71,8 @@ pub struct Officers {
     lost: Mutex<(i64, u32)>,
     /// Until when workers that were starting while the register changed are told to read it again.
     unsettled: Mutex<Option<Instant>>,
-    /// Approved changes that are made on some links and on record: which links lack each.
-    partly: Mutex<HashMap<i64, Vec<&'static str>>>,
+    /// Approved changes that are made on some links and on record: which links lack each, and why.
+    partly: Mutex<HashMap<i64, Lacking>>,
     /// Why each link's keys are not trusted, as it was told last.
     causes: Mutex<HashMap<&'static str, Vec<String>>>,
 }

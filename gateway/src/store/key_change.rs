@@ -164,8 +164,11 @@ pub struct KeyChange {
     pub decision_reason: Option<String>,
     /// Epoch milliseconds.
     pub decided_at: Option<i64>,
-    /// Its number in the worker's register, once it was tried.
+    /// Its number in the workers' registers, once it was tried.
     pub register_change: Option<u64>,
+    /// Epoch milliseconds: since when it is in force on a link, and on record. Then it is made on the
+    /// others under the same number.
+    pub made_at: Option<i64>,
     /// Why the worker refused it.
     pub error: Option<String>,
     /// Epoch milliseconds.
@@ -290,7 +293,8 @@ impl Order for Decide {
     }
 }
 
-/// Gives an approved change its number in the register: above `above` and above all that were given.
+/// Gives an approved change its number in the registers: above `above` and above all that were given to
+/// others. One that it has already and that is so stays.
 pub(super) struct NumberKeyChange {
     pub(super) number: i64,
     pub(super) above: u64,
@@ -305,6 +309,20 @@ impl Order for NumberKeyChange {
         let given: i64 =
             sqlx::query_scalar(NUMBER).bind(self.number).bind(above).fetch_one(db).await?;
         Ok(given.unsigned_abs())
+    }
+}
+
+/// Says that an approved change is in force on a link, and on record.
+pub(super) struct NoteKeyChangeMade {
+    pub(super) number: i64,
+}
+
+impl Order for NoteKeyChangeMade {
+    type Answer = ();
+
+    async fn run(&self, db: &mut SqliteConnection, batch: &mut Batch) -> Result<(), StoreError> {
+        sqlx::query(MADE).bind(self.number).bind(batch.now).execute(db).await?;
+        Ok(())
     }
 }
 
@@ -356,7 +374,8 @@ impl Order for ExpireKeyChanges {
     }
 }
 
-/// Those that wait for a token: compromises first, then in the order of approval.
+/// Those that wait for a token: first what is in force somewhere, by its number; then compromises, then
+/// the others in the order of approval.
 pub(super) async fn approved(readers: &SqlitePool) -> Result<Vec<KeyChange>, StoreError> {
     sqlx::query(APPROVED).fetch_all(readers).await?.iter().map(read).collect()
 }
@@ -409,6 +428,7 @@ fn read(row: &SqliteRow) -> Result<KeyChange, StoreError> {
         decision_reason: row.try_get("decision_reason")?,
         decided_at: row.try_get("decided_at")?,
         register_change: register_change.map(i64::unsigned_abs),
+        made_at: row.try_get("made_at")?,
         error: row.try_get("error")?,
         ended_at: row.try_get("ended_at")?,
     })
@@ -437,10 +457,14 @@ SET state = ?2, decider = ?3, decision_reason = ?4, decided_at = ?5, ended_at = 
 WHERE number = ?1 RETURNING *";
 
 const NUMBER: &str = "
+WITH above AS (SELECT max(?2, (SELECT coalesce(max(register_change), 0) FROM key_change
+                               WHERE number <> ?1)) AS last)
 UPDATE key_change
-SET register_change =
-    max(?2, (SELECT coalesce(max(register_change), 0) FROM key_change)) + 1
-WHERE number = ?1 AND state = 'approved' RETURNING register_change";
+SET register_change = max(coalesce(register_change, 0), (SELECT last FROM above) + 1)
+WHERE number = ?1 AND state = 'approved' AND made_at IS NULL RETURNING register_change";
+
+const MADE: &str = "
+UPDATE key_change SET made_at = ?2 WHERE number = ?1 AND state = 'approved' AND made_at IS NULL";
 
 const END: &str = "
 UPDATE key_change SET state = ?2, error = ?3, ended_at = ?4, block = NULL
@@ -452,6 +476,8 @@ WHERE state = 'proposed' AND expires_at <= ?1 RETURNING *";
 
 const APPROVED: &str = "
 SELECT * FROM key_change WHERE state = 'approved'
-ORDER BY kind = 'compromise' DESC, decided_at, number";
+ORDER BY made_at IS NULL, CASE WHEN made_at IS NOT NULL THEN register_change END,
+  kind = 'compromise' DESC, decided_at, number
+LIMIT 1000";
 
 const LATEST: &str = "SELECT * FROM key_change ORDER BY number DESC LIMIT ?1";

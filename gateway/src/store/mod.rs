@@ -390,13 +390,21 @@ impl Store {
         self.writer.ask(key_change::Decide { number, decision, officer, reason }).await
     }
 
-    /// Gives an approved change its number in the worker's register: one that is above `above` and
-    /// above all numbers given before.
+    /// Gives an approved change that is made nowhere yet its number in the registers: one that is above
+    /// `above` and above all numbers of others. One that it has already and that is so stays.
     ///
     /// # Errors
     /// [`StoreError::Busy`], [`StoreError::Unavailable`].
     pub async fn number_key_change(&self, number: i64, above: u64) -> Result<u64, StoreError> {
         self.writer.ask(key_change::NumberKeyChange { number, above }).await
+    }
+
+    /// Says that an approved change is in force on a link and on record, while others lack it.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`], [`StoreError::Unavailable`].
+    pub async fn note_key_change_made(&self, number: i64) -> Result<(), StoreError> {
+        self.writer.ask(key_change::NoteKeyChangeMade { number }).await
     }
 
     /// Ends an approved change: applied, or refused in the worker's words. Wipes its key block.
@@ -419,8 +427,8 @@ impl Store {
         self.writer.ask(key_change::ExpireKeyChanges).await
     }
 
-    /// The approved changes in the order in which they are to be applied: compromises first, then as
-    /// they were approved.
+    /// The approved changes in the order in which they are to be made, at most 1,000: what is in force
+    /// somewhere by its number, then compromises, then the others as they were approved.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].

@@ -112,7 +112,11 @@ pub(super) fn set_state(
              without an end"
         )));
     }
+    // An order whose answer was lost is given again, under another number when others came between.
+    let is_so =
+        now.state == state && (state == KeyState::Active || now.usable_until_s == usable_until_s);
     match (now.state, state) {
+        _ if is_so => {}
         (KeyState::Staged, KeyState::Active) | (KeyState::Active, KeyState::Retired) => {}
         (KeyState::Staged | KeyState::Active | KeyState::Retired, KeyState::Compromised) => {}
         (from, to) => {
@@ -123,7 +127,7 @@ pub(super) fn set_state(
         }
     }
     let mut profiles: Vec<KeyProfile> = register.iter().cloned().collect();
-    for other in profiles.iter_mut().filter(|other| other.label == name.label) {
+    for other in profiles.iter_mut().filter(|other| !is_so && other.label == name.label) {
         let replaced = state == KeyState::Active && other.state == KeyState::Active;
         let meant = other.version == version;
         if replaced || meant && state == KeyState::Retired {

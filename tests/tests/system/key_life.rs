@@ -136,15 +136,13 @@ async fn moves_that_are_none_are_refused_and_repeats_are_answered() {
     };
     import_of(1, 1, 1).await.unwrap();
 
-    for (to, why) in [(Staged, "does not become staged"), (Retired, "does not become retired")] {
-        let refused = refusal(set(&token, 2, ("zak.t", 1), to, None).await);
-        assert!(refused.contains(why), "{refused}");
-    }
+    let refused = refusal(set(&token, 2, ("zak.t", 1), Retired, None).await);
+    assert!(refused.contains("is staged, and does not become retired"), "{refused}");
     let unknown = set(&token, 2, ("zak.t", 7), Active, None).await;
     assert_eq!(unknown, Err(LinkError::Answered(Failure::UnknownKey)));
     set(&token, 2, ("zak.t", 1), Active, None).await.unwrap();
-    let refused = refusal(set(&token, 3, ("zak.t", 1), Active, None).await);
-    assert!(refused.contains("zak.t@1 is active, and does not become active"), "{refused}");
+    let refused = refusal(set(&token, 3, ("zak.t", 1), Staged, None).await);
+    assert!(refused.contains("is active, and does not become staged"), "{refused}");
     // A change that was made is not made again, whatever it says now.
     let repeated = set(&token, 2, ("zak.t", 1), Compromised, None).await.unwrap();
     assert_eq!(repeated.state, Active);
@@ -153,11 +151,19 @@ async fn moves_that_are_none_are_refused_and_repeats_are_answered() {
     // The same import under another number keeps the key as it is.
     let again = import_of(3, 1, 1).await.unwrap();
     assert_eq!(again.state, Active);
-    set(&token, 4, ("zak.t", 1), Retired, Some(now_s() + 60)).await.unwrap();
-    let refused = refusal(set(&token, 5, ("zak.t", 1), Active, None).await);
+    // And so does the same move; one with another end is another move.
+    let again = set(&token, 4, ("zak.t", 1), Active, None).await.unwrap();
+    assert_eq!(again.state, Active);
+    let end = now_s() + 60;
+    set(&token, 5, ("zak.t", 1), Retired, Some(end)).await.unwrap();
+    let again = set(&token, 6, ("zak.t", 1), Retired, Some(end)).await.unwrap();
+    assert_eq!((again.state, again.usable_until_s), (Retired, Some(end)));
+    let refused = refusal(set(&token, 7, ("zak.t", 1), Retired, Some(end + 60)).await);
+    assert!(refused.contains("is retired, and does not become retired"), "{refused}");
+    let refused = refusal(set(&token, 7, ("zak.t", 1), Active, None).await);
     assert!(refused.contains("is retired, and does not become active"), "{refused}");
-    set(&token, 5, ("zak.t", 1), Compromised, None).await.unwrap();
-    let refused = refusal(import_of(6, 1, 1).await);
+    set(&token, 7, ("zak.t", 1), Compromised, None).await.unwrap();
+    let refused = refusal(import_of(8, 1, 1).await);
     assert!(refused.contains("is compromised"), "{refused}");
     token.stop().await;
 }

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use crate::support::{get, post, text, until};
 
 const KEK: &str = "kek.acquirer-a";
-const LABEL: &str = "zak.acquirer-b";
+pub(crate) const LABEL: &str = "zak.acquirer-b";
 
 /// The key that these stories import: made up.
 const KEY: [u8; 16] = *b"officers' key 02";
@@ -125,6 +125,11 @@ async fn a_retired_key_still_verifies_within_its_overlap_and_makes_nothing() {
 
     assert_eq!(text(&retired, "state"), "applied", "{retired:?}");
     assert!(retired.json()["key"]["usable_until"].is_string(), "{retired:?}");
+    let longer = json!({"version": 1, "reason": "r", "overlap_s": 3600});
+    let longer = both(&world, &path, &longer).await;
+    let told = (text(&longer, "state"), text(&longer, "error"));
+    assert_eq!(told.0, "refused", "{told:?}");
+    assert!(told.1.contains("is retired, and does not become retired"), "{told:?}");
     let made = post(&acquirer, "/v1/mac/generate", &json!({"key": LABEL, "message": "00"})).await;
     assert_eq!(made.status, 403);
     assert!(verifies(&acquirer, b"m", &old.mac, 1).await);
@@ -145,8 +150,13 @@ async fn a_key_that_is_not_what_was_announced_is_refused_in_words() {
     let last = if forged.pop() == Some('0') { '1' } else { '0' };
     forged.push(last);
 
+    // Another key for a version that is there.
+    let mut taken = import(&block(), None);
+    taken["profile"]["version"] = 1.into();
+
     for (body, told) in [
         (import(&block(), Some("000000")), "check value"),
+        (taken, "check value"),
         (import(&pin_key, None), "P0"),
         (import(&forged, None), "key block"),
     ] {
@@ -159,9 +169,9 @@ async fn a_key_that_is_not_what_was_announced_is_refused_in_words() {
     assert_eq!(versions(&first).await, ["1 active"]);
     let failed = |event: &Step| event.kind() == "key.import" && event.0["outcome"] == "failure";
     let events = key_events(&world);
-    assert_eq!(events.iter().filter(|event| failed(event)).count(), 3, "{events:?}");
+    assert_eq!(events.iter().filter(|event| failed(event)).count(), 4, "{events:?}");
     let substituted = events.iter().filter(|event| event.kind() == "key.substitution");
-    assert_eq!(substituted.count(), 1, "{events:?}");
+    assert_eq!(substituted.count(), 2, "{events:?}");
     let blocks = crate::support::query(&world, "SELECT count(block) FROM key_change");
     assert_eq!(blocks, "0", "a block outlived its change");
 }
@@ -379,7 +389,7 @@ fn officers(world: &World) -> (Client, Client) {
 }
 
 /// The key under the demo's key block protection key.
-fn block() -> String {
+pub(crate) fn block() -> String {
     let kek = DemoKeys::load().value(KEK);
     KeyBlock::new(Version::D, "M6", 'A', 'C').wrap(&kek, &KEY).unwrap()
 }
@@ -388,7 +398,7 @@ fn kcv() -> String {
     hex::encode_upper(kcv_cmac::<3>(KeyAlgorithm::Aes, &KEY).unwrap())
 }
 
-fn import(block: &str, kcv: Option<&str>) -> Value {
+pub(crate) fn import(block: &str, kcv: Option<&str>) -> Value {
     let mut profile = json!({"label": LABEL, "version": 2, "role": "mac", "algorithm": "aes",
         "mac": {"algorithm": "cmac", "length": 8}});
     if let Some(kcv) = kcv {
@@ -404,7 +414,7 @@ async fn decide(client: &Client, number: i64, decision: &str) -> Answer {
 }
 
 /// Proposed by one officer, approved by the other.
-async fn both(world: &World, path: &str, body: &Value) -> Answer {
+pub(crate) async fn both(world: &World, path: &str, body: &Value) -> Answer {
     let (first, second) = officers(world);
     let proposed = post(&first, path, body).await;
     assert_eq!(proposed.status, 202, "{proposed:?}");
@@ -412,7 +422,7 @@ async fn both(world: &World, path: &str, body: &Value) -> Answer {
 }
 
 /// `version state` of every version of the story's key.
-async fn versions(client: &Client) -> Vec<String> {
+pub(crate) async fn versions(client: &Client) -> Vec<String> {
     let answer = get(client, "/v1/keys").await.json();
     let keys = answer["keys"].as_array().unwrap();
     let ours = keys.iter().filter(|key| key["label"] == LABEL);

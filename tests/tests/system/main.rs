@@ -15,6 +15,7 @@ mod gateway_kill;
 mod key_blocks; // what comes in a key block, and what does not
 mod key_life; // staged, active, retired, compromised; several workers; a kill
 mod key_officers; // two persons, one change
+mod key_rollout; // one change, two links
 mod lock_down;
 mod modes;
 mod openapi_admin;

@@ -19,9 +19,9 @@ const LABEL: &str = "zak.acquirer-b";
 /// What each request allows itself, as its header says.
 const ALLOWED: Duration = Duration::from_secs(3);
 /// A worker whose start hangs is killed after five seconds.
-const BACK_WITHIN: Duration = Duration::from_secs(15);
+pub(crate) const BACK_WITHIN: Duration = Duration::from_secs(15);
 
-async fn two_links() -> World {
+pub(crate) async fn two_links() -> World {
     let edit = |table: &mut toml::Table| {
         // The product's own rests.
         table["hsm"].as_table_mut().unwrap().remove("breaker");
@@ -34,13 +34,13 @@ async fn two_links() -> World {
 }
 
 /// A link as the admin API shows it.
-async fn link(world: &World, name: &str) -> Value {
+pub(crate) async fn link(world: &World, name: &str) -> Value {
     let answer = get(&world.admin("monitor").unwrap(), "/v1/links").await.json();
     let links = answer["links"].as_array().unwrap();
     links.iter().find(|link| link["name"] == name).unwrap().clone()
 }
 
-async fn usable(world: &World, name: &str) -> bool {
+pub(crate) async fn usable(world: &World, name: &str) -> bool {
     link(world, name).await["usable"] == true
 }
 
@@ -163,6 +163,16 @@ async fn an_order_says_on_record_which_link_ran_it() {
 const PAN: &str = "4761737909457820";
 const ISO0: harness::soft::pin::PinFormat = harness::soft::pin::PinFormat::Iso0;
 
+/// Its module fails until the shim is told otherwise.
+pub(crate) async fn backup_goes_away(world: &World) {
+    world.shim_control_of(Link::Backup, "* fail 0x32").await.unwrap();
+    until("the backup is away", BACK_WITHIN, async || {
+        let workers = link(world, "backup").await["workers"].as_array().unwrap().clone();
+        workers.iter().all(|worker| worker["ready"] == false)
+    })
+    .await;
+}
+
 /// Retires a version by two officers: the change as it is then.
 async fn retire(world: &World, label: &str) -> Answer {
     let (first, second) =
@@ -189,15 +199,7 @@ async fn a_key_changes_on_both_links_and_one_that_was_away_catches_up_before_it_
     let changed = retire(&world, "zak.acquirer-c").await;
     assert_eq!((changed.status.as_u16(), changed.json()["state"].as_str()), (200, Some("applied")));
     let both = [Link::Primary, Link::Backup].map(|link| is_retired(&world, link, "zak.acquirer-c"));
-    world.shim_control_of(Link::Backup, "* fail 0x32").await.unwrap();
-    until("it is away", BACK_WITHIN, async || {
-        link(&world, "backup").await["workers"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .all(|worker| worker["ready"] == false)
-    })
-    .await;
+    backup_goes_away(&world).await;
     let waits = retire(&world, "zak.acquirer-d").await;
     let number = waits.json()["change"].as_i64().unwrap();
     let distrusted = link(&world, "backup").await["distrusted"] == true;

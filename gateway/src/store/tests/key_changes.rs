@@ -94,6 +94,33 @@ async fn a_compromise_waits_for_nobody_and_is_applied_before_what_was_approved_e
     assert!(world.store.approved_key_changes().await.unwrap().is_empty());
 }
 
+/// A link that was away must get what the others have in the order in which they got it.
+#[tokio::test]
+async fn what_is_in_force_somewhere_keeps_its_number_and_goes_before_a_compromise() {
+    let world = World::new().await;
+    let mut numbers = Vec::new();
+    for (kind, above) in [(KeyChangeKind::Import, 4), (KeyChangeKind::Retire, 0)] {
+        let number = world.propose(kind).await.number;
+        world.decide(number, Decision::Approve, "ben").await;
+        numbers.push((number, world.store.number_key_change(number, above).await.unwrap()));
+    }
+    let [(import, first), (retire, second)] = numbers[..] else { panic!("{numbers:?}") };
+
+    world.store.note_key_change_made(retire).await.unwrap();
+    let compromise = world.propose(KeyChangeKind::Compromise).await.number;
+    let third = world.store.number_key_change(compromise, second).await.unwrap();
+    let again = world.store.number_key_change(compromise, second).await.unwrap();
+    let passed = world.store.number_key_change(import, third).await.unwrap();
+    let fixed = world.store.number_key_change(retire, 99).await;
+
+    assert_eq!((first, second, third, again, passed), (5, 6, 7, 7, 8));
+    assert!(fixed.is_err(), "{fixed:?}");
+    let after = world.after_a_crash().await;
+    let approved = after.store.approved_key_changes().await.unwrap();
+    let order: Vec<_> = approved.iter().map(|it| (it.number, it.made_at.is_some())).collect();
+    assert_eq!(order, [(retire, true), (compromise, false), (import, false)]);
+}
+
 #[tokio::test]
 async fn a_key_block_is_gone_when_its_change_has_ended_however_it_ended() {
     let world = World::new().await;

@@ -72,7 +72,7 @@ impl KeyWatch {
                 // Whoever needs a worker says so; there is nothing to read back.
                 Err(HsmError::Link(LinkError::NoWorker)) => continue,
                 Err(error) => {
-                    tracing::warn!(%error, "the key lint has no answer");
+                    tracing::warn!(link = self.hsm.label(), %error, "the key lint has no answer");
                     "error"
                 }
                 Ok(reports) => match self.take(&reports).await {
@@ -98,7 +98,7 @@ impl KeyWatch {
             if self.told.contains(finding.subject()) {
                 continue;
             }
-            tracing::error!(?finding, "the token is not locked down");
+            tracing::error!(link, ?finding, "the token is not locked down");
             match self.audit.append(self.event(finding)).await {
                 Ok(_) => drop(self.told.insert(finding.subject().to_owned())),
                 Err(AuditUnavailable) => tracing::error!("the finding is not in the audit log"),

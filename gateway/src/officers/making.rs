@@ -71,7 +71,8 @@ impl Officers {
             let is_new = change.made_at.is_none();
             let refused = match made {
                 Made::Later(error) => {
-                    tracing::warn!(%error, change = change.number, "a key change waits");
+                    let key = key_name(&change);
+                    tracing::warn!(%error, change = change.number, key, "a change waits: no link has it");
                     // Where an earlier change is not made, a later one is not either.
                     if self.hsm.links().all(|link| round.behind.contains(link.label())) {
                         break;

@@ -33,6 +33,8 @@ pub(super) type Lacking = BTreeMap<&'static str, String>;
 
 /// Why a link has not made a change.
 enum Missed {
+    /// It lacks an earlier one.
+    Behind,
     /// It may tomorrow.
     Later(HsmError),
     /// It was asked, and refuses.
@@ -132,7 +134,7 @@ impl Officers {
             match self.last_change(link, round).await {
                 Ok(last) if !is_new && change.register_change.is_some_and(|it| it <= last) => {}
                 Ok(_) => ready.push(link),
-                Err(error) => missed.push((link.label(), Missed::Later(error))),
+                Err(why) => missed.push((link.label(), why)),
             }
         }
         let last = ready.iter().filter_map(|link| round.last.get(link.label()).copied()).max();
@@ -183,16 +185,18 @@ impl Officers {
         })
     }
 
-    /// The number of the last change in a link's register. An error when it cannot be asked for the next
-    /// one.
-    async fn last_change(&self, link: &HsmLink, round: &mut Round) -> Result<u64, HsmError> {
-        if round.behind.contains(link.label()) || !link.is_up() {
-            return Err(LinkError::NoWorker.into());
+    /// The number of the last change in a link's register, or why it cannot be asked for the next one.
+    async fn last_change(&self, link: &HsmLink, round: &mut Round) -> Result<u64, Missed> {
+        if !link.is_up() {
+            return Err(Missed::Later(LinkError::NoWorker.into()));
+        }
+        if round.behind.contains(link.label()) {
+            return Err(Missed::Behind);
         }
         if let Some(last) = round.last.get(link.label()) {
             return Ok(*last);
         }
-        let last = link.reload_keys(patience()).await?;
+        let last = link.reload_keys(patience()).await.map_err(Missed::Later)?;
         round.last.insert(link.label(), last);
         Ok(last)
     }
@@ -293,6 +297,7 @@ fn nowhere(missed: Vec<(&'static str, Missed)>) -> Made {
     let mut substituted = false;
     for (name, why) in missed {
         match why {
+            Missed::Behind => return Made::Later(LinkError::NoWorker.into()),
             Missed::Later(error) => return Made::Later(error),
             Missed::Refused { why, substitution } => {
                 substituted |= substitution;
@@ -306,6 +311,7 @@ fn nowhere(missed: Vec<(&'static str, Missed)>) -> Made {
 impl fmt::Display for Missed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Behind => "it lacks an earlier change".fmt(f),
             Self::Later(error) => error.fmt(f),
             Self::Refused { why, .. } => why.fmt(f),
         }

@@ -401,9 +401,9 @@ pub(crate) fn hsm(config: &HsmConfig) -> anyhow::Result<Hsm> {
     let alone = config.link.is_empty();
     let pace = Pace::of_attempt(fair(attempt_max, config.retry, alone));
     let mut members = Vec::new();
-    for NamedLink { name, role, options } in config.links().map_err(anyhow::Error::msg)? {
+    for NamedLink { role, options } in config.links().map_err(anyhow::Error::msg)? {
         // As many as the configuration names, for as long as the process lives.
-        let name: &'static str = name.leak();
+        let name: &'static str = options.name.clone().leak();
         let breaker = match members.is_empty() {
             true => "hsm".to_owned(),
             false => format!("hsm.{name}"),

@@ -196,7 +196,8 @@ impl Endpoint for HsmLink {
         self.link.is_up() && !self.is_distrusted()
     }
 
-    /// A known MAC on each worker. One that answers is enough: the others are their supervisor's.
+    /// A known MAC on each worker. One that has it is enough: the others are their supervisor's, which
+    /// ends those that answer wrongly.
     async fn heartbeat(&self, limit: Instant) -> Result<(), Sick> {
         self.link.heartbeat(limit).await.map_err(|error| match error {
             LinkError::WrongAnswer => {
@@ -214,6 +215,10 @@ impl Endpoint for HsmLink {
 
 impl Fault for Said<LinkError> {
     fn outcome(&self) -> Outcome {
+        // No word of the token: who said it is ended, and orders are functions of their input.
+        if self.what == LinkError::WrongAnswer {
+            return Outcome::AnsweredRetryable;
+        }
         of_order(&self.what)
     }
 
@@ -325,6 +330,7 @@ impl From<CallError<Said<LinkError>>> for HsmError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::links::classify::{Decision, Operation, decide};
 
     #[test]
     fn a_worker_that_is_lost_beside_one_that_answers_says_nothing_of_the_token() {
@@ -333,6 +339,14 @@ mod tests {
             let alone = verdict(&Err(lost), false);
             assert!(matches!(alone, Verdict::Failing | Verdict::TimedOut), "{alone:?}");
         }
+    }
+
+    #[test]
+    fn what_one_worker_said_wrongly_another_one_is_asked() {
+        let wrong = Said { mode: None, what: LinkError::WrongAnswer };
+
+        assert_eq!(verdict(&Err(LinkError::WrongAnswer), true), Verdict::Failing);
+        assert_eq!(decide(Operation::Pure, wrong.outcome()), Decision::Repeat);
     }
 
     #[test]

@@ -104,7 +104,11 @@ impl HsmLink {
 
     /// Closes the link while its keys cannot be trusted, or opens it again. Whether that is new.
     pub fn set_distrusted(&self, distrusted: bool) -> bool {
-        self.distrusted.swap(distrusted, Ordering::AcqRel) != distrusted
+        let is_new = self.distrusted.swap(distrusted, Ordering::AcqRel) != distrusted;
+        if is_new && !distrusted {
+            tracing::info!(link = self.name, "its keys are trusted now: it may be used");
+        }
+        is_new
     }
 
     /// Whether its keys cannot be trusted.
@@ -281,7 +285,10 @@ pub(super) fn wrong() -> HsmError {
 pub enum HsmError {
     #[error("no HSM link takes orders now")]
     NoneReady { retry_after: Duration },
-    #[error("the HSM link is not used: a key label stands for two keys (see key.substitution)")]
+    #[error(
+        "no HSM link may be used: its keys were not compared yet, it missed a change of a key, or a \
+         label stands for two keys; see `tollgate links list`"
+    )]
     Distrusted,
     #[error("the HSM links have all the orders that they may have")]
     Overloaded,
@@ -338,6 +345,16 @@ mod tests {
             assert_eq!(verdict(&Err(lost.clone()), true), Verdict::Ignored);
             let alone = verdict(&Err(lost), false);
             assert!(matches!(alone, Verdict::Failing | Verdict::TimedOut), "{alone:?}");
+        }
+    }
+
+    /// At a start, after a change that a link missed, and for a substituted key alike.
+    #[test]
+    fn a_link_that_is_not_trusted_blames_no_key_that_may_be_right() {
+        let told = HsmError::Distrusted.to_string();
+
+        for part in ["not compared yet", "missed a change", "two keys", "`tollgate links list`"] {
+            assert!(told.contains(part), "{told}");
         }
     }
 

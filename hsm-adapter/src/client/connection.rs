@@ -215,14 +215,19 @@ const HEARTBEATS: usize = 8;
 /// is there.
 const SILENT_MS: u64 = 250;
 
-/// Moves bytes both ways until the worker hangs up or speaks nonsense.
-pub(super) async fn run(connection: Arc<Connection>, stream: UnixStream, frames: FrameBuffer) {
+/// Moves bytes both ways until the worker hangs up or speaks nonsense. `link` is for the log.
+pub(super) async fn run(
+    connection: Arc<Connection>,
+    stream: UnixStream,
+    frames: FrameBuffer,
+    link: &str,
+) {
     let (reading, writing) = stream.into_split();
     let error = tokio::select! {
         error = read_replies(&connection, reading, frames) => error,
         error = write_orders(&connection, writing) => error,
     };
-    tracing::info!(%error, "the worker's socket ended");
+    tracing::info!(link, %error, "the worker's socket ended");
     connection.close();
 }
 

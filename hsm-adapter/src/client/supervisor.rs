@@ -188,8 +188,9 @@ async fn one_life(options: &LinkOptions, slot: &Slot, starting: &Starting) -> St
         state.connection = Some(Arc::clone(&connection));
         state.trouble = None;
     }
-    tracing::info!(pid = child.id(), token = connection.hello.token, "HSM worker ready");
-    let talk = connection::run(Arc::clone(&connection), stream, frames);
+    let (link, token) = (&options.name, &connection.hello.token);
+    tracing::info!(link, pid = child.id(), token, "HSM worker ready");
+    let talk = connection::run(Arc::clone(&connection), stream, frames, link);
     tokio::pin!(talk);
     tokio::select! {
         () = &mut talk => {

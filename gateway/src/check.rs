@@ -126,7 +126,7 @@ async fn hsm(config: &Config, rows: &mut Vec<Row>) {
     // In one order: `app::hsm` starts what the configuration names.
     for (link, NamedLink { options, .. }) in hsm.links().zip(&links) {
         started_all(link, options.start_limit).await;
-        seen.push((link.label(), look_at(config, options, link, rows).await));
+        seen.push((link.name(), look_at(config, options, link, rows).await));
     }
     rows.extend(comparison::compare(&seen).into_iter().map(|told| row("keys", told)));
     hsm.stop().await;
@@ -156,7 +156,7 @@ async fn look_at(
 ) -> Vec<View> {
     // Each question has a time of its own.
     let limit = || Instant::now() + options.start_limit;
-    let name = link.label();
+    let name = link.name();
     for worker in link.workers() {
         // A worker is ready only when its keys are locked down and every operation is proved.
         let token = worker.token.unwrap_or_default();

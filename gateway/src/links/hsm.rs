@@ -40,7 +40,7 @@ impl HsmLink {
 
     /// Its name.
     #[must_use]
-    pub fn label(&self) -> &'static str {
+    pub fn name(&self) -> &'static str {
         self.name
     }
 

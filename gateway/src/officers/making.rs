@@ -47,7 +47,7 @@ impl Officers {
         for change in approved {
             let told = lock(&self.partly).get(&change.number).cloned();
             if let Some(missed) = &told
-                && self.hsm.links().all(|link| !link.is_up() || !missed.contains(&link.label()))
+                && self.hsm.links().all(|link| !link.is_up() || !missed.contains(&link.name()))
             {
                 behind.extend(missed);
                 continue;
@@ -56,7 +56,7 @@ impl Officers {
                 Made::Later(error) => {
                     tracing::warn!(%error, change = change.number, "a key change waits");
                     // Where an earlier change is not made, a later one is not either.
-                    if self.hsm.links().all(|link| behind.contains(link.label())) {
+                    if self.hsm.links().all(|link| behind.contains(link.name())) {
                         break;
                     }
                     continue;
@@ -96,14 +96,13 @@ impl Officers {
         behind: &mut HashSet<&'static str>,
     ) -> Result<Made, StoreError> {
         let links: Vec<_> = self.hsm.links().cloned().collect();
-        let lacks = |link: &&Arc<HsmLink>| {
-            told.as_ref().is_none_or(|missed| missed.contains(&link.label()))
-        };
+        let lacks =
+            |link: &&Arc<HsmLink>| told.as_ref().is_none_or(|missed| missed.contains(&link.name()));
         let (mut ready, mut last) = (Vec::new(), 0);
         let mut applied = None;
         let mut missed: Vec<(&'static str, Missed)> = Vec::new();
         for link in links.iter().rev().filter(lacks) {
-            let name = link.label();
+            let name = link.name();
             if behind.contains(name) || !link.is_up() {
                 missed.push((name, Missed::Later(LinkError::NoWorker.into())));
                 continue;
@@ -139,7 +138,7 @@ impl Officers {
                 {
                     return Ok(Made::Refused { why, substitution });
                 }
-                Err(why) => missed.push((link.label(), why)),
+                Err(why) => missed.push((link.name(), why)),
             }
         }
         self.settle().await;
@@ -172,7 +171,7 @@ impl Officers {
         change: &KeyChange,
         missed: Vec<&'static str>,
     ) -> Result<Made, StoreError> {
-        for link in self.hsm.links().filter(|link| !missed.contains(&link.label())) {
+        for link in self.hsm.links().filter(|link| !missed.contains(&link.name())) {
             if let Ok(Some(key)) = made_there(link, change).await {
                 return Ok(Made::Partly(key, missed));
             }
@@ -182,9 +181,9 @@ impl Officers {
 
     /// Whoever has missed a change is not used.
     fn distrust(&self, change: &KeyChange, missed: &[&'static str]) {
-        for link in self.hsm.links().filter(|link| missed.contains(&link.label())) {
+        for link in self.hsm.links().filter(|link| missed.contains(&link.name())) {
             if link.set_distrusted(true) {
-                let (link, change) = (link.label(), change.number);
+                let (link, change) = (link.name(), change.number);
                 tracing::error!(link, change, "not used: it has missed a change of a key");
             }
         }

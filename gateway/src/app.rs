@@ -63,7 +63,7 @@ impl App {
         let mut refused = Vec::new();
         for link in hsm.links() {
             let why = link.refused_at_start().await;
-            refused.extend(why.map(|why| format!("the HSM link {}: {why}", link.label())));
+            refused.extend(why.map(|why| format!("the HSM link {}: {why}", link.name())));
         }
         if refused.len() == hsm.links().count() {
             bail!("{}", refused.join("; "));
@@ -268,19 +268,19 @@ async fn tell_modes(
 
 /// Whether it is on record that no worker of the link starts any more.
 async fn tell_latch(hsm: &HsmLink, audit: &AuditLog, trouble: Option<String>) -> bool {
-    let on = Resource::new(ResourceType::HsmLink, Label::new(hsm.label()));
+    let on = Resource::new(ResourceType::HsmLink, Label::new(hsm.name()));
     let event = audit.own_event(EventType::HsmLogin, Outcome::Failure, on);
     let note = Label::new(&trouble.unwrap_or_default());
-    audit.append(event.link(Label::new(hsm.label())).note(note)).await.is_ok()
+    audit.append(event.link(Label::new(hsm.name())).note(note)).await.is_ok()
 }
 
 /// What is told then. Recipes that could not be recorded are told at the next try.
 async fn tell_mode(hsm: &HsmLink, audit: &AuditLog, told: Vec<Recipe>) -> Vec<Recipe> {
     let recipes = hsm.recipes();
     let Some(mode) = hsm.weakest_mode().filter(|_| recipes != told) else { return told };
-    let on = Resource::new(ResourceType::HsmLink, Label::new(hsm.label()));
+    let on = Resource::new(ResourceType::HsmLink, Label::new(hsm.name()));
     let event = audit.own_event(EventType::HsmMode, Outcome::Success, on);
-    match audit.append(event.link(Label::new(hsm.label())).mode(audited(mode))).await {
+    match audit.append(event.link(Label::new(hsm.name())).mode(audited(mode))).await {
         Ok(_) => recipes,
         Err(AuditUnavailable) => {
             tracing::error!("the mode of the HSM link is not in the audit log");
@@ -401,9 +401,9 @@ pub(crate) fn hsm(config: &HsmConfig) -> anyhow::Result<Hsm> {
     let alone = config.link.is_empty();
     let pace = Pace::of_attempt(fair(attempt_max, config.retry, alone));
     let mut members = Vec::new();
-    for NamedLink { name, role, options } in config.links().map_err(anyhow::Error::msg)? {
+    for NamedLink { role, options } in config.links().map_err(anyhow::Error::msg)? {
         // As many as the configuration names, for as long as the process lives.
-        let name: &'static str = name.leak();
+        let name: &'static str = options.name.clone().leak();
         let breaker = match members.is_empty() {
             true => "hsm".to_owned(),
             false => format!("hsm.{name}"),

@@ -1,10 +1,14 @@
 //! The operator's hand on the breakers: an order is in the database before it is in force, so that
 //! a restart and the other replicas keep it; and every transition is in the audit log.
+//!
+//! Rows are followed, not trusted: what another replica's operator ordered, or somebody who may write
+//! the database, is on record here when it comes into force, and nothing of it is shown unmasked.
 
 use std::sync::PoisonError;
 use std::time::Duration;
 
-use compliance::{Event, EventType, Label, Outcome, Resource, ResourceType};
+use compliance::{Actor, Event, EventType, Label, Origin, Outcome, Resource, ResourceType, Role};
+use jiff::Timestamp;
 use tokio::sync::Mutex;
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio::task::JoinSet;
@@ -13,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::audit::{AuditLog, AuditUnavailable};
 use crate::links::breaker::{Breaker, Forced, Snapshot, State, Transition};
-use crate::store::{BreakerOrder, OrderedState, Store, StoreError};
+use crate::store::{BreakerOrder, BreakerOrders, OrderedState, StandingOrder, Store, StoreError};
 
 /// Every breaker of this gateway, and what operators ordered.
 #[derive(Debug)]
@@ -22,13 +26,31 @@ pub struct BreakerDesk {
     store: Store,
     audit: AuditLog,
     /// Database and breaker change together: a look at the orders comes before or after.
-    turn: Mutex<()>,
+    turn: Mutex<PassedOver>,
     /// Heard from the start on, until [`keep`](Self::keep) records them.
     heard: std::sync::Mutex<Vec<Receiver<Transition>>>,
 }
 
+/// The orders that the last look could not follow: each is told once, not at every look.
+#[derive(Debug, Default)]
+struct PassedOver {
+    foreign: Vec<String>,
+    more: bool,
+}
+
+/// What a reset came to.
+#[derive(Debug)]
+pub enum Reset {
+    /// The breaker as it is then.
+    Closed(Box<Snapshot>),
+    /// No breaker has this name; an order had, and is ended.
+    OrderEnded,
+    /// Neither a breaker has it nor an order.
+    Unknown,
+}
+
 impl BreakerDesk {
-    /// Puts the orders of earlier runs in force.
+    /// Puts the orders of earlier runs in force, and tells of each.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
@@ -38,9 +60,28 @@ impl BreakerDesk {
         audit: AuditLog,
     ) -> Result<Self, StoreError> {
         let heard = std::sync::Mutex::new(breakers.iter().map(Breaker::transitions).collect());
-        let desk = Self { breakers, store, audit, turn: Mutex::new(()), heard };
-        desk.look().await?;
+        let desk = Self { breakers, store, audit, turn: Mutex::default(), heard };
+        let standing = desk.look().await?;
+        standing.iter().for_each(|order| desk.tell(order));
         Ok(desk)
+    }
+
+    /// An order that nobody remembers keeps a link shut, or keeps what is shut open.
+    fn tell(&self, StandingOrder { order, set_at }: &StandingOrder) {
+        let BreakerOrder { name, state, actor, reason } = order;
+        let (breaker, state, by) = (Label::new(name), state.name(), actor);
+        let since = Timestamp::from_millisecond(*set_at).unwrap_or_default();
+        match self.find(name) {
+            Some(_) => tracing::warn!(
+                %breaker, state, by, reason, %since,
+                "an operator's order stands; `tollgate links reset` ends it"
+            ),
+            None => tracing::warn!(
+                %breaker, state, by, reason, %since,
+                "an operator's order stands for a breaker that does not exist (was a URL or a link \
+                 taken away?); `tollgate links reset` with this name ends it"
+            ),
+        }
     }
 
     /// Every breaker as it is now.
@@ -81,22 +122,23 @@ impl BreakerDesk {
         Ok(Some(breaker.snapshot()))
     }
 
-    /// Ends an order, of all replicas, and closes the breaker of this one. How it is then; `None` when there is no such breaker.
+    /// Ends an order, of all replicas, and closes the breaker of this one, if there is one.
     ///
     /// # Errors
     /// As [`force`](Self::force).
-    pub async fn reset(
-        &self,
-        name: &str,
-        actor: &str,
-        reason: &str,
-    ) -> Result<Option<Snapshot>, StoreError> {
-        let Some(breaker) = self.find(name) else { return Ok(None) };
+    pub async fn reset(&self, name: &str, actor: &str, reason: &str) -> Result<Reset, StoreError> {
         let _turn = self.turn.lock().await;
-        self.store.clear_breaker_order(name).await?;
-        breaker.reset();
-        tracing::warn!(breaker = name, by = actor, reason, "reset");
-        Ok(Some(breaker.snapshot()))
+        let ended = self.store.clear_breaker_order(name).await?;
+        let reset = match self.find(name) {
+            Some(breaker) => {
+                breaker.reset();
+                Reset::Closed(Box::new(breaker.snapshot()))
+            }
+            None if ended => Reset::OrderEnded,
+            None => return Ok(Reset::Unknown),
+        };
+        tracing::warn!(breaker = %Label::new(name), by = actor, reason, "reset");
+        Ok(reset)
     }
 
     /// Follows the orders of other replicas and records every transition, until `stop`.
@@ -119,26 +161,51 @@ impl BreakerDesk {
         }
     }
 
-    /// Makes every breaker what the database orders it to be.
-    async fn look(&self) -> Result<(), StoreError> {
-        let _turn = self.turn.lock().await;
-        let orders = self.store.breaker_orders().await?;
+    /// Makes every breaker what the database orders it to be, and gives the orders.
+    async fn look(&self) -> Result<Vec<StandingOrder>, StoreError> {
+        let mut passed_over = self.turn.lock().await;
+        let BreakerOrders { standing, foreign, more } = self.store.breaker_orders().await?;
+        let standing: Vec<_> = standing.into_iter().map(masked).collect();
+        let mut new = Vec::new();
         for breaker in &self.breakers {
-            match orders.iter().find(|order| order.name == breaker.name()) {
-                Some(BreakerOrder { state, actor, reason, .. }) => {
-                    let to = match state {
+            match standing.iter().find(|it| it.order.name == breaker.name()) {
+                Some(StandingOrder { order, .. }) => {
+                    let to = match order.state {
                         OrderedState::ForcedOpen => Forced::Open,
                         OrderedState::Disabled => Forced::Disabled,
                     };
-                    breaker.force(to, actor, reason);
+                    // What was asked for here is in force already, and on record.
+                    if breaker.state() != to.state() {
+                        new.push(order);
+                    }
+                    breaker.force(to, &order.actor, &order.reason);
                 }
+                // Nobody has said that it may be closed.
+                None if more || foreign.iter().any(|name| name == breaker.name()) => {}
                 None => match breaker.state() {
                     State::ForcedOpen | State::Disabled => breaker.reset(),
                     State::Closed | State::Open | State::HalfOpen => {}
                 },
             }
         }
-        Ok(())
+        for name in foreign.iter().filter(|name| !passed_over.foreign.contains(name)) {
+            tracing::error!(
+                breaker = %Label::new(name),
+                "its order names a state that this release does not know: passed over; \
+                 `tollgate links reset` ends it"
+            );
+        }
+        if more && !passed_over.more {
+            tracing::error!("more orders for breakers than any gateway has: some are passed over");
+        }
+        *passed_over = PassedOver { foreign, more };
+        drop(passed_over);
+        for order in new {
+            if let Err(AuditUnavailable) = self.audit.append(forced(order, &self.audit)).await {
+                tracing::error!(breaker = order.name, "its order is not in the audit log");
+            }
+        }
+        Ok(standing)
     }
 
     fn find(&self, name: &str) -> Option<&Breaker> {
@@ -163,6 +230,24 @@ async fn record(mut transitions: Receiver<Transition>, audit: AuditLog) {
     }
 }
 
+/// The order without what no log and no terminal may get, whoever wrote the row.
+fn masked(mut standing: StandingOrder) -> StandingOrder {
+    let BreakerOrder { actor, reason, .. } = &mut standing.order;
+    for text in [actor, reason] {
+        *text = Label::new(text).to_string();
+    }
+    standing
+}
+
+/// An order that was found in the database, as the operator's own: its origin tells them apart.
+fn forced(order: &BreakerOrder, audit: &AuditLog) -> Event {
+    let by = Actor::admin(Label::new(&order.actor), [Role::Operator]);
+    let on = Resource::new(ResourceType::Breaker, Label::new(&order.name));
+    let (now, origin) = (Timestamp::now(), Origin::inside(audit.host()));
+    let event = Event::new(by, EventType::BreakerForce, now, Outcome::Success, origin, on);
+    event.note(Label::new(&order.reason))
+}
+
 fn event(transition: &Transition, audit: &AuditLog) -> Event {
     let Transition { name, from, to, reason } = transition;
     let on = Resource::new(ResourceType::Breaker, Label::new(name));
@@ -173,3 +258,96 @@ fn event(transition: &Transition, audit: &AuditLog) -> Event {
 
 /// How late an order of another replica may be in force here.
 const LOOK_PERIOD: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+    use crate::config::AuditConfig;
+    use crate::links::breaker::{BreakerConfig, Pace};
+    use crate::store::tests::World;
+    use crate::store::tests::breaker_orders::put_order;
+
+    const NAMES: [&str; 2] = ["biller.pln", "biller.pdam"];
+
+    async fn desk(world: &World) -> BreakerDesk {
+        let config = AuditConfig::at(world.directory.path().join("audit"));
+        let audit = AuditLog::open(&config, "gateway-1", uuid::Uuid::now_v7()).unwrap();
+        let pace = Pace::of_attempt(Duration::from_secs(2));
+        let breakers = NAMES.map(|name| Breaker::new(name, BreakerConfig::default(), pace));
+        BreakerDesk::start(breakers.into(), world.store.clone(), audit).await.unwrap()
+    }
+
+    /// The events of orders: breaker, actor and note.
+    async fn on_record(desk: BreakerDesk, world: &World) -> Vec<[String; 3]> {
+        desk.audit.close().await;
+        let mut events = Vec::new();
+        for file in std::fs::read_dir(world.directory.path().join("audit")).unwrap() {
+            let text = std::fs::read_to_string(file.unwrap().path()).unwrap_or_default();
+            let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            let forced = lines.filter(|event| event["event"]["type"] == "breaker.force");
+            let word = |value: &Value| value.as_str().unwrap().to_owned();
+            events.extend(forced.map(|event| {
+                [&event["resource"]["id"], &event["actor"]["id"], &event["note"]].map(word)
+            }));
+        }
+        events
+    }
+
+    #[tokio::test]
+    async fn an_order_in_the_database_is_masked_and_on_record_when_it_comes_into_force() {
+        let world = World::new().await;
+        put_order(&world, NAMES[0], "forced_open").await;
+
+        let desk = desk(&world).await;
+        desk.look().await.unwrap();
+
+        let by = desk.snapshot(NAMES[0]).unwrap().forced.unwrap();
+        assert_eq!((by.by.as_str(), by.reason.as_str()), ("mallory", "card [pan removed]"));
+        let told = on_record(desk, &world).await;
+        assert_eq!(told, [[NAMES[0], "mallory", "card [pan removed]"].map(str::to_owned)]);
+    }
+
+    #[tokio::test]
+    async fn what_was_asked_for_here_is_on_record_by_its_request_alone() {
+        let world = World::new().await;
+        let desk = desk(&world).await;
+
+        desk.force(NAMES[0], Forced::Open, "operator", "maintenance").await.unwrap();
+        desk.look().await.unwrap();
+
+        assert_eq!(desk.snapshot(NAMES[0]).unwrap().state, State::ForcedOpen);
+        assert!(on_record(desk, &world).await.is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_order_that_cannot_be_read_stops_no_other_and_opens_nothing() {
+        let world = World::new().await;
+        let desk = desk(&world).await;
+        desk.force(NAMES[1], Forced::Open, "operator", "maintenance").await.unwrap();
+        world.store.clear_breaker_order(NAMES[1]).await.unwrap();
+        put_order(&world, NAMES[1], "half_open").await;
+        put_order(&world, NAMES[0], "disabled").await;
+
+        let looked = desk.look().await;
+
+        assert!(looked.is_ok(), "{looked:?}");
+        let states = NAMES.map(|name| desk.snapshot(name).unwrap().state);
+        assert_eq!(states, [State::Disabled, State::ForcedOpen]);
+    }
+
+    #[tokio::test]
+    async fn a_reset_ends_an_order_whose_breaker_is_gone() {
+        let world = World::new().await;
+        put_order(&world, "biller.pln.2", "forced_open").await;
+        let desk = desk(&world).await;
+
+        let ended = desk.reset("biller.pln.2", "operator", "its URL is gone").await.unwrap();
+        let again = desk.reset("biller.pln.2", "operator", "its URL is gone").await.unwrap();
+
+        assert!(matches!(ended, Reset::OrderEnded), "{ended:?}");
+        assert!(matches!(again, Reset::Unknown), "{again:?}");
+        assert!(desk.look().await.unwrap().is_empty());
+    }
+}

@@ -1,5 +1,6 @@
 //! `tollgate check`: looks at everything that `serve` needs, before it is needed. Changes nothing.
 
+mod comparison;
 mod files;
 mod keys;
 mod lock_down;
@@ -8,17 +9,18 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use hsm_adapter::client::WorkerStatus;
+use hsm_adapter::client::{LinkOptions, WorkerStatus};
 use hsm_adapter::protocol::Recipe;
 use rustix::fs::Access;
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
-use crate::config::Config;
+use crate::config::{Config, NamedLink};
 use crate::edge::TlsSource;
 use crate::links::token::HsmLink;
 use crate::store::{Seen, Store};
 
+use self::comparison::View;
 pub(crate) use files::end_of;
 
 /// One row of the table.
@@ -114,22 +116,47 @@ fn parent(path: &Path) -> &Path {
 }
 
 async fn hsm(config: &Config, rows: &mut Vec<Row>) {
-    let hsm = match crate::app::hsm(&config.hsm) {
-        Ok(hsm) => hsm,
+    let links = config.hsm.links().map_err(anyhow::Error::msg);
+    let started = links.and_then(|links| Ok((crate::app::hsm(&config.hsm)?, links)));
+    let (hsm, links) = match started {
+        Ok(started) => started,
         Err(error) => return rows.push(row("hsm", Err(format!("{error:#}")))),
     };
-    let limit = Instant::now() + Duration::from_millis(config.hsm.start_ms_max);
-    for link in hsm.links() {
-        look_at(config, link, limit, rows).await;
+    let mut seen = Vec::new();
+    // In one order: `app::hsm` starts what the configuration names.
+    for (link, NamedLink { options, .. }) in hsm.links().zip(&links) {
+        started_all(link, options.start_limit).await;
+        seen.push((link.name(), look_at(config, options, link, rows).await));
     }
+    rows.extend(comparison::compare(&seen).into_iter().map(|told| row("keys", told)));
     hsm.stop().await;
 }
 
-async fn look_at(config: &Config, link: &HsmLink, limit: Instant, rows: &mut Vec<Row>) {
-    while link.workers().iter().any(waits) && Instant::now() < limit {
+/// Waits for each worker's first outcome. They start one after another: each has the time of a start.
+async fn started_all(link: &HsmLink, start_limit: Duration) {
+    let (mut left, mut limit) = (usize::MAX, Instant::now());
+    loop {
+        let waiting = link.workers().iter().filter(|worker| waits(worker)).count();
+        if waiting < left {
+            (left, limit) = (waiting, Instant::now() + start_limit);
+        }
+        if waiting == 0 || Instant::now() >= limit {
+            return;
+        }
         sleep(Duration::from_millis(20)).await;
     }
-    let name = link.label();
+}
+
+/// The keys as each worker knows them.
+async fn look_at(
+    config: &Config,
+    options: &LinkOptions,
+    link: &HsmLink,
+    rows: &mut Vec<Row>,
+) -> Vec<View> {
+    // Each question has a time of its own.
+    let limit = || Instant::now() + options.start_limit;
+    let name = link.name();
     for worker in link.workers() {
         // A worker is ready only when its keys are locked down and every operation is proved.
         let token = worker.token.unwrap_or_default();
@@ -147,29 +174,39 @@ async fn look_at(config: &Config, link: &HsmLink, limit: Instant, rows: &mut Vec
         for Recipe { operation, mode, calls } in link.recipes() {
             rows.push(row("hsm recipe", Ok(format!("{operation}  {mode}  {calls}"))));
         }
-        list_keys(config, link, limit, rows).await;
-        lock_down::look(config, link, limit, rows).await;
+        let views = list_keys(config, link, limit(), rows).await;
+        lock_down::look(options, link, limit(), rows).await;
+        return views;
     }
+    Vec::new()
 }
 
-async fn list_keys(config: &Config, link: &HsmLink, limit: Instant, rows: &mut Vec<Row>) {
-    match link.list_keys_each(limit).await {
-        Err(error) => rows.push(row("keys", Err(error.to_string()))),
-        Ok(views) => {
-            let keys = views.into_iter().next().map(|(_, keys)| keys).unwrap_or_default();
-            let missing = keys::missing(config, &keys);
-            rows.extend(missing.into_iter().map(|text| row("key", Err(text))));
-            let pairs = keys::pairs(config, &keys, &link.recipes());
-            rows.extend(pairs.into_iter().map(|outcome| row("hsm mode", outcome)));
-            for key in keys {
-                let kcv = key.kcv.map_or_else(|| "-".into(), |kcv| kcv.to_string());
-                let source = if key.kcv_from_token { "token" } else { "register" };
-                let (label, version, role) = (&key.label, key.version, key.role);
-                let text = format!("{label}@{version}  {role}  kcv {kcv} ({source})");
-                rows.push(row("key", Ok(text)));
-            }
+async fn list_keys(
+    config: &Config,
+    link: &HsmLink,
+    limit: Instant,
+    rows: &mut Vec<Row>,
+) -> Vec<View> {
+    let views = match link.list_keys_each(limit).await {
+        Ok(views) => views,
+        Err(error) => {
+            rows.push(row("keys", Err(error.to_string())));
+            return Vec::new();
         }
+    };
+    let keys = views.first().map_or(&[][..], |(_, keys)| keys);
+    let missing = keys::missing(config, keys);
+    rows.extend(missing.into_iter().map(|text| row("key", Err(text))));
+    let pairs = keys::pairs(config, keys, &link.recipes());
+    rows.extend(pairs.into_iter().map(|outcome| row("hsm mode", outcome)));
+    for key in keys {
+        let kcv = key.kcv.map_or_else(|| "-".into(), |kcv| kcv.to_string());
+        let source = if key.kcv_from_token { "token" } else { "register" };
+        let (label, version, role) = (&key.label, key.version, key.role);
+        let text = format!("{label}@{version}  {role}  kcv {kcv} ({source})");
+        rows.push(row("key", Ok(text)));
     }
+    views
 }
 
 fn waits(worker: &WorkerStatus) -> bool {

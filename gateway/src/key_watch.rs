@@ -72,7 +72,7 @@ impl KeyWatch {
                 // Whoever needs a worker says so; there is nothing to read back.
                 Err(HsmError::Link(LinkError::NoWorker)) => continue,
                 Err(error) => {
-                    tracing::warn!(link = self.hsm.label(), %error, "the key lint has no answer");
+                    tracing::warn!(link = self.hsm.name(), %error, "the key lint has no answer");
                     "error"
                 }
                 Ok(reports) => match self.take(&reports).await {
@@ -80,7 +80,7 @@ impl KeyWatch {
                     _ => "deviating",
                 },
             };
-            counter!(KEY_LINTS, "link" => self.hsm.label(), "outcome" => outcome).increment(1);
+            counter!(KEY_LINTS, "link" => self.hsm.name(), "outcome" => outcome).increment(1);
         }
     }
 
@@ -89,7 +89,7 @@ impl KeyWatch {
         let found = findings(reports, &self.accepted);
         let is_probe = |finding: &&Finding| matches!(finding, Finding::Probe(_));
         let probes = found.iter().filter(is_probe).count();
-        let link = self.hsm.label();
+        let link = self.hsm.name();
         gauge!(KEYS_QUARANTINED, "link" => link).set((found.len() - probes) as f64);
         gauge!(PROBES_FAILED, "link" => link).set(probes as f64);
         // What has gone with a new worker is told again when it comes back.
@@ -108,7 +108,7 @@ impl KeyWatch {
     }
 
     fn event(&self, finding: &Finding) -> Event {
-        let link = self.hsm.label();
+        let link = self.hsm.name();
         let (kind, on) = match finding {
             Finding::Substituted(key) => (EventType::KeySubstitution, key_resource(key)),
             Finding::Quarantined(key) => (EventType::KeyQuarantine, key_resource(key)),

@@ -133,10 +133,16 @@ pub async fn list_links(access: &Access, json: bool) -> anyhow::Result<String> {
     if json {
         return Ok(format!("{answer:#}\n"));
     }
+    Ok(table(&answer))
+}
+
+fn table(answer: &Value) -> String {
     let mut table = String::new();
     let mut line = |cells: [&str; 4]| {
         let [first, second, third, rest] = cells;
-        table += format!("{first:<16} {second:<24} {third:<10} {rest}").trim_end();
+        let text = format!("{first:<16} {second:<24} {third:<10} {rest}");
+        // Words of tokens, billers and operators are among them: no terminal obeys one.
+        table.extend(text.trim_end().chars().map(|c| if c.is_control() { ' ' } else { c }));
         table.push('\n');
     };
     line(["LINK", "WHAT", "STATE", "DETAIL"]);
@@ -179,7 +185,7 @@ pub async fn list_links(access: &Access, json: bool) -> anyhow::Result<String> {
         let (name, state) = (word(&breaker["name"]), word(&breaker["state"]));
         line([name, "breaker", state, &why(breaker)]);
     }
-    Ok(table)
+    table
 }
 
 /// What every member of a link tells of itself.
@@ -221,6 +227,9 @@ pub async fn order_breaker(order: &BreakerOrder, what: &str) -> anyhow::Result<S
     ensure!(!name.bytes().all(|c| c == b'.'), "{name:?} is no name of a breaker");
     let path = format!("/v1/breakers/{name}/{what}");
     let breaker = AdminClient::open(access)?.post(&path, &json!({ "reason": reason })).await?;
+    if breaker.is_null() {
+        return Ok(format!("{name} is no breaker any more; its order is ended\n"));
+    }
     Ok(format!("{name} is {}\n", word(&breaker["state"])))
 }
 
@@ -252,4 +261,29 @@ fn parse(path: &str, text: &str) -> anyhow::Result<Value> {
         return Ok(Value::Null);
     }
     serde_json::from_str(text).with_context(|| format!("{path} answered what is no JSON"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_token_or_an_operator_says_moves_no_cursor() {
+        let evil = "\u{1b}[2Jgone\r\nprimary link up\u{9b}";
+        let answer = json!({
+            "links": [{
+                "name": "primary",
+                "heartbeat": { "trouble": evil },
+                "workers": [{ "trouble": evil, "token": evil }],
+            }],
+            "breakers": [{ "name": "hsm", "forced": { "by": evil, "reason": evil } }],
+        });
+
+        let table = table(&answer);
+
+        assert_eq!(table.lines().count(), 4, "{table:?}");
+        let controls = table.chars().filter(|c| c.is_control() && *c != '\n');
+        assert_eq!(controls.count(), 0, "{table:?}");
+        assert!(table.contains("heartbeat:  [2Jgone"), "{table:?}");
+    }
 }

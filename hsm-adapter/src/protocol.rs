@@ -248,6 +248,26 @@ impl Order {
             Self::ReloadKeys => "key_reload",
         }
     }
+
+    /// Whether the answer is of the kind that this order asks for, whatever it says.
+    #[must_use]
+    pub fn is_answered_by(&self, answer: &Answer) -> bool {
+        match self {
+            Self::TranslatePin { .. } => matches!(answer, Answer::Block { .. }),
+            Self::VerifyPin { .. } => matches!(answer, Answer::PinVerified { .. }),
+            Self::GenerateMac { .. } => matches!(answer, Answer::Mac { .. }),
+            Self::VerifyMac { .. } => matches!(answer, Answer::Verified(_)),
+            Self::MakeDataKey { .. } => matches!(answer, Answer::DataKey { .. }),
+            Self::OpenDataKey { .. } => matches!(answer, Answer::OpenedDataKey(_)),
+            Self::Random { .. } => matches!(answer, Answer::Random(_)),
+            Self::ListKeys => matches!(answer, Answer::Keys(_)),
+            Self::Heartbeat => matches!(answer, Answer::Beat { .. }),
+            Self::SelfTest => matches!(answer, Answer::Proved(_)),
+            Self::Lint => matches!(answer, Answer::Lint(_)),
+            Self::ImportKey { .. } | Self::SetKeyState { .. } => matches!(answer, Answer::Key(_)),
+            Self::ReloadKeys => matches!(answer, Answer::Reloaded(_)),
+        }
+    }
 }
 
 /// Bytes that are not to be printed. Zeroized.

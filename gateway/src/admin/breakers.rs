@@ -6,13 +6,16 @@
 use std::sync::Arc;
 
 use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, State};
+use axum::http::StatusCode;
 use axum::http::request::Parts;
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use compliance::{EventType, ResourceType};
 
 use super::{Admin, Admitted, Watching, one_of};
 use crate::audit::AuditEntry;
+use crate::breaker_desk::Reset;
 use crate::config::Role;
 use crate::edge::Client;
 use crate::links::breaker::{Forced, Snapshot};
@@ -64,7 +67,8 @@ async fn show(
     admin.breakers.snapshot(&name).map(Json).ok_or_else(|| Problem::new(Slug::NotFound))
 }
 
-/// POST `/v1/breakers/{name}/force-open`, `disable` or `reset`: 200 with the breaker as it is then.
+/// POST `/v1/breakers/{name}/force-open`, `disable` or `reset`: 200 with the breaker as it is then; 204
+/// when there was only an order, which the reset has ended.
 async fn order(
     State(admin): State<Admin>,
     entry: AuditEntry,
@@ -72,7 +76,7 @@ async fn order(
     _: Admitted,
     Path((name, order)): Path<(String, String)>,
     JsonBody(body): JsonBody,
-) -> Result<Json<Snapshot>, Problem> {
+) -> Result<Response, Problem> {
     let (kind, forced) = match order.as_str() {
         "force-open" => (EventType::BreakerForce, Some(Forced::Open)),
         "disable" => (EventType::BreakerForce, Some(Forced::Disabled)),
@@ -84,12 +88,19 @@ async fn order(
     entry.note(&reason);
     let (desk, actor) = (&admin.breakers, operator.id());
     let done = match forced {
-        Some(to) => desk.force(&name, to, actor, &reason).await,
-        None => desk.reset(&name, actor, &reason).await,
+        Some(to) => {
+            let breaker = desk.force(&name, to, actor, &reason).await;
+            breaker.map(|breaker| breaker.map(|breaker| Json(breaker).into_response()))
+        }
+        None => desk.reset(&name, actor, &reason).await.map(|reset| match reset {
+            Reset::Closed(breaker) => Some(Json(*breaker).into_response()),
+            Reset::OrderEnded => Some(StatusCode::NO_CONTENT.into_response()),
+            Reset::Unknown => None,
+        }),
     };
-    let breaker = done.map_err(|error| {
+    let answer = done.map_err(|error| {
         tracing::error!(%error, "orders for breakers");
         Problem::new(Slug::Overloaded)
     })?;
-    breaker.map(Json).ok_or_else(|| Problem::new(Slug::NotFound))
+    answer.ok_or_else(|| Problem::new(Slug::NotFound))
 }

@@ -126,7 +126,7 @@ pub(super) async fn list_links(
     entry.event(EventType::AdminRead);
     let links = admin.hsm.links().zip(admin.hsm.pool().views());
     let links = links.map(|(link, view)| Link {
-        name: link.label(),
+        name: link.name(),
         member: view.into(),
         distrusted: link.is_distrusted(),
         mode: link.mode(),
@@ -175,7 +175,7 @@ fn show_member(view: &MemberView) {
 }
 
 fn show_link(link: &Arc<HsmLink>, view: &MemberView) {
-    let (name, each) = (link.label(), u32::from(link.sessions()));
+    let (name, each) = (link.name(), u32::from(link.sessions()));
     let workers = link.workers();
     let (mut busy, mut lost, mut restarts) = (0, 0, 0);
     for worker in &workers {

@@ -1,28 +1,32 @@
 //! The lock-down report: which module runs, every key as it was read back, every call that the token
 //! must refuse, what is left behind.
 
+use hsm_adapter::client::LinkOptions;
 use hsm_adapter::protocol::{KeyRow, LintReport, ProbeOutcome, ProbeRow};
 use serde::Serialize;
 use tokio::time::Instant;
 
 use super::{Row, row};
-use crate::config::Config;
 use crate::links::token::HsmLink;
 
 /// Adds the report's rows. The workers hold one token: the first one's report, and of the others
 /// what deviates.
-pub(super) async fn look(config: &Config, link: &HsmLink, limit: Instant, rows: &mut Vec<Row>) {
-    let further = config.hsm.link.iter().find(|further| further.name == link.label());
-    let module = further.and_then(|further| further.module.as_ref()).unwrap_or(&config.hsm.module);
-    let pinned = match config.hsm.module_sha256 {
+pub(super) async fn look(
+    options: &LinkOptions,
+    link: &HsmLink,
+    limit: Instant,
+    rows: &mut Vec<Row>,
+) {
+    let LinkOptions { name, module, module_sha256, accepted_probes, .. } = options;
+    let pinned = match module_sha256 {
         Some(_) => "as pinned",
-        None => "not pinned: name it in hsm.module_sha256",
+        None => "not pinned: name it in this link's module_sha256",
     };
     let mut digests: Vec<_> =
         link.workers().into_iter().filter_map(|worker| worker.module_sha256).collect();
     digests.dedup();
     for digest in digests {
-        let text = format!("{} sha256 {digest} ({pinned})", module.display());
+        let text = format!("{name}: {} sha256 {digest} ({pinned})", module.display());
         rows.push(row("hsm module", Ok(text)));
     }
     let reports = match link.lint(limit).await {
@@ -33,7 +37,7 @@ pub(super) async fn look(config: &Config, link: &HsmLink, limit: Instant, rows: 
         let told = |row: &KeyRow| at == 0 || !row.deviations.is_empty();
         rows.extend(keys.iter().filter(|row| told(row)).map(key));
         if at == 0 {
-            rows.extend(probes.iter().map(|row| probe(row, &config.hsm.accepted_probes)));
+            rows.extend(probes.iter().map(|row| probe(row, accepted_probes)));
         }
         let text = format!("{session_objects} left in worker {at}");
         let outcome = if session_objects == 0 { Ok(text) } else { Err(text) };

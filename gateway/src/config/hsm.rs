@@ -155,11 +155,9 @@ pub struct FurtherLinkConfig {
 /// One link with what its workers need.
 #[derive(Debug)]
 pub struct NamedLink {
-    /// `primary` for the first.
-    pub name: String,
     /// The first is a primary.
     pub role: Role,
-    /// For the adapter.
+    /// For the adapter. The first one's name is `primary`.
     pub options: LinkOptions,
 }
 
@@ -180,6 +178,7 @@ impl FurtherLinkConfig {
 
     fn options(&self, first: &LinkOptions) -> LinkOptions {
         let mut options = first.clone();
+        options.name = self.name.clone();
         options.keys = self.keys.clone();
         if let Some(module) = &self.module {
             (options.module, options.module_sha256) = (module.clone(), None);
@@ -325,14 +324,12 @@ impl HsmConfig {
     /// When this program's own path is unknown and no worker is named, or the waiver has ended.
     pub fn links(&self) -> Result<Vec<NamedLink>, String> {
         let first = self.link_options()?;
-        let further = self.link.iter().map(|link| NamedLink {
-            name: link.name.clone(),
-            role: link.role,
-            options: link.options(&first),
-        });
+        let further = self
+            .link
+            .iter()
+            .map(|link| NamedLink { role: link.role, options: link.options(&first) });
         let mut links: Vec<_> = further.collect();
-        let (name, role) = (FIRST_LINK.to_owned(), Role::Primary);
-        links.insert(0, NamedLink { name, role, options: first });
+        links.insert(0, NamedLink { role: Role::Primary, options: first });
         Ok(links)
     }
 
@@ -347,6 +344,7 @@ impl HsmConfig {
                 .with_file_name("tollgate-hsm"),
         };
         Ok(LinkOptions {
+            name: FIRST_LINK.to_owned(),
             program,
             module: self.module.clone(),
             token_label: self.token_label.clone(),
@@ -452,7 +450,8 @@ mod tests {
 
         let links = config(text).links().unwrap();
 
-        let told: Vec<_> = links.iter().map(|link| (link.name.as_str(), link.role)).collect();
+        let told: Vec<_> =
+            links.iter().map(|link| (link.options.name.as_str(), link.role)).collect();
         assert_eq!(told, [("primary", Role::Primary), ("backup", Role::Backup)]);
         let (first, second) = (&links[0].options, &links[1].options);
         assert_eq!((second.token_label.as_str(), &second.module), ("t2", &first.module));

@@ -1,8 +1,8 @@
 //! Asks each member now and then whether it is well, so that nobody's payment has to find out.
 //!
 //! A healthy member is asked every half minute, one that is not every second. Two failures in a row
-//! open its breaker; a wrong answer does so at once and is an alarm, and so does a failure of one that
-//! knows itself that it cannot take calls. While the breaker rests, a good
+//! open its breaker; a wrong answer does so at once and is an alarm (of a token: when no worker gives
+//! the right one), and so does a failure of one that knows itself that it cannot take calls. While the breaker rests, a good
 //! heartbeat ends the rest early, and further ones close it: see [`breaker`](super::breaker).
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -40,7 +40,7 @@ impl HsmLink {
 
     /// Its name.
     #[must_use]
-    pub fn label(&self) -> &'static str {
+    pub fn name(&self) -> &'static str {
         self.name
     }
 
@@ -104,7 +104,11 @@ impl HsmLink {
 
     /// Closes the link while its keys cannot be trusted, or opens it again. Whether that is new.
     pub fn set_distrusted(&self, distrusted: bool) -> bool {
-        self.distrusted.swap(distrusted, Ordering::AcqRel) != distrusted
+        let is_new = self.distrusted.swap(distrusted, Ordering::AcqRel) != distrusted;
+        if is_new && !distrusted {
+            tracing::info!(link = self.name, "its keys are trusted now: it may be used");
+        }
+        is_new
     }
 
     /// Whether its keys cannot be trusted.
@@ -196,7 +200,8 @@ impl Endpoint for HsmLink {
         self.link.is_up() && !self.is_distrusted()
     }
 
-    /// A known MAC on each worker. One that answers is enough: the others are their supervisor's.
+    /// A known MAC on each worker. One that has it is enough: the others are their supervisor's, which
+    /// ends those that answer wrongly.
     async fn heartbeat(&self, limit: Instant) -> Result<(), Sick> {
         self.link.heartbeat(limit).await.map_err(|error| match error {
             LinkError::WrongAnswer => {
@@ -214,6 +219,10 @@ impl Endpoint for HsmLink {
 
 impl Fault for Said<LinkError> {
     fn outcome(&self) -> Outcome {
+        // No word of the token: who said it is ended, and orders are functions of their input.
+        if self.what == LinkError::WrongAnswer {
+            return Outcome::AnsweredRetryable;
+        }
         of_order(&self.what)
     }
 
@@ -276,7 +285,10 @@ pub(super) fn wrong() -> HsmError {
 pub enum HsmError {
     #[error("no HSM link takes orders now")]
     NoneReady { retry_after: Duration },
-    #[error("the HSM link is not used: a key label stands for two keys (see key.substitution)")]
+    #[error(
+        "no HSM link may be used: its keys were not compared yet, it missed a change of a key, or a \
+         label stands for two keys; see `tollgate links list`"
+    )]
     Distrusted,
     #[error("the HSM links have all the orders that they may have")]
     Overloaded,
@@ -325,6 +337,7 @@ impl From<CallError<Said<LinkError>>> for HsmError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::links::classify::{Decision, Operation, decide};
 
     #[test]
     fn a_worker_that_is_lost_beside_one_that_answers_says_nothing_of_the_token() {
@@ -333,6 +346,24 @@ mod tests {
             let alone = verdict(&Err(lost), false);
             assert!(matches!(alone, Verdict::Failing | Verdict::TimedOut), "{alone:?}");
         }
+    }
+
+    /// At a start, after a change that a link missed, and for a substituted key alike.
+    #[test]
+    fn a_link_that_is_not_trusted_blames_no_key_that_may_be_right() {
+        let told = HsmError::Distrusted.to_string();
+
+        for part in ["not compared yet", "missed a change", "two keys", "`tollgate links list`"] {
+            assert!(told.contains(part), "{told}");
+        }
+    }
+
+    #[test]
+    fn what_one_worker_said_wrongly_another_one_is_asked() {
+        let wrong = Said { mode: None, what: LinkError::WrongAnswer };
+
+        assert_eq!(verdict(&Err(LinkError::WrongAnswer), true), Verdict::Failing);
+        assert_eq!(decide(Operation::Pure, wrong.outcome()), Decision::Repeat);
     }
 
     #[test]

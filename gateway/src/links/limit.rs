@@ -192,7 +192,9 @@ impl State {
     fn learn(&mut self, took: Duration, queue_max: Duration, options: &LimitOptions) {
         let now = Instant::now();
         // Forgotten only while there is no crowd, or its own queue would become the measure.
-        let quiet = f64::from(self.running) < self.limit / 2.0;
+        // The call that ends is still counted, so at least one: without it, or at the floor it would be
+        // its own crowd.
+        let quiet = f64::from(self.running - 1) < self.limit / 2.0;
         if took <= self.best || (quiet && now - self.best_since > BEST_FOR) {
             (self.best, self.best_since) = (took, now);
         }
@@ -339,5 +341,26 @@ mod tests {
         assert!(slow.windows(2).all(|pair| pair[1] <= pair[0]), "{slow:?}");
         assert_eq!(slow.last(), Some(&2), "{slow:?}");
         assert_eq!(again, 10);
+    }
+
+    /// What was its best half a minute ago says nothing of an endpoint that moved to another place.
+    #[tokio::test(start_paused = true)]
+    async fn an_endpoint_that_became_slower_for_good_leaves_the_floor() {
+        let limit = limit(10, Some(Duration::from_millis(100)));
+        let mut limits = Vec::new();
+
+        for took_ms in [5].into_iter().chain([300; 150]) {
+            let mut slots = Vec::new();
+            while limit.has_room() {
+                slots.push(limit.take(Urgency::Live, later(1_000)).await.unwrap());
+            }
+            tokio::time::advance(Duration::from_millis(took_ms)).await;
+            slots.iter_mut().for_each(Slot::answered);
+            drop(slots);
+            limits.push(limit.occupancy().limit);
+        }
+
+        assert!(limits.contains(&2), "{limits:?}");
+        assert_eq!(limits.last(), Some(&10), "{limits:?}");
     }
 }

@@ -256,7 +256,7 @@ impl Hsm {
             async move { link.attempt(order, limit).await }
         };
         let Called { result, by, .. } = self.pool.call(call, attempt).await;
-        let link = by.map(|link| link.label());
+        let link = by.map(|link| link.name());
         let (mode, outcome) = match result {
             Ok(Said { mode, what }) => (mode, Ok(what)),
             Err(error) => (error.mode(), Err(HsmError::from(error))),

@@ -76,7 +76,7 @@ impl Officers {
                     let key = key_name(&change);
                     tracing::warn!(%error, change = change.number, key, "a change waits: no link has it");
                     // Where an earlier change is not made, a later one is not either.
-                    if self.hsm.links().all(|link| round.behind.contains(link.label())) {
+                    if self.hsm.links().all(|link| round.behind.contains(link.name())) {
                         break;
                     }
                     continue;
@@ -115,8 +115,7 @@ impl Officers {
     fn still_lacks(&self, change: i64, round: &mut Round) -> bool {
         let partly = lock(&self.partly);
         let Some(lacking) = partly.get(&change) else { return false };
-        let away =
-            self.hsm.links().all(|link| !link.is_up() || !lacking.contains_key(link.label()));
+        let away = self.hsm.links().all(|link| !link.is_up() || !lacking.contains_key(link.name()));
         if away {
             round.behind.extend(lacking.keys());
         }
@@ -134,10 +133,10 @@ impl Officers {
             match self.last_change(link, round).await {
                 Ok(last) if !is_new && change.register_change.is_some_and(|it| it <= last) => {}
                 Ok(_) => ready.push(link),
-                Err(why) => missed.push((link.label(), why)),
+                Err(why) => missed.push((link.name(), why)),
             }
         }
-        let last = ready.iter().filter_map(|link| round.last.get(link.label()).copied()).max();
+        let last = ready.iter().filter_map(|link| round.last.get(link.name()).copied()).max();
         let number = match (change.register_change.filter(|_| !is_new), last) {
             (Some(given), _) => given,
             (None, Some(last)) => self.store.number_key_change(change.number, last).await?,
@@ -146,7 +145,7 @@ impl Officers {
         };
         let (mut applied, mut by) = (None, Vec::new());
         for link in ready {
-            let name = link.label();
+            let name = link.name();
             match self.make_on(link, change, number).await {
                 Ok(key) => {
                     applied = Some(key);
@@ -190,14 +189,14 @@ impl Officers {
         if !link.is_up() {
             return Err(Missed::Later(LinkError::NoWorker.into()));
         }
-        if round.behind.contains(link.label()) {
+        if round.behind.contains(link.name()) {
             return Err(Missed::Behind);
         }
-        if let Some(last) = round.last.get(link.label()) {
+        if let Some(last) = round.last.get(link.name()) {
             return Ok(*last);
         }
         let last = link.reload_keys(patience()).await.map_err(Missed::Later)?;
-        round.last.insert(link.label(), last);
+        round.last.insert(link.name(), last);
         Ok(last)
     }
 
@@ -205,7 +204,7 @@ impl Officers {
     fn distrust(&self, change: &KeyChange, lacking: &Lacking) {
         let told = lock(&self.partly).get(&change.number).cloned().unwrap_or_default();
         for link in self.hsm.links() {
-            let name = link.label();
+            let name = link.name();
             let Some(why) = lacking.get(name) else { continue };
             link.set_distrusted(true);
             if told.get(name) != Some(why) {

@@ -233,20 +233,20 @@ impl Officers {
         // Whatever was approved is made there, or it waits everywhere.
         let trusted = seen.iter().find(|(link, views)| {
             let one = !found.iter().any(|found| found.is_within(views));
-            one && !missing.contains(link.label())
+            one && !missing.contains(link.name())
         });
-        let model = trusted.map(|(link, views)| (link.label(), views.clone()));
+        let model = trusted.map(|(link, views)| (link.name(), views.clone()));
         for (link, views) in seen {
             let is_in = |found: &Substitution| views.iter().any(|(view, _)| found.is_in(view));
             // Of two links that differ the model goes on, whose own workers do not.
-            let is_model = model.as_ref().is_some_and(|(name, _)| *name == link.label());
+            let is_model = model.as_ref().is_some_and(|(name, _)| *name == link.name());
             let own: Vec<_> = found.iter().filter(|found| !is_model && is_in(found)).collect();
             let modelled = model.as_ref().and_then(|(_, views)| views.first());
             let differs = modelled.zip(views.first());
             let differs = differs.and_then(|((_, one), (_, keys))| difference(one, keys));
-            let lacks = missing.contains(link.label());
+            let lacks = missing.contains(link.name());
             link.set_distrusted(!own.is_empty() || differs.is_some() || lacks);
-            let name = link.label();
+            let name = link.name();
             // Told once for each cause, also of a link that was never used.
             let causes: Vec<_> =
                 own.iter().map(ToString::to_string).chain(differs.clone()).collect();

@@ -19,6 +19,26 @@ pub struct BreakerOrder {
     pub reason: String,
 }
 
+/// What the table has.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct BreakerOrders {
+    /// What may be followed, by name.
+    pub standing: Vec<StandingOrder>,
+    /// Breakers whose order names a state that is not one of ours.
+    pub foreign: Vec<String>,
+    /// Whether there are more than were read.
+    pub more: bool,
+}
+
+/// An order that nobody has cleared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StandingOrder {
+    /// What was ordered.
+    pub order: BreakerOrder,
+    /// When. Milliseconds since 1970.
+    pub set_at: i64,
+}
+
 /// A state that holds whatever becomes of calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OrderedState {
@@ -29,7 +49,9 @@ pub enum OrderedState {
 }
 
 impl OrderedState {
-    fn name(self) -> &'static str {
+    /// `forced_open` or `disabled`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
         match self {
             Self::ForcedOpen => "forced_open",
             Self::Disabled => "disabled",
@@ -57,39 +79,48 @@ impl Order for SetOrder {
     }
 }
 
-/// Ends a breaker's order, if there is one.
+/// Ends a breaker's order. Whether there was one.
 pub(super) struct ClearOrder {
     pub(super) name: String,
 }
 
 impl Order for ClearOrder {
-    type Answer = ();
+    type Answer = bool;
 
-    async fn run(&self, db: &mut SqliteConnection, _: &mut Batch) -> Result<(), StoreError> {
-        sqlx::query(CLEAR).bind(&self.name).execute(db).await?;
-        Ok(())
+    async fn run(&self, db: &mut SqliteConnection, _: &mut Batch) -> Result<bool, StoreError> {
+        Ok(sqlx::query(CLEAR).bind(&self.name).execute(db).await?.rows_affected() > 0)
     }
 }
 
-/// Every order.
-pub(super) async fn all(readers: &SqlitePool) -> Result<Vec<BreakerOrder>, StoreError> {
-    let rows = sqlx::query(ALL).fetch_all(readers).await?;
-    rows.iter().map(read).collect()
+/// The orders, by name.
+pub(super) async fn all(readers: &SqlitePool) -> Result<BreakerOrders, StoreError> {
+    let rows = sqlx::query(ALL).bind(ORDERS_MAX + 1).fetch_all(readers).await?;
+    let most = usize::try_from(ORDERS_MAX).unwrap_or(usize::MAX);
+    let mut orders = BreakerOrders { more: rows.len() > most, ..BreakerOrders::default() };
+    for row in rows.iter().take(most) {
+        let name: String = row.try_get("name")?;
+        match read(name, row)? {
+            Ok(order) => orders.standing.push(order),
+            Err(name) => orders.foreign.push(name),
+        }
+    }
+    Ok(orders)
 }
 
-fn read(row: &SqliteRow) -> Result<BreakerOrder, StoreError> {
+/// The order; the name alone when its state is foreign.
+fn read(name: String, row: &SqliteRow) -> Result<Result<StandingOrder, String>, StoreError> {
     let state = match row.try_get::<&str, _>("state")? {
         "forced_open" => OrderedState::ForcedOpen,
         "disabled" => OrderedState::Disabled,
-        _ => return Err(StoreError::Foreign("state")),
+        _ => return Ok(Err(name)),
     };
-    Ok(BreakerOrder {
-        name: row.try_get("name")?,
-        state,
-        actor: row.try_get("actor")?,
-        reason: row.try_get("reason")?,
-    })
+    let (actor, reason) = (row.try_get("actor")?, row.try_get("reason")?);
+    let order = BreakerOrder { name, state, actor, reason };
+    Ok(Ok(StandingOrder { order, set_at: row.try_get("set_at")? }))
 }
+
+/// Orders that are read: more than a configuration has breakers.
+const ORDERS_MAX: i64 = 1_024;
 
 const SET: &str = "
 INSERT INTO breaker_order (name, state, actor, reason, set_at) VALUES (?1, ?2, ?3, ?4, ?5)
@@ -99,4 +130,5 @@ ON CONFLICT (name) DO UPDATE SET
 
 const CLEAR: &str = "DELETE FROM breaker_order WHERE name = ?1";
 
-const ALL: &str = "SELECT name, state, actor, reason FROM breaker_order ORDER BY name";
+const ALL: &str = "
+SELECT name, state, actor, reason, set_at FROM breaker_order ORDER BY name LIMIT ?1";

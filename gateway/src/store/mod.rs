@@ -40,7 +40,7 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 pub use begin::Begun;
-pub use breaker_order::{BreakerOrder, OrderedState};
+pub use breaker_order::{BreakerOrder, BreakerOrders, OrderedState, StandingOrder};
 pub use claim::{Claim, Claimed};
 pub(crate) use clock::Clock;
 pub use dek::{DekClass, DekRow, NewDek};
@@ -456,7 +456,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
-    pub async fn breaker_orders(&self) -> Result<Vec<BreakerOrder>, StoreError> {
+    pub async fn breaker_orders(&self) -> Result<BreakerOrders, StoreError> {
         error::within(breaker_order::all(&self.readers)).await
     }
 
@@ -468,11 +468,11 @@ impl Store {
         self.writer.ask(breaker_order::SetOrder(order)).await
     }
 
-    /// Ends a breaker's order, if there is one.
+    /// Ends a breaker's order. Whether there was one.
     ///
     /// # Errors
     /// [`StoreError::Busy`], [`StoreError::Unavailable`].
-    pub async fn clear_breaker_order(&self, name: &str) -> Result<(), StoreError> {
+    pub async fn clear_breaker_order(&self, name: &str) -> Result<bool, StoreError> {
         self.writer.ask(breaker_order::ClearOrder { name: name.to_owned() }).await
     }
 }

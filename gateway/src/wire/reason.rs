@@ -1,5 +1,7 @@
 //! Why an officer or an operator does something: a word of its own, or part of an order.
 
+use compliance::Label;
+
 use super::object::Object;
 use super::problem::Problem;
 
@@ -18,14 +20,15 @@ impl Reasoned {
     }
 }
 
-/// 1 to 128 printable ASCII characters, which is what an audit record holds.
+/// 1 to 128 printable ASCII characters, as an audit record holds them: no card number in it, wherever
+/// it is stored, logged or shown.
 pub(super) fn reason(object: &mut Object) -> Result<String, Problem> {
     let text = object.text("reason")?;
     let printable = text.bytes().all(|byte| matches!(byte, b' '..=b'~'));
     if !printable || text.trim().is_empty() || text.len() > 128 {
         return Err(object.wrong("reason", "must be 1 to 128 printable ASCII characters"));
     }
-    Ok(text)
+    Ok(Label::new(&text).to_string())
 }
 
 #[cfg(test)]
@@ -42,6 +45,8 @@ mod tests {
         };
 
         assert_eq!(parse(r#"{"reason":"maintenance"}"#), Ok("maintenance".into()));
+        let masked = parse(r#"{"reason":"card 4111111111111111 complains"}"#);
+        assert_eq!(masked, Ok("card [pan removed] complains".into()));
         for (body, told) in [
             ("{}", "missing field reason"),
             (r#"{"reason":" "}"#, "reason: must be"),

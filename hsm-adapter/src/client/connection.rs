@@ -27,6 +27,7 @@ pub(super) struct Connection {
     next_id: AtomicU64,
     count: AtomicUsize,
     closed: AtomicBool,
+    condemned: Notify,
     waiting: Mutex<HashMap<u64, Waiting>>,
     /// When it last answered, or got an order while it had none. Milliseconds since `begun`.
     heard_ms: AtomicU64,
@@ -59,6 +60,7 @@ impl Connection {
             next_id: AtomicU64::new(1),
             count: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
+            condemned: Notify::new(),
             waiting: Mutex::default(),
             heard_ms: AtomicU64::new(0),
             begun: Instant::now(),
@@ -95,6 +97,7 @@ impl Connection {
         u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
+    /// The answer is of the kind that the order asks for; a worker that gives another one is condemned.
     pub(super) async fn call(
         &self,
         order: &Order,
@@ -111,6 +114,10 @@ impl Connection {
         }
         self.outbox_filled.notify_one();
         match tokio::time::timeout_at(deadline, answer).await {
+            Ok(Ok(Reply { outcome: Ok(answer), .. })) if !order.is_answered_by(&answer) => {
+                self.condemn();
+                (None, Err(LinkError::WrongAnswer))
+            }
             Ok(Ok(reply)) => (reply.mode, reply.outcome.map_err(LinkError::from)),
             Ok(Err(_)) => (None, Err(LinkError::WorkerDied)),
             Err(_) => (None, Err(LinkError::TimedOut)),
@@ -169,12 +176,24 @@ impl Connection {
         lost
     }
 
-    fn deliver(&self, reply: Reply) {
+    pub(super) fn deliver(&self, reply: Reply) {
         self.hear();
         if let Some(waiting) = self.take(reply.id) {
             // A caller that has gone away needs no reply.
             let _ = waiting.caller.send(reply);
         }
+    }
+
+    /// Takes no further order and no further answer: what this worker said was wrong, and its
+    /// supervisor is to end it.
+    pub(super) fn condemn(&self) {
+        self.close();
+        self.condemned.notify_one();
+    }
+
+    /// Ends when the worker is condemned.
+    pub(super) async fn is_condemned(&self) {
+        self.condemned.notified().await;
     }
 
     fn close(&self) {
@@ -196,14 +215,19 @@ const HEARTBEATS: usize = 8;
 /// is there.
 const SILENT_MS: u64 = 250;
 
-/// Moves bytes both ways until the worker hangs up or speaks nonsense.
-pub(super) async fn run(connection: Arc<Connection>, stream: UnixStream, frames: FrameBuffer) {
+/// Moves bytes both ways until the worker hangs up or speaks nonsense. `link` is for the log.
+pub(super) async fn run(
+    connection: Arc<Connection>,
+    stream: UnixStream,
+    frames: FrameBuffer,
+    link: &str,
+) {
     let (reading, writing) = stream.into_split();
     let error = tokio::select! {
         error = read_replies(&connection, reading, frames) => error,
         error = write_orders(&connection, writing) => error,
     };
-    tracing::info!(%error, "the worker's socket ended");
+    tracing::info!(link, %error, "the worker's socket ended");
     connection.close();
 }
 
@@ -261,12 +285,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::error::Failure;
     use crate::protocol::VERSION;
 
-    fn connection(in_flight_max: usize) -> Connection {
+    /// Of a worker that is not there: it answers what is delivered.
+    pub(in crate::client) fn connection(in_flight_max: usize) -> Connection {
         let token = "a token".to_owned();
         let (module_sha256, recipes) = (String::new(), Vec::new());
         let hello = Hello { version: VERSION, sessions: 1, token, module_sha256, recipes };
@@ -344,6 +369,28 @@ mod tests {
 
         assert_eq!((idle, working, silent), (false, false, true));
         assert!(!connection.is_silent());
+    }
+
+    /// It may have taken one order's answer for another's: no order of it can be trusted any more.
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_that_answers_another_question_is_condemned_with_all_that_it_has_in_hand() {
+        let connection = connection(8);
+        let answers = async {
+            tokio::task::yield_now().await;
+            let outcome = Ok(Answer::Verified(true));
+            connection.deliver(Reply { id: 1, mode: None, outcome });
+        };
+
+        let (asked, beside, ()) = tokio::join!(
+            connection.call(&Order::ListKeys, after(1_000)),
+            connection.call(&Order::Random { bytes: 8 }, after(1_000)),
+            answers
+        );
+
+        assert_eq!(asked.1.unwrap_err(), LinkError::WrongAnswer);
+        assert_eq!(beside.1.unwrap_err(), LinkError::WorkerDied);
+        let condemned = tokio::time::timeout(Duration::ZERO, connection.is_condemned()).await;
+        assert!(condemned.is_ok() && !connection.is_open());
     }
 
     #[tokio::test(start_paused = true)]

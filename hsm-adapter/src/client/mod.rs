@@ -114,6 +114,8 @@ use crate::worker::Probes;
 /// How a link's workers are started and when they count as lost.
 #[derive(Debug, Clone)]
 pub struct LinkOptions {
+    /// The link's name, for logs.
+    pub name: String,
     /// The worker program.
     pub program: PathBuf,
     /// The PKCS#11 module.
@@ -203,28 +205,34 @@ impl TokenLink {
     }
 
     /// Asks every ready worker for its known answer. One that has it is enough: a worker that owes its
-    /// answer is replaced by its supervisor.
+    /// answer, or gives a wrong one, is replaced by its supervisor, and the next one's start runs the
+    /// self-test.
     ///
     /// # Errors
     /// Why none has it; a wrong answer before all others.
     pub async fn heartbeat(&self, deadline: Instant) -> Result<(), LinkError> {
         let mut asked = JoinSet::new();
         for connection in self.slots.iter().filter_map(|slot| slot.connection()) {
-            asked.spawn(async move { connection.call(&Order::Heartbeat, deadline).await.1 });
+            asked.spawn(async move {
+                match connection.call(&Order::Heartbeat, deadline).await.1 {
+                    Ok(Answer::Beat { right: true }) => Ok(()),
+                    Ok(_) => {
+                        connection.condemn();
+                        Err(LinkError::WrongAnswer)
+                    }
+                    Err(error) => Err(error),
+                }
+            });
         }
-        let (mut right, mut wrong, mut error) = (false, false, LinkError::NoWorker);
-        while let Some(answer) = asked.join_next().await {
-            match answer.unwrap_or(Err(LinkError::WorkerDied)) {
-                Ok(Answer::Beat { right: true }) => right = true,
-                Ok(_) => wrong = true,
-                Err(other) => error = other,
+        let mut outcome = Err(LinkError::NoWorker);
+        while let Some(asked) = asked.join_next().await {
+            let asked = asked.unwrap_or(Err(LinkError::WorkerDied));
+            match (&outcome, &asked) {
+                (Ok(()), _) | (Err(LinkError::WrongAnswer), Err(_)) => {}
+                (Err(_), _) => outcome = asked,
             }
         }
-        match (wrong, right) {
-            (true, _) => Err(LinkError::WrongAnswer),
-            (false, true) => Ok(()),
-            (false, false) => Err(error),
-        }
+        outcome
     }
 
     /// Gives one order to each ready worker, one after the other, and gathers the answers.
@@ -329,4 +337,64 @@ pub enum LinkError {
     OrderTooLong,
     #[error(transparent)]
     Answered(#[from] Failure),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::connection::tests::connection;
+    use crate::error::Failure;
+    use crate::protocol::Reply;
+
+    /// Each worker answers the heartbeat so.
+    async fn beats(outcomes: Vec<Result<Answer, Failure>>) -> (TokenLink, Result<(), LinkError>) {
+        let workers: Vec<_> = outcomes.iter().map(|_| Arc::new(connection(8))).collect();
+        let slots = workers.iter().map(|worker| Arc::new(Slot::with(Arc::clone(worker))));
+        let (slots, supervisor, stop) =
+            (slots.collect(), Mutex::default(), CancellationToken::new());
+        let link = TokenLink { slots, sessions: 1, supervisor, stop };
+        let answers = async {
+            tokio::task::yield_now().await;
+            for (worker, outcome) in workers.iter().zip(outcomes) {
+                worker.deliver(Reply { id: 1, mode: None, outcome });
+            }
+        };
+        let deadline = Instant::now() + Duration::from_secs(1);
+        let (outcome, ()) = tokio::join!(link.heartbeat(deadline), answers);
+        (link, outcome)
+    }
+
+    fn ready(link: &TokenLink) -> Vec<bool> {
+        link.slots.iter().map(|slot| slot.connection().is_some()).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_that_answers_wrongly_is_ended_and_the_one_that_does_not_speaks_for_the_link()
+    {
+        let beat = |right| Ok(Answer::Beat { right });
+
+        for answers in [[false, true], [true, false]] {
+            let (link, outcome) = beats(answers.map(beat).into()).await;
+
+            assert_eq!(outcome, Ok(()));
+            assert_eq!(ready(&link), answers);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_link_is_wrong_when_no_worker_answers_rightly_and_one_answers_wrongly() {
+        let (wrong, away) = (|| Ok(Answer::Beat { right: false }), || Err(Failure::Expired));
+
+        for (answers, expected) in [
+            (vec![wrong(), wrong()], LinkError::WrongAnswer),
+            (vec![wrong(), away()], LinkError::WrongAnswer),
+            (vec![away(), wrong()], LinkError::WrongAnswer),
+            (vec![away(), away()], LinkError::Answered(Failure::Expired)),
+            (vec![], LinkError::NoWorker),
+        ] {
+            let (_, outcome) = beats(answers).await;
+
+            assert_eq!(outcome, Err(expected));
+        }
+    }
 }

@@ -45,6 +45,13 @@ impl Slot {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
+    /// With a worker that is ready.
+    #[cfg(test)]
+    pub(super) fn with(connection: Arc<Connection>) -> Self {
+        let state = State { connection: Some(connection), ..State::default() };
+        Self { state: Mutex::new(state) }
+    }
+
     pub(super) fn connection(&self) -> Option<Arc<Connection>> {
         self.state().connection.clone().filter(|connection| connection.is_open())
     }
@@ -107,10 +114,10 @@ async fn keep_running(
         {
             let mut state = slot.state();
             state.connection = None;
-            state.pid = None;
+            let pid = state.pid.take();
             let Some(trouble) = trouble else { return };
             let StartFailure { why, kind } = trouble;
-            tracing::error!(trouble = why, ?kind, "HSM worker lost");
+            tracing::error!(link = options.name, pid, trouble = why, ?kind, "HSM worker lost");
             state.trouble = Some(why);
             state.latched = kind != StartFailureKind::Passing;
             state.refused = kind == StartFailureKind::Refused;
@@ -181,8 +188,9 @@ async fn one_life(options: &LinkOptions, slot: &Slot, starting: &Starting) -> St
         state.connection = Some(Arc::clone(&connection));
         state.trouble = None;
     }
-    tracing::info!(pid = child.id(), token = connection.hello.token, "HSM worker ready");
-    let talk = connection::run(Arc::clone(&connection), stream, frames);
+    let (link, token) = (&options.name, &connection.hello.token);
+    tracing::info!(link, pid = child.id(), token, "HSM worker ready");
+    let talk = connection::run(Arc::clone(&connection), stream, frames, link);
     tokio::pin!(talk);
     tokio::select! {
         () = &mut talk => {
@@ -192,11 +200,15 @@ async fn one_life(options: &LinkOptions, slot: &Slot, starting: &Starting) -> St
         () = lost_too_much(&connection, options) => {
             // Kill, never cancel: a running C_ call cannot be called back.
             slot.state().connection = None;
-            if let Err(error) = child.start_kill() {
-                tracing::error!(%error, "killing a hung worker");
-            }
+            kill(&mut child, options);
             talk.await;
             passing("it hung and was killed".into())
+        }
+        () = connection.is_condemned() => {
+            slot.state().connection = None;
+            kill(&mut child, options);
+            talk.await;
+            passing("it gave a wrong answer and was killed".into())
         }
     }
 }
@@ -271,6 +283,12 @@ async fn lost_too_much(connection: &Connection, options: &LinkOptions) {
             return;
         }
         sleep(LOOK_EVERY).await;
+    }
+}
+
+fn kill(child: &mut Child, options: &LinkOptions) {
+    if let Err(error) = child.start_kill() {
+        tracing::error!(link = options.name, pid = child.id(), %error, "killing a worker");
     }
 }
 

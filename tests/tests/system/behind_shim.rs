@@ -99,7 +99,8 @@ async fn of_two_links_one_fails_alone_and_nobody_sees_it() {
     assert!(after["Decrypt"] >= before["Decrypt"] + 19, "{before:?} {after:?}");
 }
 
-/// One bit of each answer is wrong: no error tells of it, and a heartbeat does.
+/// One bit of each answer is wrong: no error tells of it, and a heartbeat does. Its workers are ended,
+/// by name, and no other one is ready before the self-test is right.
 #[tokio::test]
 async fn a_token_that_answers_wrongly_is_found_out_and_not_used_until_it_is_right() {
     let edit = |table: &mut toml::Table| {
@@ -113,6 +114,7 @@ async fn a_token_that_answers_wrongly_is_found_out_and_not_used_until_it_is_righ
     let world = World::start_as(wanted).await.unwrap();
     let counter = Counter::a(&world);
     let closed = "tollgate_breaker_state{name=\"hsm\",state=\"closed\"}";
+    let workers = world.workers();
 
     world.shim_control("Encrypt flip").await.unwrap();
     until("it is found out", Duration::from_secs(10), async || {
@@ -129,4 +131,15 @@ async fn a_token_that_answers_wrongly_is_found_out_and_not_used_until_it_is_righ
 
     let Err(Failure::Refused(answer)) = away else { panic!("{away:?}") };
     assert_refused(&answer, "hsm-unavailable");
+    assert!(world.workers().iter().all(|worker| !workers.contains(worker)));
+    let log = std::fs::read_to_string(world.dir().join("gateway.log")).unwrap();
+    for worker in workers {
+        let named = format!("\"pid\":{worker},");
+        let told = |line: &str| {
+            line.contains("it gave a wrong answer and was killed")
+                && line.contains("\"link\":\"primary\"")
+                && line.contains(&named)
+        };
+        assert!(log.lines().any(told), "{worker}");
+    }
 }

@@ -4,10 +4,10 @@ use std::process::Output;
 use std::time::Duration;
 
 use harness::acquirer::{Answer, Payment};
-use harness::world::{World, program};
+use harness::world::{Wanted, World, program};
 use serde_json::{Value, json};
 
-use crate::support::{Counter, assert_refused, get, post, text, until};
+use crate::support::{Counter, assert_refused, get, post, telkom, text, until};
 
 const TELKOM: &str = "biller.telkom";
 
@@ -50,6 +50,37 @@ async fn a_breaker_that_is_forced_open_stays_so_over_a_restart_until_it_is_reset
         find(&world, "breaker.transition", "forced_open to closed: reset").is_some()
     })
     .await;
+}
+
+/// Breakers of a biller are named by the position of their URLs: an order outlives its URL.
+#[tokio::test]
+async fn an_order_whose_url_was_taken_away_is_told_at_the_start_and_ended_by_a_reset() {
+    let gone = "biller.telkom.2";
+    let add = |table: &mut toml::Table| {
+        let backup = toml::Value::from("https://127.0.0.1:1/");
+        telkom(table).insert("backup_urls".into(), toml::Value::Array(vec![backup]));
+    };
+    let wanted = Wanted { edit: Some(Box::new(add)), ..Wanted::default() };
+    let mut world = World::start_as(wanted).await.unwrap();
+    let forced = links(&world, "operator", &["force-open", gone, "--reason", "maintenance"]).await;
+    good(&forced);
+    world.stop_gateway().await.unwrap();
+
+    let mut table = toml::from_str(&std::fs::read_to_string(world.config()).unwrap()).unwrap();
+    telkom(&mut table).remove("backup_urls");
+    std::fs::write(world.config(), toml::to_string(&table).unwrap()).unwrap();
+    world.start_gateway().await.unwrap();
+    let log = std::fs::read_to_string(world.dir().join("gateway.log")).unwrap();
+    let reset = ["reset", gone, "--reason", "its URL is gone"];
+    let ended = links(&world, "operator", &reset).await;
+    let again = links(&world, "operator", &reset).await;
+
+    let told = log.lines().find(|line| line.contains("does not exist")).unwrap();
+    assert!([gone, "maintenance", "operator"].iter().all(|word| told.contains(word)), "{told}");
+    assert_eq!(good(&ended), "biller.telkom.2 is no breaker any more; its order is ended\n");
+    assert!(String::from_utf8_lossy(&again.stderr).contains("404"), "{again:?}");
+    let event = find(&world, "link.reset", "its URL is gone").unwrap();
+    assert_eq!((&event["resource"]["id"], &event["outcome"]), (&json!(gone), &json!("success")));
 }
 
 #[tokio::test]

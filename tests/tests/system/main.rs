@@ -9,6 +9,7 @@ mod behind_shim;
 mod biller_urls; // several doors to one ledger
 mod breakers; // the hand of an operator
 mod canary; // finds a secret in any form
+mod check_links; // before a start
 mod deadlines;
 mod dukpt;
 mod gateway_kill;

@@ -125,6 +125,7 @@ impl Keys {
     /// One worker on them, starting.
     fn link(&self, probes: Probes, accepted: &[&str]) -> TokenLink {
         TokenLink::start(LinkOptions {
+            name: "primary".into(),
             program: program("tollgate-hsm").unwrap(),
             module: from_script("TOLLGATE_TEST_MODULE"),
             token_label: "tollgate-test".into(),

@@ -212,6 +212,9 @@ async fn a_key_changes_on_both_links_and_one_that_was_away_catches_up_before_it_
     assert_eq!(both, [true, true]);
     assert_eq!((waits.status.as_u16(), waits.json()["state"].as_str()), (202, Some("approved")));
     assert!(distrusted, "a link that missed a change");
+    let log = std::fs::read_to_string(world.dir().join("gateway.log")).unwrap();
+    let trusted = |line: &&str| line.contains("trusted now") && line.contains("\"backup\"");
+    assert_eq!(log.lines().filter(trusted).count(), 2, "at the start, and when it has caught up");
     assert!(is_retired(&world, Link::Primary, "zak.acquirer-d"));
     until("the change is applied", BACK_WITHIN, async || {
         let changes = get(&world.admin("auditor").unwrap(), "/v1/keys/changes").await.json();

@@ -17,9 +17,38 @@ async fn the_last_order_for_a_breaker_holds_until_it_is_cleared() {
     world.store.order_breaker(last.clone()).await.unwrap();
     let world = world.after_a_crash().await;
 
-    assert_eq!(world.store.breaker_orders().await.unwrap(), [last]);
-    world.store.clear_breaker_order("biller.pln").await.unwrap();
-    assert_eq!(world.store.breaker_orders().await.unwrap(), []);
+    let standing = StandingOrder { order: last, set_at: world.store.now() };
+    assert_eq!(standing_orders(&world).await, [standing]);
+    assert!(world.store.clear_breaker_order("biller.pln").await.unwrap());
+    assert!(!world.store.clear_breaker_order("biller.pln").await.unwrap());
+    assert_eq!(standing_orders(&world).await, []);
+}
+
+/// A later release may know more states than this one.
+#[tokio::test]
+async fn an_order_of_a_foreign_state_is_named_and_hides_no_other() {
+    let world = World::new().await;
+    world.store.order_breaker(order(OrderedState::ForcedOpen, "maintenance")).await.unwrap();
+
+    put_order(&world, "biller.pdam", "half_open").await;
+    let orders = world.store.breaker_orders().await.unwrap();
+
+    assert_eq!(orders.foreign, ["biller.pdam"]);
+    assert_eq!(orders.standing.len(), 1);
+    assert!(!orders.more);
+}
+
+#[tokio::test]
+async fn no_more_orders_are_read_than_a_gateway_can_have_breakers() {
+    let world = World::new().await;
+    let many = "
+        WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1100)
+        INSERT INTO breaker_order SELECT 'biller.' || i, 'disabled', 'a', 'r', 0 FROM n";
+    sqlx::query(many).execute(&mut world.intruder().await).await.unwrap();
+
+    let orders = world.store.breaker_orders().await.unwrap();
+
+    assert_eq!((orders.standing.len(), orders.more), (1_024, true));
 }
 
 #[tokio::test]
@@ -31,5 +60,17 @@ async fn an_order_needs_a_reason_of_a_bounded_length() {
         assert!(world.store.order_breaker(order).await.is_err(), "{reason}");
     }
 
-    assert_eq!(world.store.breaker_orders().await.unwrap(), []);
+    assert_eq!(standing_orders(&world).await, []);
+}
+
+async fn standing_orders(world: &World) -> Vec<StandingOrder> {
+    world.store.breaker_orders().await.unwrap().standing
+}
+
+/// A row that is not ours.
+pub(crate) async fn put_order(world: &World, name: &str, state: &str) {
+    let mut db = world.intruder().await;
+    sqlx::query("PRAGMA ignore_check_constraints = ON").execute(&mut db).await.unwrap();
+    let row = "INSERT INTO breaker_order VALUES (?1, ?2, 'mallory', 'card 4111111111111111', 0)";
+    sqlx::query(row).bind(name).bind(state).execute(&mut db).await.unwrap();
 }

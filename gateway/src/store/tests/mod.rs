@@ -7,7 +7,7 @@ mod pins;
 mod guards;
 mod looking;
 mod key_changes;
-mod breaker_orders;
+pub(crate) mod breaker_orders;
 
 use std::collections::HashSet;
 use std::os::unix::fs::PermissionsExt;

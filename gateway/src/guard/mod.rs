@@ -118,8 +118,21 @@ impl Guard {
     }
 
     /// Re-enciphers a PIN block. `holder` names the idempotent request that may come again with the
-    /// same KSN. Beside the outcome: where it ran.
+    /// same KSN. Runs to its end whatever becomes of the client: a block that was refused is counted
+    /// also for one that gives up early. Beside the outcome: where it ran.
     pub async fn translate_pin(
+        self: &Arc<Self>,
+        client: &str,
+        order: PinOrder,
+        to: PinKey,
+        holder: Option<[u8; 32]>,
+        deadline: Instant,
+    ) -> (Place, Result<Translated, GuardError>) {
+        let (guard, client) = (Arc::clone(self), client.to_owned());
+        placed(async move { guard.translate(&client, order, to, holder, deadline).await }).await
+    }
+
+    async fn translate(
         &self,
         client: &str,
         order: PinOrder,
@@ -184,12 +197,7 @@ impl Guard {
         deadline: Instant,
     ) -> (Place, Result<PinVerdict, GuardError>) {
         let (guard, client) = (Arc::clone(self), client.to_owned());
-        let run = async move { guard.try_pin(&client, order, reference, deadline).await };
-        match tokio::spawn(run).await {
-            Ok(outcome) => outcome,
-            // A panic, whose place is logged: the try stays counted.
-            Err(_) => (Place::default(), Err(GuardError::Unclear)),
-        }
+        placed(async move { guard.try_pin(&client, order, reference, deadline).await }).await
     }
 
     async fn try_pin(
@@ -410,6 +418,14 @@ impl Guard {
         );
         Ok(self.store.quarantine(scope, label, until).await?)
     }
+}
+
+/// Runs a PIN operation in a task of its own, which no client ends. After a panic, whose place is
+/// logged, what was counted stays counted.
+async fn placed<T: Send + 'static>(
+    run: impl Future<Output = (Place, Result<T, GuardError>)> + Send + 'static,
+) -> (Place, Result<T, GuardError>) {
+    tokio::spawn(run).await.unwrap_or_else(|_| (Place::default(), Err(GuardError::Unclear)))
 }
 
 fn dukpt_use(from: &PinKey, holder: Option<[u8; 32]>) -> Option<DukptUse> {

@@ -28,7 +28,7 @@ use crate::links::backend::{BUSY, BackendError, NO_HSM, RESTING, TOO_LATE};
 use crate::links::pool::Fault as _;
 use crate::store::{
     Begun, Class, HoldReason, ItemFacts, Lease, Outcome, Parked, Parking, Priority, Settled,
-    Status, StoreError,
+    Status, StoreError, insist,
 };
 
 /// A payment that its client may make, decoded and with its MAC verified.
@@ -329,15 +329,9 @@ impl Receipt {
     }
 }
 
-/// Tries a few times: recording twice is safe, and unrecorded, the payment would be sent once more.
+/// Recording twice is safe, and unrecorded, the payment would be sent once more.
 async fn recorded<T, E, F: Future<Output = Result<T, E>>>(record: impl Fn() -> F) -> Result<T, E> {
-    for wait_ms in [50, 100, 200] {
-        if let Ok(done) = record().await {
-            return Ok(done);
-        }
-        tokio::time::sleep(Duration::from_millis(wait_ms)).await;
-    }
-    record().await
+    insist(record, |_| true).await
 }
 
 fn final_answer(id: Uuid, status: Status, response_code: &str) -> Bytes {

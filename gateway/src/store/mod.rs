@@ -468,3 +468,19 @@ impl Store {
         self.writer.ask(breaker_order::ClearOrder { name: name.to_owned() }).await
     }
 }
+
+/// Tries a few times, where `again` lets an error be one of a moment.
+pub(crate) async fn insist<T, E, F: Future<Output = Result<T, E>>>(
+    act: impl Fn() -> F,
+    again: impl Fn(&E) -> bool,
+) -> Result<T, E> {
+    for wait_ms in [50, 100, 200] {
+        match act().await {
+            Err(error) if again(&error) => {
+                tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+            }
+            outcome => return outcome,
+        }
+    }
+    act().await
+}

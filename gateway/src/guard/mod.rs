@@ -448,7 +448,8 @@ fn use_of(label: &str, purpose: DukptPurpose, ksn: Ksn, holder: Option<[u8; 32]>
     DukptUse { key_label, purpose, device, counter: ksn.counter(), holder }
 }
 
-fn is_block_refused(error: &HsmError) -> bool {
+/// Whether the token's answer was that the PIN block is none.
+pub(crate) fn is_block_refused(error: &HsmError) -> bool {
     error.failure() == Some(&Failure::PinBlockRefused)
 }
 

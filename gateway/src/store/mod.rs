@@ -50,7 +50,7 @@ pub use key_change::{
     Decided, Decision, KeyChange, KeyChangeKind, KeyChangeState, KeyImport, NewKeyChange, Proposed,
 };
 pub use look::Seen;
-pub use outcome::{Ending, Outcome, Parked, Parking, Settled};
+pub use outcome::{Ending, KeyAfter, Outcome, Parked, Parking, Settled};
 pub use pin_counters::{Counted, GuardScope, Try, TryEnd, Window};
 pub use prune::{PruneRule, Pruned};
 pub use read::{Depth, HistoryEntry, PaymentView, Stats};
@@ -180,13 +180,19 @@ impl Store {
         self.writer.ask(outcome::Complete { held: held.clone(), ending }).await
     }
 
-    /// Takes back a payment of which nothing was sent and that may not wait: failed, and its
-    /// idempotency key is free again. A payment that may have been sent is held instead.
+    /// Takes back a payment of which nothing was sent and that may not wait: failed. A payment that
+    /// may have been sent is held instead, and keeps its key.
     ///
     /// # Errors
     /// As [`complete`](Self::complete).
-    pub async fn withdraw(&self, held: &Lease, code: &str) -> Result<Settled, StoreError> {
-        self.writer.ask(outcome::Withdraw { held: held.clone(), code: code.to_owned() }).await
+    pub async fn withdraw(
+        &self,
+        held: &Lease,
+        code: &str,
+        key: KeyAfter,
+    ) -> Result<Settled, StoreError> {
+        let (held, code) = (held.clone(), code.to_owned());
+        self.writer.ask(outcome::Withdraw { held, code, key }).await
     }
 
     /// Lets a payment wait for its next attempt. From here on its client has been told "pending".

@@ -1,15 +1,18 @@
 //! A client does not wait for its answer: what was refused is counted and on record all the same,
 //! and what it was told last stays true.
 
+use std::net::TcpListener;
 use std::time::Duration;
 
+use harness::acquirer::Payment;
 use harness::demo_keys::DemoKeys;
 use harness::soft::pin::{PinFormat, seal_pin};
 use harness::world::{Wanted, World};
+use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use crate::support::until;
+use crate::support::{Counter, telkom, text, until};
 use crate::terminal::{PAN, PIN, ask, refusal};
 
 const RECORDED: Duration = Duration::from_secs(5);
@@ -57,4 +60,72 @@ async fn bad_pin_blocks_of_a_client_that_hangs_up_are_counted() {
     .await;
     let after = ask(&client, "/v1/pin/translate", &body(&good)).await;
     assert_eq!(refusal(&after), (403, "not-allowed".into()));
+}
+
+#[tokio::test]
+async fn a_pin_block_that_a_payment_is_refused_for_is_on_record_when_its_client_has_gone() {
+    let world = slow_world(&[]).await;
+    let counter = Counter::a(&world);
+    let mut body: Value =
+        serde_json::from_slice(&counter.body(&Payment::of("pln", "bad-block").by_card())).unwrap();
+    body["pin_block"] = json!("0000000000000000");
+
+    let asked = counter.client.pay(&counter.acquirer, "bad-block", body.to_string().into_bytes());
+    assert!(timeout(Duration::from_millis(250), asked).await.is_err());
+
+    let refused = |event: &Value| event["reason"] == "refused";
+    until("its refusal", RECORDED, async || find(&world, "pin.translate", refused).is_some()).await;
+    let event = find(&world, "pin.translate", refused).unwrap();
+    assert_eq!(event["outcome"], "failure", "{event}");
+    assert_eq!(event["actor"]["id"], "acquirer-a", "{event}");
+    assert_eq!(event["resource"]["id"], "zpk.acquirer-a>zpk.billing-aes", "{event}");
+}
+
+/// Told as underway it is known by its id. Made anew under its key it would be paid after its client
+/// was told that it failed.
+#[tokio::test]
+async fn a_payment_that_was_told_as_underway_and_fails_stays_failed_under_its_key() {
+    let edit = |table: &mut toml::Table| {
+        // One heartbeat: the second one would open the breaker before the payment is sent.
+        let rare = [("every_ms", 60_000), ("sick_ms", 60_000)];
+        let rare = rare.map(|(key, value)| (key.to_owned(), toml::Value::Integer(value)));
+        telkom(table).insert("health".into(), toml::Table::from_iter(rare).into());
+    };
+    let mut world =
+        World::prepare(Wanted { edit: Some(Box::new(edit)), ..Wanted::default() }).unwrap();
+    let silent = TcpListener::bind(("127.0.0.1", world.ports.billing)).unwrap();
+    world.start_gateway().await.unwrap();
+    let counter = Counter::a(&world);
+    let body = counter.body(&Payment::of("telkom", "underway"));
+    let signature = counter.acquirer.mac_header(&body);
+    let headers = [
+        ("Request-Timeout", "0.5"),
+        ("Idempotency-Key", "\"underway\""),
+        ("Tollgate-Mac", signature.as_str()),
+    ];
+
+    let told = counter.client.send(Method::POST, "/v1/payments", &headers, body.clone()).await;
+    let told = told.unwrap();
+    assert_eq!((told.status.as_u16(), text(&told, "status")), (202, "PROCESSING".into()));
+    let id = text(&told, "id");
+    until("given up", Duration::from_secs(20), async || counter.status(&id).await == "FAILED")
+        .await;
+    drop(silent);
+    world.start_billing().await.unwrap();
+
+    let again = counter.pay("underway", &body).await;
+    assert_eq!((again.status.as_u16(), text(&again, "status")), (200, "FAILED".into()));
+    assert_eq!(
+        (text(&again, "id"), again.header("idempotency-replayed")),
+        (id.clone(), Some("true"))
+    );
+    assert_eq!(counter.status(&id).await, "FAILED");
+    assert!(world.billing_control().unwrap().ledger().await.unwrap().effects.is_empty());
+    let of_it = |event: &Value| event["resource"]["id"] == id.as_str();
+    until("its end", RECORDED, async || find(&world, "queue.deliver", of_it).is_some()).await;
+    let event = find(&world, "queue.deliver", of_it).unwrap();
+    assert_eq!((&event["outcome"], &event["link"]), (&json!("failure"), &json!("telkom")));
+    assert_eq!(event["reason"], "backend-unavailable", "{event}");
+    let failed = "tollgate_payments_total{biller=\"telkom\",status=\"FAILED\"}";
+    assert!((world.metric(failed).await.unwrap() - 1.0).abs() < 0.5);
 }

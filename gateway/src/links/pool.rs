@@ -51,6 +51,8 @@ pub struct Tried<T, X> {
     pub verdict: Verdict,
     /// Whether another part of the same member (a worker) can take the call at once.
     pub another: bool,
+    /// How much of its time was the member's own; `None` for all of it.
+    pub took: Option<Duration>,
 }
 
 /// One call.
@@ -290,10 +292,11 @@ impl<E: Endpoint> Pool<E> {
             };
             permit.begins_now();
             let running = member.load.enter();
-            let Tried { result, verdict, another } =
+            let Tried { result, verdict, another, took } =
                 attempt(Arc::clone(&member.endpoint), limit).await;
             drop(running);
-            let took = begun.elapsed();
+            let lasted = begun.elapsed();
+            let took = took.unwrap_or(lasted);
             by = Some(Arc::clone(&member.endpoint));
             match verdict {
                 Verdict::Healthy => {
@@ -306,7 +309,7 @@ impl<E: Endpoint> Pool<E> {
                 Verdict::Ignored => {}
             }
             drop(slot);
-            permit.record(verdict);
+            permit.record_as(verdict, took);
             let error = match result {
                 Ok(answer) => {
                     if attempts.made() > 0 {
@@ -323,7 +326,7 @@ impl<E: Endpoint> Pool<E> {
             }
             // What says nothing of the member is repeated only where another part of it is there. And
             // a caller in a hurry must not use up the budget of all.
-            let hasty = verdict == Verdict::TimedOut && took < HASTY;
+            let hasty = verdict == Verdict::TimedOut && lasted < HASTY;
             if hasty || (verdict == Verdict::Ignored && !another) {
                 break Err(CallError::Failed(error));
             }

@@ -55,7 +55,7 @@ impl Fake {
             Does::Declines => (Err(Trouble(Outcome::AnsweredFinal)), Verdict::Healthy),
             Does::Lost => (Err(Trouble(Outcome::NotSent)), Verdict::Failing),
         };
-        Tried { result, verdict, another: false }
+        Tried { result, verdict, another: false, took: None }
     }
 }
 
@@ -391,4 +391,36 @@ async fn a_primary_that_came_back_gets_its_share_bit_by_bit() {
 
     assert!(shares[0] <= 15 && shares[1] > shares[0] && shares[2] > shares[1], "{shares:?}");
     assert_eq!(shares[3], 100, "{shares:?}");
+}
+
+/// A biller is not slow because the token is that makes the MACs between us.
+#[tokio::test(start_paused = true)]
+async fn time_that_an_attempt_spends_elsewhere_is_not_the_members() {
+    let pool = pool(&[PRIMARY]);
+    let attempt = |fake: Arc<Fake>, limit: Instant| async move {
+        tokio::time::sleep_until(limit - Duration::from_millis(50)).await;
+        let begun = Instant::now();
+        let tried = fake.call(limit).await;
+        Tried { took: Some(begun.elapsed()), ..tried }
+    };
+    let answers = async || {
+        let patience = (Instant::now() + Duration::from_secs(2)).into();
+        let call = Call { operation: Operation::Payment, patience, waits: true };
+        pool.call(call, attempt).await.result.is_ok()
+    };
+
+    for _ in 0..25 {
+        assert!(answers().await);
+    }
+    let member = &pool.members()[0];
+    let answered = member.breaker().snapshot();
+    fake(&pool, 0).set(Does::Hangs);
+    for _ in 0..10 {
+        assert!(!answers().await);
+    }
+
+    assert_eq!((answered.window.calls, answered.window.slow), (25, 0));
+    let timed_out = member.breaker().snapshot();
+    assert_eq!((timed_out.state, timed_out.consecutive_failures), (State::Closed, 0));
+    assert!(member.load().typical() < Duration::from_millis(10), "{:?}", member.load().typical());
 }

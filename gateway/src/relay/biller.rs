@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::payment::PaymentOrder;
 use crate::links::Patience;
-use crate::links::backend::{Backend, BackendError, NO_HSM};
+use crate::links::backend::{Answered, Backend, BackendError, NO_HSM};
 use crate::links::breaker::Verdict;
 use crate::links::classify::{Operation, Word, of_status};
 use crate::links::pool::{Call, Called, Pool, Tried};
@@ -109,14 +109,15 @@ impl Biller {
         let call = Call { operation: Operation::Payment, patience, waits };
         let attempt = |backend: Arc<Backend>, limit| async move {
             let limit = Patience { until: limit, ..patience };
-            let result = self.exchange(hsm, &backend, id, request, limit).await;
+            let (took, result) = self.exchange(hsm, &backend, id, request, limit).await;
             let verdict = result.as_ref().err().map_or(Verdict::Healthy, |error| error.verdict());
-            Tried { result, verdict, another: false }
+            Tried { result, verdict, another: false, took: Some(took) }
         };
         let Called { result, may_have_arrived, .. } = self.backends.call(call, attempt).await;
         Sent { result: result.map_err(BackendError::from), may_have_arrived }
     }
 
+    /// One attempt, and how long the biller took of it: the HSM's part is none of its time.
     async fn exchange(
         &self,
         hsm: &Hsm,
@@ -124,7 +125,26 @@ impl Biller {
         id: Uuid,
         request: &Bytes,
         limit: Patience,
-    ) -> Result<Settlement, BackendError> {
+    ) -> (Duration, Result<Settlement, BackendError>) {
+        let mac = match self.mac_of(hsm, request, limit).await {
+            Ok(mac) => mac,
+            Err(error) => return (Duration::ZERO, Err(error)),
+        };
+        let begun = Instant::now();
+        let answered = backend.exchange(request.clone(), mac, limit.until).await;
+        let took = begun.elapsed();
+        match answered {
+            Ok(answered) => (took, self.read(hsm, id, &answered, limit).await),
+            Err(error) => (took, Err(error)),
+        }
+    }
+
+    async fn mac_of(
+        &self,
+        hsm: &Hsm,
+        request: &Bytes,
+        limit: Patience,
+    ) -> Result<String, BackendError> {
         let key = self.mac_key.clone();
         let made = hsm.generate_mac(key.into(), None, request.to_vec(), None, limit).await;
         let mac = made.map_err(|error| {
@@ -133,8 +153,17 @@ impl Biller {
             }
             BackendError::NotSent { why: NO_HSM }
         })?;
-        let mac = format!("{}:{}", self.mac_key, hex::encode_upper(mac.mac));
-        let answered = backend.exchange(request.clone(), mac, limit.until).await?;
+        Ok(format!("{}:{}", self.mac_key, hex::encode_upper(mac.mac)))
+    }
+
+    /// Believes the biller's own answer to this payment, and no other.
+    async fn read(
+        &self,
+        hsm: &Hsm,
+        id: Uuid,
+        answered: &Answered,
+        limit: Patience,
+    ) -> Result<Settlement, BackendError> {
         let mac = answered.mac.as_deref().and_then(|value| value.split_once(':'));
         let mac = mac.filter(|(label, _)| *label == self.mac_key.as_str());
         let Some(mac) = mac.and_then(|(_, mac)| hex::decode(mac).ok()) else {

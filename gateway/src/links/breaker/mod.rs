@@ -281,9 +281,10 @@ impl Breaker {
         Permit { breaker: self.clone(), place, admitted: now, recorded: false }
     }
 
-    fn record(&self, permit: &Permit, verdict: Option<Verdict>) {
+    /// `took` is `None` for all of the time since it was admitted.
+    fn record(&self, permit: &Permit, verdict: Option<Verdict>, took: Option<Duration>) {
         self.with(|machine, now| {
-            let took = now.saturating_duration_since(permit.admitted);
+            let took = took.unwrap_or_else(|| now.saturating_duration_since(permit.admitted));
             let counted = self.shared.pace.weigh(verdict, took);
             self.shared.meters.count(counted);
             machine.record(permit.place, counted, now);
@@ -354,14 +355,20 @@ impl Permit {
     /// Says how the call ended.
     pub fn record(mut self, verdict: Verdict) {
         self.recorded = true;
-        self.breaker.record(&self, Some(verdict));
+        self.breaker.record(&self, Some(verdict), None);
+    }
+
+    /// The same of a call of which the endpoint itself took so long.
+    pub fn record_as(mut self, verdict: Verdict, took: Duration) {
+        self.recorded = true;
+        self.breaker.record(&self, Some(verdict), Some(took));
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
         if !self.recorded {
-            self.breaker.record(self, None);
+            self.breaker.record(self, None, None);
         }
     }
 }

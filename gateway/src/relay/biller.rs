@@ -149,11 +149,16 @@ impl Biller {
         let made = hsm.generate_mac(key.into(), None, request.to_vec(), None, limit).await;
         let mac = made.map_err(|error| {
             if let Some(failure) = error.failure() {
-                tracing::error!(%failure, biller = self.name, key = %self.mac_key, "its MAC key");
+                self.key_fails(failure, "the MAC of a payment");
             }
             BackendError::NotSent { why: NO_HSM }
         })?;
         Ok(format!("{}:{}", self.mac_key, hex::encode_upper(mac.mac)))
+    }
+
+    /// The token answers and does not do this with the key between us: a person has to look.
+    fn key_fails(&self, failure: &Failure, what: &'static str) {
+        tracing::error!(%failure, biller = self.name, key = %self.mac_key, what, "its MAC key");
     }
 
     /// Believes the biller's own answer to this payment, and no other.
@@ -180,7 +185,12 @@ impl Biller {
                     return Err(answered.reject(&self.name, "a MAC over nothing"));
                 }
                 // The payment may be made: without the HSM, the answer is not known to be true.
-                Some(_) | None => return Err(BackendError::SentUnknown { why: NO_HSM }),
+                failure => {
+                    if let Some(failure) = failure {
+                        self.key_fails(failure, "the MAC of its answer");
+                    }
+                    return Err(BackendError::SentUnknown { why: NO_HSM });
+                }
             },
         }
         // The MAC does not cover the status: a refusal counts when its own words say it, of this payment.

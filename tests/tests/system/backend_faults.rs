@@ -140,6 +140,33 @@ async fn a_biller_that_says_no_for_now_leaves_nothing_in_doubt() {
     }
 }
 
+/// A payment that is held because its answer could not be proved is no riddle to whoever looks.
+#[tokio::test]
+async fn an_hsm_that_does_not_verify_a_billers_answer_is_in_the_log() {
+    let world = World::start_as(Wanted { shim: true, ..Wanted::default() }).await.unwrap();
+    let (counter, control) = (Counter::a(&world), world.billing_control().unwrap());
+    control.set_mode(Fault::slow(Duration::from_millis(1_200))).await.unwrap();
+    let body = counter.body(&Payment::of("telkom", "unproved"));
+
+    let paying = tokio::spawn({
+        let counter = counter.clone();
+        async move { counter.pay("unproved", &body).await }
+    });
+    // Its own MAC is made. KEY_FUNCTION_NOT_PERMITTED from now on.
+    sleep(Duration::from_millis(500)).await;
+    world.shim_control("Sign fail 0x68\nEncrypt fail 0x68").await.unwrap();
+    paying.await.unwrap();
+
+    let log = std::fs::read_to_string(world.dir().join("gateway.log")).unwrap();
+    let told = log.lines().find(|line| line.contains("the MAC of its answer"));
+    let told = told.unwrap_or_else(|| panic!("{log}"));
+    for what in
+        ["ERROR", "\"biller\":\"telkom\"", "\"key\":\"zak.billing\"", "KeyFunctionNotPermitted"]
+    {
+        assert!(told.contains(what), "{what}: {told}");
+    }
+}
+
 #[tokio::test]
 async fn a_biller_that_died_leaves_nothing_in_doubt() {
     let mut world = World::start().await.unwrap();

@@ -269,6 +269,7 @@ impl<E: Endpoint> Pool<E> {
         };
         let mut left = Members::all(self.members.len());
         let (mut by, mut may_have_arrived) = (None, false);
+        let mut blamed = Members::none();
         let mut last: Option<CallError<X>> = None;
         let result = loop {
             let Some(at) = self.choose(call.operation, left) else {
@@ -309,7 +310,9 @@ impl<E: Endpoint> Pool<E> {
                 Verdict::Ignored => {}
             }
             drop(slot);
-            permit.record_as(verdict, took);
+            if permit.record_attempt(verdict, took, blamed.has(at)) {
+                blamed.add(at);
+            }
             let error = match result {
                 Ok(answer) => {
                     if attempts.made() > 0 {
@@ -324,10 +327,11 @@ impl<E: Endpoint> Pool<E> {
             if decide(call.operation, outcome) == Decision::GiveUp {
                 break Err(CallError::Failed(error));
             }
-            // What says nothing of the member is repeated only where another part of it is there. And
-            // a caller in a hurry must not use up the budget of all.
+            // What says nothing of the member is repeated only where another part of it is there, or
+            // when it asks for that. And a caller in a hurry must not use up the budget of all.
             let hasty = verdict == Verdict::TimedOut && lasted < HASTY;
-            if hasty || (verdict == Verdict::Ignored && !another) {
+            let asks = outcome == Outcome::AnsweredRetryable;
+            if hasty || (verdict == Verdict::Ignored && !another && !asks) {
                 break Err(CallError::Failed(error));
             }
             // Whoever has failed is asked again only when nobody else is left.
@@ -338,7 +342,7 @@ impl<E: Endpoint> Pool<E> {
                 break Err(CallError::Failed(error));
             };
             // No retry of a failing link: an order whose worker died simply moves to the other one.
-            if verdict != Verdict::Ignored && !budget.spend() {
+            if !another && !budget.spend() {
                 self.counts.budget.increment(1);
                 break Err(CallError::Failed(error));
             }

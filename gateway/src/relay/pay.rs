@@ -339,7 +339,7 @@ pub(super) fn class(error: &BackendError) -> Class {
 fn first_rest(error: &BackendError) -> Duration {
     match error {
         BackendError::NotSent { why: RESTING | BUSY } => Duration::ZERO,
-        BackendError::TryAgain { after: Some(after) } => *after,
+        BackendError::TryAgain { after: Some(after), .. } => *after,
         BackendError::NotSent { .. }
         | BackendError::SentUnknown { .. }
         | BackendError::TryAgain { .. }

@@ -131,13 +131,32 @@ async fn a_biller_that_says_no_for_now_leaves_nothing_in_doubt() {
     let world = World::start().await.unwrap();
     let counter = Counter::a(&world);
 
-    for mode in [Mode::Fail, Mode::TooMany] {
-        let (held, other) = suffer(&world, &counter, mode).await;
+    let (held, other) = suffer(&world, &counter, Mode::Fail).await;
 
-        assert_eq!(held, 0, "{mode:?}");
-        let refused = other.values().filter(|(_, answer)| answer.status == 503);
-        assert_eq!(refused.count(), BURST, "{mode:?}");
+    assert_eq!(held, 0);
+    let refused = other.values().filter(|(_, answer)| answer.status == 503);
+    assert_eq!(refused.count(), BURST);
+}
+
+/// "Too many" is said of us or of a customer. One client's bills must not close the biller for all.
+#[tokio::test]
+async fn a_biller_that_says_too_many_leaves_nothing_in_doubt_and_is_closed_for_nobody() {
+    let world = World::start().await.unwrap();
+    let (counter, control) = (Counter::a(&world), world.billing_control().unwrap());
+    control.set_mode(Fault::always(Mode::TooMany)).await.unwrap();
+
+    let (storing, other) = burst(&counter, "too-many").await;
+
+    for biller in ["pln", "telkom"] {
+        assert!(world.metric(&breaker_is(biller, "closed")).await.unwrap() > 0.5, "{biller}");
     }
+    let refused = other.values().filter(|(_, answer)| answer.status == 503);
+    assert_eq!(refused.count(), BURST);
+    // Its Retry-After is kept: one of three attempts a second at most.
+    assert!(control.ledger().await.unwrap().requests > 2 * BURST as u64, "asked again");
+    control.set_mode(Fault::always(Mode::Normal)).await.unwrap();
+    let held = settle(&world, &counter, &storing, &other).await;
+    assert_eq!(held, 0);
 }
 
 /// A payment that is held because its answer could not be proved is no riddle to whoever looks.

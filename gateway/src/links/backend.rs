@@ -88,7 +88,7 @@ impl Answered {
     /// The backend's own word that it took nothing, and wants to be asked again.
     #[must_use]
     pub fn try_again(&self) -> BackendError {
-        BackendError::TryAgain { after: self.after }
+        BackendError::TryAgain { status: self.status, after: self.after }
     }
 
     /// The backend's own word that the request as such is not acceptable.
@@ -309,6 +309,9 @@ pub const BUSY: &str = "busy";
 pub const TOO_LATE: &str = "too late";
 const TIME_OUT: &str = "time-out";
 
+/// 429 of HTTP.
+const TOO_MANY: u16 = 429;
+
 /// Why there is no answer, and so what may be done next.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[expect(missing_docs, reason = "each error text is the documentation")]
@@ -317,14 +320,15 @@ pub enum BackendError {
     NotSent { why: &'static str },
     #[error("sent, and it is unknown whether it was taken: {why}")]
     SentUnknown { why: &'static str },
-    #[error("the backend asks for another try")]
-    TryAgain { after: Option<Duration> },
+    #[error("the backend asks for another try with status {status}")]
+    TryAgain { status: u16, after: Option<Duration> },
     #[error("the backend refused the request with status {status}")]
     Refused { status: u16 },
 }
 
 impl BackendError {
-    /// What it says of the backend's health. An HSM that is away says nothing of it.
+    /// What it says of the backend's health. An HSM that is away says nothing of it, and "too many"
+    /// speaks of us or of a customer: one client's bills must not close a biller for all.
     #[must_use]
     pub fn verdict(&self) -> Verdict {
         match self {
@@ -333,6 +337,7 @@ impl BackendError {
                 TIME_OUT => Verdict::TimedOut,
                 _ => Verdict::Failing,
             },
+            Self::TryAgain { status: TOO_MANY, .. } => Verdict::Ignored,
             Self::TryAgain { .. } => Verdict::Failing,
             Self::Refused { .. } => Verdict::Healthy,
         }
@@ -351,7 +356,7 @@ impl Fault for BackendError {
 
     fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::TryAgain { after } => *after,
+            Self::TryAgain { after, .. } => *after,
             Self::NotSent { .. } | Self::SentUnknown { .. } | Self::Refused { .. } => None,
         }
     }
@@ -364,6 +369,24 @@ impl From<CallError<BackendError>> for BackendError {
             CallError::Overloaded => Self::NotSent { why: BUSY },
             CallError::TooLate => Self::NotSent { why: TOO_LATE },
             CallError::Failed(error) => error,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_many_is_asked_again_and_says_nothing_of_the_billers_health() {
+        let after = Some(Duration::from_secs(1));
+        let said = |status| BackendError::TryAgain { status, after };
+
+        assert_eq!(said(429).verdict(), Verdict::Ignored);
+        assert_eq!(said(503).verdict(), Verdict::Failing);
+        for error in [said(429), said(503)] {
+            assert_eq!(error.outcome(), Outcome::AnsweredRetryable);
+            assert_eq!(error.retry_after(), after);
         }
     }
 }

@@ -58,7 +58,7 @@ impl HsmLink {
             Ok(what) => Ok(Said { mode, what }),
             Err(what) => Err(Said { mode, what }),
         };
-        Tried { result, verdict, another }
+        Tried { result, verdict, another, took: None }
     }
 
     /// The keys as each ready worker knows them, with its name; past breaker and retry.

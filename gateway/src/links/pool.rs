@@ -51,6 +51,8 @@ pub struct Tried<T, X> {
     pub verdict: Verdict,
     /// Whether another part of the same member (a worker) can take the call at once.
     pub another: bool,
+    /// How much of its time was the member's own; `None` for all of it.
+    pub took: Option<Duration>,
 }
 
 /// One call.
@@ -267,6 +269,7 @@ impl<E: Endpoint> Pool<E> {
         };
         let mut left = Members::all(self.members.len());
         let (mut by, mut may_have_arrived) = (None, false);
+        let mut blamed = Members::none();
         let mut last: Option<CallError<X>> = None;
         let result = loop {
             let Some(at) = self.choose(call.operation, left) else {
@@ -290,10 +293,11 @@ impl<E: Endpoint> Pool<E> {
             };
             permit.begins_now();
             let running = member.load.enter();
-            let Tried { result, verdict, another } =
+            let Tried { result, verdict, another, took } =
                 attempt(Arc::clone(&member.endpoint), limit).await;
             drop(running);
-            let took = begun.elapsed();
+            let lasted = begun.elapsed();
+            let took = took.unwrap_or(lasted);
             by = Some(Arc::clone(&member.endpoint));
             match verdict {
                 Verdict::Healthy => {
@@ -306,7 +310,9 @@ impl<E: Endpoint> Pool<E> {
                 Verdict::Ignored => {}
             }
             drop(slot);
-            permit.record(verdict);
+            if permit.record_attempt(verdict, took, blamed.has(at)) {
+                blamed.add(at);
+            }
             let error = match result {
                 Ok(answer) => {
                     if attempts.made() > 0 {
@@ -321,10 +327,11 @@ impl<E: Endpoint> Pool<E> {
             if decide(call.operation, outcome) == Decision::GiveUp {
                 break Err(CallError::Failed(error));
             }
-            // What says nothing of the member is repeated only where another part of it is there. And
-            // a caller in a hurry must not use up the budget of all.
-            let hasty = verdict == Verdict::TimedOut && took < HASTY;
-            if hasty || (verdict == Verdict::Ignored && !another) {
+            // What says nothing of the member is repeated only where another part of it is there, or
+            // when it asks for that. And a caller in a hurry must not use up the budget of all.
+            let hasty = verdict == Verdict::TimedOut && lasted < HASTY;
+            let asks = outcome == Outcome::AnsweredRetryable;
+            if hasty || (verdict == Verdict::Ignored && !another && !asks) {
                 break Err(CallError::Failed(error));
             }
             // Whoever has failed is asked again only when nobody else is left.
@@ -335,7 +342,7 @@ impl<E: Endpoint> Pool<E> {
                 break Err(CallError::Failed(error));
             };
             // No retry of a failing link: an order whose worker died simply moves to the other one.
-            if verdict != Verdict::Ignored && !budget.spend() {
+            if !another && !budget.spend() {
                 self.counts.budget.increment(1);
                 break Err(CallError::Failed(error));
             }

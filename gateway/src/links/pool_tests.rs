@@ -15,6 +15,8 @@ enum Does {
     Refuses,
     /// Sent, and no answer until the attempt's time is over.
     Hangs,
+    /// It wants to be asked again later, for a reason that is not its own.
+    SaysTooMany,
     /// Its last word.
     Declines,
     /// It knows itself that it cannot.
@@ -52,10 +54,11 @@ impl Fake {
                 tokio::time::sleep_until(limit).await;
                 (Err(Trouble(Outcome::SentUnknown)), Verdict::TimedOut)
             }
+            Does::SaysTooMany => (Err(Trouble(Outcome::AnsweredRetryable)), Verdict::Ignored),
             Does::Declines => (Err(Trouble(Outcome::AnsweredFinal)), Verdict::Healthy),
             Does::Lost => (Err(Trouble(Outcome::NotSent)), Verdict::Failing),
         };
-        Tried { result, verdict, another: false }
+        Tried { result, verdict, another: false, took: None }
     }
 }
 
@@ -71,7 +74,7 @@ impl Endpoint for Fake {
     async fn heartbeat(&self, limit: Instant) -> Result<(), Sick> {
         self.beats.fetch_add(1, Ordering::Relaxed);
         match self.does() {
-            Does::Answers | Does::Declines => Ok(()),
+            Does::Answers | Does::SaysTooMany | Does::Declines => Ok(()),
             Does::Refuses | Does::Lost => Err(Sick { wrong: false, why: "refused".into() }),
             Does::Hangs => {
                 tokio::time::sleep_until(limit).await;
@@ -391,4 +394,84 @@ async fn a_primary_that_came_back_gets_its_share_bit_by_bit() {
 
     assert!(shares[0] <= 15 && shares[1] > shares[0] && shares[2] > shares[1], "{shares:?}");
     assert_eq!(shares[3], 100, "{shares:?}");
+}
+
+/// A biller is not slow because the token is that makes the MACs between us.
+#[tokio::test(start_paused = true)]
+async fn time_that_an_attempt_spends_elsewhere_is_not_the_members() {
+    let pool = pool(&[PRIMARY]);
+    let attempt = |fake: Arc<Fake>, limit: Instant| async move {
+        tokio::time::sleep_until(limit - Duration::from_millis(50)).await;
+        let begun = Instant::now();
+        let tried = fake.call(limit).await;
+        Tried { took: Some(begun.elapsed()), ..tried }
+    };
+    let answers = async || {
+        let patience = (Instant::now() + Duration::from_secs(2)).into();
+        let call = Call { operation: Operation::Payment, patience, waits: true };
+        pool.call(call, attempt).await.result.is_ok()
+    };
+
+    for _ in 0..25 {
+        assert!(answers().await);
+    }
+    let member = &pool.members()[0];
+    let answered = member.breaker().snapshot();
+    fake(&pool, 0).set(Does::Hangs);
+    for _ in 0..10 {
+        assert!(!answers().await);
+    }
+
+    assert_eq!((answered.window.calls, answered.window.slow), (25, 0));
+    let timed_out = member.breaker().snapshot();
+    assert_eq!((timed_out.state, timed_out.consecutive_failures), (State::Closed, 0));
+    assert!(member.load().typical() < Duration::from_millis(10), "{:?}", member.load().typical());
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_call_is_one_witness_against_a_member_however_often_it_asks() {
+    let pool = pool(&[PRIMARY]);
+    fake(&pool, 0).set(Does::Refuses);
+
+    for _ in 0..4 {
+        assert!(pay(&pool).await.is_err());
+    }
+    let doubted = pool.members()[0].breaker().snapshot();
+    assert!(pay(&pool).await.is_err());
+
+    assert_eq!((doubted.state, doubted.consecutive_failures), (State::Closed, 4));
+    assert_eq!(pool.members()[0].breaker().state(), State::Open);
+    // Three attempts of each of the four; the fifth call's first one opened it.
+    assert_eq!(fake(&pool, 0).calls(), 4 * 3 + 1);
+}
+
+/// A breaker that waits for proof has it, whoever's call it was.
+#[tokio::test(start_paused = true)]
+async fn a_further_failure_of_one_call_ends_a_half_open_breakers_proof() {
+    let pool = pool(&[PRIMARY]);
+    let breaker = pool.members()[0].breaker();
+    breaker.trip("test");
+    sleep(breaker.rests_for()).await;
+    assert_eq!(breaker.state(), State::HalfOpen);
+
+    let permit = breaker.admit().unwrap();
+    let counted = permit.record_attempt(Verdict::Failing, Duration::ZERO, true);
+
+    assert_eq!((counted, breaker.state()), (false, State::Open));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_says_too_many_is_asked_again_within_the_budget_and_opens_no_breaker() {
+    let pool = pool(&[PRIMARY]);
+    fake(&pool, 0).set(Does::SaysTooMany);
+
+    let asked_again = pay(&pool).await;
+    let of_one = fake(&pool, 0).calls();
+    for _ in 0..99 {
+        assert!(pay(&pool).await.is_err());
+    }
+
+    assert_eq!(asked_again, Err(CallError::Failed(Trouble(Outcome::AnsweredRetryable))));
+    assert_eq!((of_one, pool.members()[0].breaker().state()), (3, State::Closed));
+    assert!(fake(&pool, 0).calls() < 200, "{}", fake(&pool, 0).calls());
 }

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::payment::PaymentOrder;
 use crate::links::Patience;
-use crate::links::backend::{Backend, BackendError, NO_HSM};
+use crate::links::backend::{Answered, Backend, BackendError, NO_HSM};
 use crate::links::breaker::Verdict;
 use crate::links::classify::{Operation, Word, of_status};
 use crate::links::pool::{Call, Called, Pool, Tried};
@@ -109,14 +109,15 @@ impl Biller {
         let call = Call { operation: Operation::Payment, patience, waits };
         let attempt = |backend: Arc<Backend>, limit| async move {
             let limit = Patience { until: limit, ..patience };
-            let result = self.exchange(hsm, &backend, id, request, limit).await;
+            let (took, result) = self.exchange(hsm, &backend, id, request, limit).await;
             let verdict = result.as_ref().err().map_or(Verdict::Healthy, |error| error.verdict());
-            Tried { result, verdict, another: false }
+            Tried { result, verdict, another: false, took: Some(took) }
         };
         let Called { result, may_have_arrived, .. } = self.backends.call(call, attempt).await;
         Sent { result: result.map_err(BackendError::from), may_have_arrived }
     }
 
+    /// One attempt, and how long the biller took of it: the HSM's part is none of its time.
     async fn exchange(
         &self,
         hsm: &Hsm,
@@ -124,17 +125,50 @@ impl Biller {
         id: Uuid,
         request: &Bytes,
         limit: Patience,
-    ) -> Result<Settlement, BackendError> {
+    ) -> (Duration, Result<Settlement, BackendError>) {
+        let mac = match self.mac_of(hsm, request, limit).await {
+            Ok(mac) => mac,
+            Err(error) => return (Duration::ZERO, Err(error)),
+        };
+        let begun = Instant::now();
+        let answered = backend.exchange(request.clone(), mac, limit.until).await;
+        let took = begun.elapsed();
+        match answered {
+            Ok(answered) => (took, self.read(hsm, id, &answered, limit).await),
+            Err(error) => (took, Err(error)),
+        }
+    }
+
+    async fn mac_of(
+        &self,
+        hsm: &Hsm,
+        request: &Bytes,
+        limit: Patience,
+    ) -> Result<String, BackendError> {
         let key = self.mac_key.clone();
         let made = hsm.generate_mac(key.into(), None, request.to_vec(), None, limit).await;
         let mac = made.map_err(|error| {
             if let Some(failure) = error.failure() {
-                tracing::error!(%failure, biller = self.name, key = %self.mac_key, "its MAC key");
+                self.key_fails(failure, "the MAC of a payment");
             }
             BackendError::NotSent { why: NO_HSM }
         })?;
-        let mac = format!("{}:{}", self.mac_key, hex::encode_upper(mac.mac));
-        let answered = backend.exchange(request.clone(), mac, limit.until).await?;
+        Ok(format!("{}:{}", self.mac_key, hex::encode_upper(mac.mac)))
+    }
+
+    /// The token answers and does not do this with the key between us: a person has to look.
+    fn key_fails(&self, failure: &Failure, what: &'static str) {
+        tracing::error!(%failure, biller = self.name, key = %self.mac_key, what, "its MAC key");
+    }
+
+    /// Believes the biller's own answer to this payment, and no other.
+    async fn read(
+        &self,
+        hsm: &Hsm,
+        id: Uuid,
+        answered: &Answered,
+        limit: Patience,
+    ) -> Result<Settlement, BackendError> {
         let mac = answered.mac.as_deref().and_then(|value| value.split_once(':'));
         let mac = mac.filter(|(label, _)| *label == self.mac_key.as_str());
         let Some(mac) = mac.and_then(|(_, mac)| hex::decode(mac).ok()) else {
@@ -151,7 +185,12 @@ impl Biller {
                     return Err(answered.reject(&self.name, "a MAC over nothing"));
                 }
                 // The payment may be made: without the HSM, the answer is not known to be true.
-                Some(_) | None => return Err(BackendError::SentUnknown { why: NO_HSM }),
+                failure => {
+                    if let Some(failure) = failure {
+                        self.key_fails(failure, "the MAC of its answer");
+                    }
+                    return Err(BackendError::SentUnknown { why: NO_HSM });
+                }
             },
         }
         // The MAC does not cover the status: a refusal counts when its own words say it, of this payment.

@@ -123,7 +123,7 @@ impl Relay {
         match error {
             BackendError::NotSent { why: NO_HSM } => (Duration::from_secs(1), false),
             BackendError::NotSent { .. } => (Duration::from_millis(200), false),
-            BackendError::TryAgain { after } => (rest.max(after.unwrap_or_default()), false),
+            BackendError::TryAgain { after, .. } => (rest.max(after.unwrap_or_default()), false),
             BackendError::SentUnknown { .. } | BackendError::Refused { .. } => (rest, true),
         }
     }

@@ -10,13 +10,14 @@ pub mod keys; // the queue's data keys
 pub mod pay; // a payment's first way
 pub mod payment; // order -> sealed row -> order
 pub mod sealing; // bytes bound to their row
+mod unheard; // what nobody waits for any more
 
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
 
-use compliance::{EventType, Label, Outcome, Reason, Resource, ResourceType, Service};
+use compliance::{Event, EventType, Label, Outcome, Reason, Resource, ResourceType, Service};
 use hsm_adapter::error::{CkrClass, Failure};
 use hsm_adapter::protocol::ClearDataKey;
 use tokio::time::Instant;
@@ -99,15 +100,28 @@ impl Relay {
                 (EventType::QueueHold, Outcome::Error, Some(Reason::OutcomeUnknown))
             }
         };
+        self.payment_event(id, biller, (kind, outcome, reason)).await;
+    }
+
+    async fn payment_event(
+        &self,
+        id: Uuid,
+        biller: &str,
+        (kind, outcome, reason): (EventType, Outcome, Option<Reason>),
+    ) {
         let on = Resource::new(ResourceType::Payment, Label::new(&id.to_string()));
         let event = self.audit.own_event(kind, outcome, on);
-        let mut event = event.service(Service::Payment).link(Label::new(biller));
-        if let Some(reason) = reason {
-            event = event.reason(reason);
-        }
-        // The outcome is durable in the queue already; a log that is failing shows in readiness.
+        let event = event.service(Service::Payment).link(Label::new(biller));
+        let event = reason.into_iter().fold(event, Event::reason);
+        self.record(event, &id.to_string()).await;
+    }
+
+    /// Records what no request's answer waits for.
+    async fn record(&self, event: Event, of: &str) {
+        let kind = event.kind().as_str();
+        // What happened is durable already; a log that is failing shows in readiness.
         if self.audit.append(event).await.is_err() {
-            tracing::error!(%id, "the outcome of a queued payment was not recorded");
+            tracing::error!(event = kind, of, "an outcome is not on record");
         }
     }
 }

@@ -6,7 +6,8 @@
 //! sent and cannot be sent again is held for a person. It is never guessed.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,13 +23,14 @@ use super::biller::{Biller, Sent, Settlement, Way};
 use super::idempotency::{IdempotencyKey, Request};
 use super::keys::OpenError;
 use super::payment::{Intake, PaymentError, PaymentOrder, Waiting, WaitingPin};
+use super::unheard::Unheard;
 use crate::guard::{GuardError, PinOrder};
 use crate::links::Deadline;
 use crate::links::backend::{BUSY, BackendError, NO_HSM, RESTING, TOO_LATE};
 use crate::links::pool::Fault as _;
 use crate::store::{
-    Begun, Class, HoldReason, ItemFacts, Lease, Outcome, Parked, Parking, Priority, Settled,
-    Status, StoreError,
+    Begun, Class, HoldReason, ItemFacts, KeyAfter, Lease, Outcome, Parked, Parking, Priority,
+    Settled, Status, StoreError, insist,
 };
 
 /// A payment that its client may make, decoded and with its MAC verified.
@@ -101,43 +103,29 @@ impl Relay {
         instruction: Instruction,
         deadline: Deadline,
     ) -> Result<Receipt, PayError> {
-        let relay = Arc::clone(self);
-        let (begun, mut durable) = oneshot::channel();
-        let (told, heard) = oneshot::channel();
-        let biller = instruction.biller.name.clone();
+        let (relay, begun) = (Arc::clone(self), Arc::new(Underway::default()));
+        let (told, mut heard) = oneshot::channel();
+        let asked = Unheard::of(&instruction);
+        let durable = Arc::clone(&begun);
         self.tasks.spawn(async move {
-            let receipt = relay.run(instruction, deadline.work_by, begun).await;
-            if let Err(Ok(receipt)) = told.send(receipt) {
-                relay.unheard(&biller, &receipt).await;
+            let receipt = relay.run(instruction, deadline.work_by, &begun).await;
+            if let Err(outcome) = told.send(receipt) {
+                relay.unheard(&asked, begun.id(), &outcome).await;
             }
         });
-        match tokio::time::timeout_at(deadline.tell_by, heard).await {
-            Ok(receipt) => receipt.unwrap_or(Err(PayError::Unclear)),
-            Err(_) => match durable.try_recv() {
-                Ok(id) => Ok(Receipt::underway(id)),
-                Err(_) => Err(PayError::Running { retry_after: Duration::from_secs(1) }),
-            },
+        if let Ok(receipt) = tokio::time::timeout_at(deadline.tell_by, &mut heard).await {
+            return receipt.unwrap_or(Err(PayError::Unclear));
         }
-    }
-
-    /// The client had gone or was answered already: the outcome is an event of its own.
-    async fn unheard(&self, biller: &str, receipt: &Receipt) {
-        let status = match receipt {
-            Receipt::Final { replayed: true, .. } | Receipt::Accepted { replayed: true, .. } => {
-                return;
-            }
-            Receipt::Final { paid: true, .. } => Status::Success,
-            Receipt::Final { .. } => Status::Failed,
-            Receipt::Accepted { status, .. } => *status,
-        };
-        self.queue_event(receipt.id(), biller, status).await;
+        // It may have come in the moment of giving up: then it is heard.
+        heard.close();
+        heard.try_recv().unwrap_or_else(|_| durable.receipt())
     }
 
     async fn run(
         &self,
         instruction: Instruction,
         deadline: Instant,
-        begun: oneshot::Sender<Uuid>,
+        begun: &Underway,
     ) -> Result<Receipt, PayError> {
         let Instruction { client, key, body, biller, priority, order, pin } = instruction;
         let (method, path) = ("POST", "/v1/payments");
@@ -164,21 +152,21 @@ impl Relay {
             (facts, Begun::Forward(lease)) => (facts, lease),
             (facts, known) => return self.known(known, Some(facts.id)).await,
         };
-        // A client that was answered already does not listen.
-        let _ = begun.send(facts.id);
+        begun.is_durable(facts.id);
         let block = waiting_pin.as_ref().map(|pin| &pin.block);
         let bytes = biller.request(facts.id, &order, block);
         // From here on the payment has its own time: a client in a hurry is told that it is underway.
         let limit = Instant::now() + self.queue.sending_max();
         let Sent { result: sent, may_have_arrived } =
             biller.send(&self.hsm, facts.id, &bytes, Way::first(limit)).await;
-        let way = FirstWay { biller: &biller, facts: &facts, lease: &lease, may_have_arrived };
+        let (facts, lease) = (&facts, &lease);
+        let way = FirstWay { biller: &biller, facts, lease, begun, may_have_arrived };
         match self.after(way, sent, waiting_pin.as_ref()).await {
             // The row stands: its lease runs out, and the payment is found again.
             Err(error @ (PayError::Store(_) | PayError::Payment(_))) => {
                 let error = hsm_adapter::worker::chain(&error);
                 tracing::error!(error, id = %facts.id, "recording what became of a payment");
-                Ok(Receipt::underway(facts.id))
+                begun.receipt()
             }
             receipt => receipt,
         }
@@ -191,7 +179,7 @@ impl Relay {
         sent: Result<Settlement, BackendError>,
         pin: Option<&WaitingPin>,
     ) -> Result<Receipt, PayError> {
-        let FirstWay { biller, facts, lease, may_have_arrived } = way;
+        let FirstWay { biller, facts, lease, begun, may_have_arrived } = way;
         let id = facts.id;
         let may_wait = biller.store && (pin.is_none() || biller.store_pin);
         match sent {
@@ -231,7 +219,11 @@ impl Relay {
                 Ok(Receipt::Accepted { id, status: Status::Held, replayed: false })
             }
             Err(error) => {
-                match recorded(|| self.store.withdraw(lease, error.outcome().name())).await? {
+                // Whoever knows of the payment has asked for this one, and asks for its outcome under
+                // its key: made anew, it would be paid after it was told as failed.
+                let key = if begun.take_back() { KeyAfter::Freed } else { KeyAfter::Kept };
+                let code = error.outcome().name();
+                match recorded(|| self.store.withdraw(lease, code, key)).await? {
                     Settled::Recorded | Settled::Stale => Err(match error {
                         BackendError::NotSent { why: NO_HSM } => PayError::NoMac,
                         BackendError::NotSent { why: BUSY | TOO_LATE } => PayError::Overloaded,
@@ -315,11 +307,6 @@ impl Relay {
 }
 
 impl Receipt {
-    /// It is durable, and what becomes of it is not.
-    fn underway(id: Uuid) -> Self {
-        Self::Accepted { id, status: Status::Processing, replayed: false }
-    }
-
     /// The payment.
     #[must_use]
     pub fn id(&self) -> Uuid {
@@ -329,15 +316,9 @@ impl Receipt {
     }
 }
 
-/// Tries a few times: recording twice is safe, and unrecorded, the payment would be sent once more.
+/// Recording twice is safe, and unrecorded, the payment would be sent once more.
 async fn recorded<T, E, F: Future<Output = Result<T, E>>>(record: impl Fn() -> F) -> Result<T, E> {
-    for wait_ms in [50, 100, 200] {
-        if let Ok(done) = record().await {
-            return Ok(done);
-        }
-        tokio::time::sleep(Duration::from_millis(wait_ms)).await;
-    }
-    record().await
+    insist(record, |_| true).await
 }
 
 fn final_answer(id: Uuid, status: Status, response_code: &str) -> Bytes {
@@ -358,11 +339,44 @@ pub(super) fn class(error: &BackendError) -> Class {
 fn first_rest(error: &BackendError) -> Duration {
     match error {
         BackendError::NotSent { why: RESTING | BUSY } => Duration::ZERO,
-        BackendError::TryAgain { after: Some(after) } => *after,
+        BackendError::TryAgain { after: Some(after), .. } => *after,
         BackendError::NotSent { .. }
         | BackendError::SentUnknown { .. }
         | BackendError::TryAgain { .. }
         | BackendError::Refused { .. } => Duration::from_secs(1),
+    }
+}
+
+/// A durable payment whose client waits: it is told as underway, or its key is freed; never both.
+#[derive(Debug, Default)]
+struct Underway {
+    id: OnceLock<Uuid>,
+    decided: AtomicBool,
+}
+
+impl Underway {
+    /// From now on it may be told.
+    fn is_durable(&self, id: Uuid) {
+        // Set once: a task begins one payment.
+        let _ = self.id.set(id);
+    }
+
+    /// The payment, once it is durable.
+    fn id(&self) -> Option<Uuid> {
+        self.id.get().copied()
+    }
+
+    /// What its client is told while its outcome is not known.
+    fn receipt(&self) -> Result<Receipt, PayError> {
+        match self.id().filter(|_| self.take_back()) {
+            Some(id) => Ok(Receipt::Accepted { id, status: Status::Processing, replayed: false }),
+            None => Err(PayError::Running { retry_after: Duration::from_secs(1) }),
+        }
+    }
+
+    /// Whether its client was not told of it, and now never is.
+    fn take_back(&self) -> bool {
+        !self.decided.swap(true, Ordering::AcqRel)
     }
 }
 
@@ -371,6 +385,7 @@ struct FirstWay<'a> {
     biller: &'a Biller,
     facts: &'a ItemFacts,
     lease: &'a Lease,
+    begun: &'a Underway,
     /// A byte of it left and was not answered for.
     may_have_arrived: bool,
 }
@@ -401,4 +416,25 @@ pub enum PayError {
     Store(#[from] StoreError),
     #[error("the payment's task ended before its outcome was known")]
     Unclear,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_payment_is_told_as_underway_or_its_key_is_freed_and_never_both() {
+        let (told, freed, unborn) = (Underway::default(), Underway::default(), Underway::default());
+        let id = Uuid::now_v7();
+        told.is_durable(id);
+        freed.is_durable(id);
+
+        assert!(matches!(told.receipt(), Ok(Receipt::Accepted { status: Status::Processing, .. })));
+        assert!(!told.take_back());
+        assert!(freed.take_back());
+        assert!(matches!(freed.receipt(), Err(PayError::Running { .. })));
+        // Not durable, it is not told, and what becomes durable later may still be taken back.
+        assert!(matches!(unborn.receipt(), Err(PayError::Running { .. })));
+        assert!(unborn.take_back());
+    }
 }

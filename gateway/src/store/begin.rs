@@ -5,7 +5,7 @@ use sqlx::{Row, SqlitePool};
 use std::time::Duration;
 
 use super::clock::ms;
-use super::outcome::Withdraw;
+use super::outcome::{KeyAfter, Withdraw};
 use super::row::{bytes, new_token};
 use super::writer::{self, Batch, Job, Order};
 use super::{
@@ -54,7 +54,8 @@ impl Order for Begin {
     fn orphans(begun: Begun) -> Vec<Box<dyn Job>> {
         match begun {
             Begun::Forward(held) => {
-                vec![writer::unasked(Withdraw { held, code: "not-forwarded".into() })]
+                let (code, key) = ("not-forwarded".into(), KeyAfter::Freed);
+                vec![writer::unasked(Withdraw { held, code, key })]
             }
             Begun::Queued { .. }
             | Begun::Replay { .. }

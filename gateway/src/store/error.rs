@@ -90,6 +90,22 @@ impl StoreError {
         }
     }
 
+    /// Whether the call certainly changed nothing, so that what must not happen twice may be tried
+    /// again. Of a call that was not answered in time nobody knows.
+    #[must_use]
+    pub fn changed_nothing(&self) -> bool {
+        match self {
+            Self::Busy => true,
+            Self::Unavailable { what, .. } => *what == LOCKED,
+            Self::InstanceRunning { .. }
+            | Self::File { .. }
+            | Self::Setting { .. }
+            | Self::Migrate { .. }
+            | Self::Refused(_)
+            | Self::Foreign(_) => false,
+        }
+    }
+
     pub(super) fn unavailable(what: &'static str) -> Self {
         Self::Unavailable { what, source: None }
     }
@@ -104,7 +120,7 @@ impl From<sqlx::Error> for StoreError {
             .and_then(|code| code.parse::<u32>().ok())
             .map(|code| code & 0xFF);
         let what = match code {
-            Some(5 | 6) => "it is locked by another process",
+            Some(5 | 6) => LOCKED,
             Some(8) => "it is read-only",
             Some(10) => "its disk does not answer",
             Some(13) => "its disk is full",
@@ -116,6 +132,9 @@ impl From<sqlx::Error> for StoreError {
         Self::Unavailable { what, source: Some(Arc::new(error)) }
     }
 }
+
+/// A transaction takes its lock before it does anything.
+const LOCKED: &str = "it is locked by another process";
 
 fn is_connection(error: &sqlx::Error) -> bool {
     matches!(

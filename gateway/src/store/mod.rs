@@ -50,7 +50,7 @@ pub use key_change::{
     Decided, Decision, KeyChange, KeyChangeKind, KeyChangeState, KeyImport, NewKeyChange, Proposed,
 };
 pub use look::Seen;
-pub use outcome::{Ending, Outcome, Parked, Parking, Settled};
+pub use outcome::{Ending, KeyAfter, Outcome, Parked, Parking, Settled};
 pub use pin_counters::{Counted, GuardScope, Try, TryEnd, Window};
 pub use prune::{PruneRule, Pruned};
 pub use read::{Depth, HistoryEntry, PaymentView, Stats};
@@ -180,13 +180,19 @@ impl Store {
         self.writer.ask(outcome::Complete { held: held.clone(), ending }).await
     }
 
-    /// Takes back a payment of which nothing was sent and that may not wait: failed, and its
-    /// idempotency key is free again. A payment that may have been sent is held instead.
+    /// Takes back a payment of which nothing was sent and that may not wait: failed. A payment that
+    /// may have been sent is held instead, and keeps its key.
     ///
     /// # Errors
     /// As [`complete`](Self::complete).
-    pub async fn withdraw(&self, held: &Lease, code: &str) -> Result<Settled, StoreError> {
-        self.writer.ask(outcome::Withdraw { held: held.clone(), code: code.to_owned() }).await
+    pub async fn withdraw(
+        &self,
+        held: &Lease,
+        code: &str,
+        key: KeyAfter,
+    ) -> Result<Settled, StoreError> {
+        let (held, code) = (held.clone(), code.to_owned());
+        self.writer.ask(outcome::Withdraw { held, code, key }).await
     }
 
     /// Lets a payment wait for its next attempt. From here on its client has been told "pending".
@@ -475,4 +481,20 @@ impl Store {
     pub async fn clear_breaker_order(&self, name: &str) -> Result<bool, StoreError> {
         self.writer.ask(breaker_order::ClearOrder { name: name.to_owned() }).await
     }
+}
+
+/// Tries a few times, where `again` lets an error be one of a moment.
+pub(crate) async fn insist<T, E, F: Future<Output = Result<T, E>>>(
+    act: impl Fn() -> F,
+    again: impl Fn(&E) -> bool,
+) -> Result<T, E> {
+    for wait_ms in [50, 100, 200] {
+        match act().await {
+            Err(error) if again(&error) => {
+                tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+            }
+            outcome => return outcome,
+        }
+    }
+    act().await
 }

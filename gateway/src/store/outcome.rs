@@ -71,6 +71,15 @@ pub enum Settled {
     Stale,
 }
 
+/// What the idempotency key of a payment stands for that was taken back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyAfter {
+    /// Nothing happened under it: the same request may come again.
+    Freed,
+    /// The failed payment: its client knows of it.
+    Kept,
+}
+
 /// What became of a payment that was to wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Parked {
@@ -120,6 +129,7 @@ impl Order for Complete {
 pub(super) struct Withdraw {
     pub(super) held: Lease,
     pub(super) code: String,
+    pub(super) key: KeyAfter,
 }
 
 impl Order for Withdraw {
@@ -139,11 +149,12 @@ impl Order for Withdraw {
             return Ok(Settled::Held);
         }
         lane::end(db, batch, lease.seq, FAILED, &self.code, 0).await?;
-        // Nothing happened under this key: the same request may come again.
-        sqlx::query("DELETE FROM idem_key WHERE item_seq = ?1")
-            .bind(lease.seq)
-            .execute(&mut *db)
-            .await?;
+        if self.key == KeyAfter::Freed {
+            sqlx::query("DELETE FROM idem_key WHERE item_seq = ?1")
+                .bind(lease.seq)
+                .execute(&mut *db)
+                .await?;
+        }
         recorded(db, batch, lease, what, code).await?;
         lane::settle(db, batch, lease.ord_key, Settling::EndLease).await?;
         Ok(Settled::Recorded)

@@ -131,12 +131,58 @@ async fn a_biller_that_says_no_for_now_leaves_nothing_in_doubt() {
     let world = World::start().await.unwrap();
     let counter = Counter::a(&world);
 
-    for mode in [Mode::Fail, Mode::TooMany] {
-        let (held, other) = suffer(&world, &counter, mode).await;
+    let (held, other) = suffer(&world, &counter, Mode::Fail).await;
 
-        assert_eq!(held, 0, "{mode:?}");
-        let refused = other.values().filter(|(_, answer)| answer.status == 503);
-        assert_eq!(refused.count(), BURST, "{mode:?}");
+    assert_eq!(held, 0);
+    let refused = other.values().filter(|(_, answer)| answer.status == 503);
+    assert_eq!(refused.count(), BURST);
+}
+
+/// "Too many" is said of us or of a customer. One client's bills must not close the biller for all.
+#[tokio::test]
+async fn a_biller_that_says_too_many_leaves_nothing_in_doubt_and_is_closed_for_nobody() {
+    let world = World::start().await.unwrap();
+    let (counter, control) = (Counter::a(&world), world.billing_control().unwrap());
+    control.set_mode(Fault::always(Mode::TooMany)).await.unwrap();
+
+    let (storing, other) = burst(&counter, "too-many").await;
+
+    for biller in ["pln", "telkom"] {
+        assert!(world.metric(&breaker_is(biller, "closed")).await.unwrap() > 0.5, "{biller}");
+    }
+    let refused = other.values().filter(|(_, answer)| answer.status == 503);
+    assert_eq!(refused.count(), BURST);
+    // Its Retry-After is kept: one of three attempts a second at most.
+    assert!(control.ledger().await.unwrap().requests > 2 * BURST as u64, "asked again");
+    control.set_mode(Fault::always(Mode::Normal)).await.unwrap();
+    let held = settle(&world, &counter, &storing, &other).await;
+    assert_eq!(held, 0);
+}
+
+/// A payment that is held because its answer could not be proved is no riddle to whoever looks.
+#[tokio::test]
+async fn an_hsm_that_does_not_verify_a_billers_answer_is_in_the_log() {
+    let world = World::start_as(Wanted { shim: true, ..Wanted::default() }).await.unwrap();
+    let (counter, control) = (Counter::a(&world), world.billing_control().unwrap());
+    control.set_mode(Fault::slow(Duration::from_millis(1_200))).await.unwrap();
+    let body = counter.body(&Payment::of("telkom", "unproved"));
+
+    let paying = tokio::spawn({
+        let counter = counter.clone();
+        async move { counter.pay("unproved", &body).await }
+    });
+    // Its own MAC is made. KEY_FUNCTION_NOT_PERMITTED from now on.
+    sleep(Duration::from_millis(500)).await;
+    world.shim_control("Sign fail 0x68\nEncrypt fail 0x68").await.unwrap();
+    paying.await.unwrap();
+
+    let log = std::fs::read_to_string(world.dir().join("gateway.log")).unwrap();
+    let told = log.lines().find(|line| line.contains("the MAC of its answer"));
+    let told = told.unwrap_or_else(|| panic!("{log}"));
+    for what in
+        ["ERROR", "\"biller\":\"telkom\"", "\"key\":\"zak.billing\"", "KeyFunctionNotPermitted"]
+    {
+        assert!(told.contains(what), "{what}: {told}");
     }
 }
 

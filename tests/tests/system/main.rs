@@ -34,6 +34,7 @@ mod support; // what several stories share
 mod terminal; // what a DUKPT terminal sends
 mod tls;
 mod two_links; // two tokens, the same keys
+mod unheard; // clients that do not wait
 mod vector_keys; // the keys of the known-answer vectors, as a token has them
 mod vectors_api;
 mod vectors_dukpt;

@@ -1,6 +1,8 @@
 //! PINs are verified by three methods, and guessing one is stopped before the token is asked.
 
 use std::collections::BTreeSet;
+use std::process::{Child, Command};
+use std::time::Duration;
 
 use harness::acquirer::{Answer, Client};
 use harness::demo_keys::DemoKeys;
@@ -14,8 +16,10 @@ use hsm_adapter::register::{KeyAlgorithm, KeyProfile, MacProfile};
 use hsm_adapter::vocabulary::{KeyLabel, KeyRole, MacAlgorithm, PinBlockFormat};
 use serde_json::{Value, json};
 use softhsm::{PlannedKey, PlannedValue};
+use tokio::time::sleep;
 use toml::Value as Toml;
 
+use crate::support::query;
 use crate::terminal::{PAN, PIN, PIN_CALLS, ask, refusal};
 use crate::wanted::{grant_macs, grants_of};
 
@@ -303,9 +307,8 @@ async fn a_burst_of_bad_blocks_takes_their_key_out_of_use() {
     assert_eq!(audit.iter().filter(|event| event["reason"] == "quarantined").count(), 3);
 }
 
-#[tokio::test]
-async fn guesses_at_short_macs_have_a_budget_that_a_kill_does_not_renew() {
-    let value = [0x3C; 16];
+/// A key of MACs of four bytes.
+fn short_mac_key(value: [u8; 16]) -> PlannedKey {
     let (role, algorithm) = (KeyRole::Mac, KeyAlgorithm::Aes);
     let base = KeyProfile::new(KeyLabel::parse("zak.short").unwrap(), role, algorithm);
     let mac = MacProfile {
@@ -316,7 +319,13 @@ async fn guesses_at_short_macs_have_a_budget_that_a_kill_does_not_renew() {
         empty_message: false,
     };
     let profile = KeyProfile { mac: Some(mac), ..base };
-    let key = PlannedKey { profile, value: Some(PlannedValue(value.to_vec().into())) };
+    PlannedKey { profile, value: Some(PlannedValue(value.to_vec().into())) }
+}
+
+#[tokio::test]
+async fn guesses_at_short_macs_have_a_budget_that_a_kill_does_not_renew() {
+    let value = [0x3C; 16];
+    let key = short_mac_key(value);
     let mut world = world(&[("mac_failures_max", 3)], vec![key]).await;
     let right = hex::encode(&cmac_aes(&value, b"message").unwrap()[..4]);
     let client = world.client("acquirer-a").unwrap();
@@ -342,4 +351,46 @@ async fn guesses_at_short_macs_have_a_budget_that_a_kill_does_not_renew() {
     assert_eq!(world.metric(MAC_CALLS).await.unwrap(), asked);
     let audit = world.audit().unwrap();
     assert!(audit.iter().any(|event| event["event"]["type"] == "mac.guess_suspect"));
+}
+
+/// A right MAC is counted as a guess until it is known to be right. A database that is away just then
+/// costs time, and neither the answer nor the key's budget.
+#[tokio::test]
+async fn a_right_short_mac_is_right_also_when_the_database_is_away_for_a_while() {
+    let value = [0x3C; 16];
+    let label = ["zak.short".to_owned()];
+    let wanted = Wanted {
+        shim: true,
+        more_keys: vec![short_mac_key(value)],
+        edit: Some(Box::new(move |table| grant_macs(grants_of(table, "acquirer-a"), &label))),
+        ..Wanted::default()
+    };
+    let world = World::start_as(wanted).await.unwrap();
+    let client = world.client("acquirer-a").unwrap();
+    let right = hex::encode(&cmac_aes(&value, b"message").unwrap()[..4]);
+    assert!(client.verify_mac("zak.short", b"message", &right).await.unwrap());
+    world.shim_control("Sign delay 700\nEncrypt delay 700").await.unwrap();
+
+    let asked = client.clone();
+    let answer =
+        tokio::spawn(async move { asked.verify_mac("zak.short", b"message", &right).await });
+    // It is counted, and with the token.
+    sleep(Duration::from_millis(250)).await;
+    let locked = lock_database(&world, "6");
+    let answer = answer.await.unwrap();
+    assert!(locked.wait_with_output().unwrap().status.success());
+
+    assert!(answer.unwrap());
+    let counted = "SELECT long_count FROM guard_window WHERE rule = 'mac-failure-life'";
+    assert_eq!(query(&world, counted), "0");
+}
+
+/// Another process writes to the gateway's database for some seconds.
+fn lock_database(world: &World, seconds: &str) -> Child {
+    let script = "import sqlite3, sys, time\n\
+                  db = sqlite3.connect(sys.argv[1], isolation_level=None)\n\
+                  db.execute('BEGIN IMMEDIATE')\n\
+                  time.sleep(float(sys.argv[2]))";
+    let database = world.dir().join("data/tollgate.sqlite");
+    Command::new("python3").args(["-c", script]).arg(database).arg(seconds).spawn().unwrap()
 }

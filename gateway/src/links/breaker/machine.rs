@@ -255,7 +255,7 @@ impl Machine {
         let (failed, slow) = match counted {
             Counted::Success { slow } => (false, slow),
             Counted::Failure | Counted::Abandoned { late: true } => (true, false),
-            Counted::Ignored | Counted::Abandoned { late: false } => return,
+            Counted::FailedAgain | Counted::Ignored | Counted::Abandoned { late: false } => return,
         };
         // A good heartbeat between payments that fail is no good payment.
         if probe && !failed {
@@ -300,7 +300,7 @@ impl Machine {
                     self.enter(Phase::Closed, Reason::ProbesSucceeded, now);
                 }
             }
-            Counted::Failure | Counted::Abandoned { late: true } => {
+            Counted::Failure | Counted::FailedAgain | Counted::Abandoned { late: true } => {
                 self.open(Reason::ProbeFailed, now);
             }
             Counted::Ignored | Counted::Abandoned { late: false } => {}

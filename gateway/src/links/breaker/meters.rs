@@ -65,7 +65,7 @@ impl Meters {
                 self.success.increment(1);
                 self.slow.increment(u64::from(slow));
             }
-            Counted::Failure => self.failure.increment(1),
+            Counted::Failure | Counted::FailedAgain => self.failure.increment(1),
             Counted::Ignored => self.ignored.increment(1),
             Counted::Abandoned { late } => {
                 self.abandoned.increment(1);

@@ -95,6 +95,9 @@ enum Counted {
         slow: bool,
     },
     Failure,
+    /// A further one of a call that was counted already: it tells a breaker that waits for proof,
+    /// and no other.
+    FailedAgain,
     Ignored,
     /// A failure when it is late.
     Abandoned {
@@ -278,16 +281,21 @@ impl Breaker {
     }
 
     fn permit(&self, place: Place, now: Instant) -> Permit {
-        Permit { breaker: self.clone(), place, admitted: now, recorded: false }
+        Permit { breaker: self.clone(), place, admitted: now, again: false, recorded: false }
     }
 
-    fn record(&self, permit: &Permit, verdict: Option<Verdict>) {
+    /// `took` is `None` for all of the time since it was admitted.
+    fn record(&self, permit: &Permit, verdict: Option<Verdict>, took: Option<Duration>) -> Counted {
         self.with(|machine, now| {
-            let took = now.saturating_duration_since(permit.admitted);
-            let counted = self.shared.pace.weigh(verdict, took);
+            let took = took.unwrap_or_else(|| now.saturating_duration_since(permit.admitted));
+            let mut counted = self.shared.pace.weigh(verdict, took);
+            if permit.again && matches!(counted, Counted::Failure) {
+                counted = Counted::FailedAgain;
+            }
             self.shared.meters.count(counted);
             machine.record(permit.place, counted, now);
-        });
+            counted
+        })
     }
 
     /// Acts on the machine as the clock has it now, and tells the world of what changed.
@@ -342,6 +350,7 @@ pub struct Permit {
     breaker: Breaker,
     place: Place,
     admitted: Instant,
+    again: bool,
     recorded: bool,
 }
 
@@ -354,14 +363,23 @@ impl Permit {
     /// Says how the call ended.
     pub fn record(mut self, verdict: Verdict) {
         self.recorded = true;
-        self.breaker.record(&self, Some(verdict));
+        self.breaker.record(&self, Some(verdict), None);
+    }
+
+    /// The same of one attempt of a call, of which the endpoint itself took so long. `again` says that
+    /// the call was counted as a failure before: it is one witness, however often it asks. Whether it
+    /// is counted as one now.
+    #[must_use]
+    pub fn record_attempt(mut self, verdict: Verdict, took: Duration, again: bool) -> bool {
+        (self.recorded, self.again) = (true, again);
+        matches!(self.breaker.record(&self, Some(verdict), Some(took)), Counted::Failure)
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
         if !self.recorded {
-            self.breaker.record(self, None);
+            self.breaker.record(self, None, None);
         }
     }
 }

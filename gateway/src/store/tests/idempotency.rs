@@ -102,18 +102,35 @@ async fn a_withdrawn_payment_frees_its_key_unless_it_may_have_been_sent() {
     let lease = world.forward(unsent.clone()).await;
     world.forward(maybe_sent.clone()).await;
 
-    let withdrawn = world.store.withdraw(&lease, "backend-unavailable").await.unwrap();
+    let withdrawn =
+        world.store.withdraw(&lease, "backend-unavailable", KeyAfter::Freed).await.unwrap();
     world.clock.advance(LEASE);
     world.store.rescue().await.unwrap();
     world.clock.advance(Duration::from_secs(2));
     let second = world.claim(1).await.remove(0);
-    let held = world.store.withdraw(&second.lease, "backend-unavailable").await.unwrap();
+    let held =
+        world.store.withdraw(&second.lease, "backend-unavailable", KeyAfter::Freed).await.unwrap();
 
     assert_eq!((withdrawn, held), (Settled::Recorded, Settled::Held));
     let freed = world.store.begin(again(&unsent)).await.unwrap();
     assert!(matches!(freed, Begun::Forward(_)), "{freed:?}");
     let kept = world.store.begin(again(&maybe_sent)).await.unwrap();
     assert!(matches!(kept, Begun::Replay { status: Status::Held, .. }), "{kept:?}");
+}
+
+/// Its client was told its id: the key must not make another payment of it.
+#[tokio::test]
+async fn a_withdrawn_payment_that_its_client_knows_keeps_its_key() {
+    let world = World::new().await;
+    let known = world.new_payment(1);
+    let lease = world.forward(known.clone()).await;
+
+    let withdrawn = world.store.withdraw(&lease, "not_sent", KeyAfter::Kept).await.unwrap();
+    let begun = world.store.begin(again(&known)).await.unwrap();
+
+    assert_eq!(withdrawn, Settled::Recorded);
+    let (facts, answer) = (Box::new(known.facts), None);
+    assert_eq!(begun, Begun::Replay { facts, status: Status::Failed, answer });
 }
 
 #[tokio::test]

@@ -86,7 +86,7 @@ async fn a_lost_lease_changes_nothing_and_leaves_evidence() {
 
     let late = [
         world.store.complete(&lost, done()).await.unwrap(),
-        world.store.withdraw(&lost, "x").await.unwrap(),
+        world.store.withdraw(&lost, "x", KeyAfter::Freed).await.unwrap(),
         world.store.hold(&lost, HoldReason::Ambiguous).await.unwrap(),
     ];
     let released = world.store.release(&lost, parking(Class::NotSent)).await.unwrap();

@@ -81,7 +81,7 @@ async fn every_outcome_wipes_the_block_in_its_own_transaction() {
                 let settled = match outcome {
                     "done" => world.store.complete(&lease, done()).await,
                     "failed" => world.store.complete(&lease, failed).await,
-                    "withdrawn" => world.store.withdraw(&lease, "x").await,
+                    "withdrawn" => world.store.withdraw(&lease, "x", KeyAfter::Freed).await,
                     _ => world.store.hold(&lease, HoldReason::Ambiguous).await,
                 };
                 assert_eq!(settled.unwrap(), Settled::Recorded);

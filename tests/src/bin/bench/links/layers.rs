@@ -80,7 +80,7 @@ async fn beside() -> anyhow::Result<f64> {
 }
 
 async fn attempt(_: Arc<Idle>, _: Instant) -> Tried<(), Infallibly> {
-    Tried { result: Ok(()), verdict: Verdict::Healthy, another: false }
+    Tried { result: Ok(()), verdict: Verdict::Healthy, another: false, took: None }
 }
 
 fn cpu_s() -> anyhow::Result<f64> {

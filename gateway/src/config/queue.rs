@@ -86,6 +86,12 @@ impl QueueConfig {
         Duration::from_millis(doubled.min(self.wait_ms_max))
     }
 
+    /// How long a payment rests at least that is so old and was told to come back: a quarter of its age.
+    #[must_use]
+    pub fn wait_at_age(&self, age_ms: u64) -> Duration {
+        Duration::from_millis((age_ms / 4).min(self.wait_ms_max))
+    }
+
     /// `pin_life_s`.
     #[must_use]
     pub fn pin_life(&self) -> Duration {
@@ -130,6 +136,16 @@ mod tests {
         let waits = [0, 1, 2, 3, 4, 8, 9, 40].map(|made| config.wait_after(made).as_secs());
 
         assert_eq!(waits, [1, 2, 4, 8, 16, 256, 300, 300]);
+    }
+
+    /// Fifty payments that a biller puts off for ever leave room for all others.
+    #[test]
+    fn who_is_told_to_come_back_rests_the_longer_the_older_it_is() {
+        let config = QueueConfig::default();
+
+        let waits = [0, 4_000, 60_000, 3_600_000].map(|age| config.wait_at_age(age).as_millis());
+
+        assert_eq!(waits, [0, 1_000, 15_000, 300_000]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use hsm_adapter::client::LinkError;
@@ -37,6 +38,8 @@ enum Missed {
     Behind,
     /// It may tomorrow.
     Later(HsmError),
+    /// It has no such key to take out of use.
+    NoSuchKey,
     /// It was asked, and refuses.
     Refused { why: String, substitution: bool },
 }
@@ -63,10 +66,9 @@ impl Officers {
             // Read anew each time: another compromise may have come.
             let approved = self.store.approved_key_changes().await?;
             lock(&self.partly).retain(|number, _| approved.iter().any(|it| it.number == *number));
-            let Some(change) = approved.into_iter().find(|it| seen.insert(it.number)) else {
-                break;
-            };
-            if self.still_lacks(change.number, &mut round) {
+            let Some(change) = self.next_of(approved, &seen) else { break };
+            seen.insert(change.number);
+            if change.made_at.is_some() && self.still_lacks(&change, &mut round) {
                 continue;
             }
             let made = self.make_one(&change, &mut round).await?;
@@ -82,7 +84,7 @@ impl Officers {
                     continue;
                 }
                 Made::Partly(key, lacking) => {
-                    self.distrust(&change, &lacking);
+                    self.distrust(&change, lacking);
                     // On record once it is in force anywhere.
                     if is_new {
                         if !self.record(&change, false, false).await {
@@ -90,7 +92,6 @@ impl Officers {
                         }
                         self.store.note_key_change_made(change.number).await?;
                     }
-                    lock(&self.partly).insert(change.number, lacking);
                     facts = key.filter(|_| change.number == wanted).or(facts);
                     continue;
                 }
@@ -111,10 +112,25 @@ impl Officers {
         Ok(facts)
     }
 
-    /// Whether the links that lacked the change are all away still: nobody need be asked.
-    fn still_lacks(&self, change: i64, round: &mut Round) -> bool {
+    /// The next change of a round: the first that it has not seen, but a compromise before what only
+    /// links lack that are closed for it, and before the first comparison nothing else that is new: no
+    /// link may refuse yet.
+    fn next_of(&self, approved: Vec<KeyChange>, seen: &HashSet<i64>) -> Option<KeyChange> {
+        let compared = self.compared.load(Ordering::Acquire);
         let partly = lock(&self.partly);
-        let Some(lacking) = partly.get(&change) else { return false };
+        let mut left: Vec<_> =
+            approved.into_iter().filter(|it| !seen.contains(&it.number)).collect();
+        let compromise = |it: &KeyChange| it.kind == KeyChangeKind::Compromise;
+        let known = left.iter().all(|it| it.made_at.is_none() || partly.contains_key(&it.number));
+        let urgent = left.iter().position(|it| it.made_at.is_none() && compromise(it));
+        let first = left.iter().position(|it| it.made_at.is_some() || compromise(it) || compared);
+        urgent.filter(|_| known).or(first).map(|at| left.swap_remove(at))
+    }
+
+    /// Whether the links that lacked the change are all away still: nobody need be asked.
+    fn still_lacks(&self, change: &KeyChange, round: &mut Round) -> bool {
+        let partly = lock(&self.partly);
+        let Some(lacking) = partly.get(&change.number) else { return false };
         let away = self.hsm.links().all(|link| !link.is_up() || !lacking.contains_key(link.name()));
         if away {
             round.behind.extend(lacking.keys());
@@ -122,14 +138,19 @@ impl Officers {
         away
     }
 
-    /// Makes the change where it is not made yet, the first link last. Before it is in force anywhere, a
-    /// link whose keys are trusted may refuse it for all; but nobody keeps another link from taking a
-    /// compromised key out of use.
+    /// Makes the change where it is not made yet, the first link last. Until one has made it, a link whose
+    /// keys are trusted may refuse it for all; but nobody keeps another link from taking a compromised key
+    /// out of use.
     async fn make_one(&self, change: &KeyChange, round: &mut Round) -> Result<Made, StoreError> {
         let is_new = change.made_at.is_none();
         let links: Vec<_> = self.hsm.links().cloned().collect();
         let (mut ready, mut missed) = (Vec::new(), Vec::new());
+        let lacking = if is_new { self.missing() } else { HashSet::new() };
         for link in links.iter().rev() {
+            if lacking.contains(link.name()) {
+                missed.push((link.name(), Missed::Behind));
+                continue;
+            }
             match self.last_change(link, round).await {
                 Ok(last) if !is_new && change.register_change.is_some_and(|it| it <= last) => {}
                 Ok(_) => ready.push(link),
@@ -143,37 +164,35 @@ impl Officers {
             // Nobody is given it.
             (None, None) => 0,
         };
-        let (mut applied, mut by) = (None, Vec::new());
+        let mut applied = None;
         for link in ready {
             let name = link.name();
             match self.make_on(link, change, number).await {
                 Ok(key) => {
                     applied = Some(key);
-                    by.push(name);
+                    self.changed.fetch_add(1, Ordering::AcqRel);
                     round.last.insert(name, number);
                     *lock(&self.unsettled) = Some(Instant::now() + SETTLED_AFTER);
                 }
                 Err(Missed::Refused { why, substitution })
                     if is_new
+                        && applied.is_none()
                         && change.kind != KeyChangeKind::Compromise
                         && !link.is_distrusted() =>
                 {
-                    self.settle().await;
-                    let why = match (links.len(), by.is_empty()) {
-                        (1, _) => why,
-                        (_, true) => format!("{name}: {why}"),
-                        (_, false) => format!(
-                            "{name}: {why}; {} has made it, and is not used while its keys differ",
-                            by.join(", ")
-                        ),
-                    };
+                    let why = if links.len() > 1 { format!("{name}: {why}") } else { why };
                     return Ok(Made::Refused { why, substitution });
                 }
                 Err(why) => missed.push((name, why)),
             }
         }
         self.settle().await;
-        round.behind.extend(missed.iter().map(|(name, _)| *name));
+        // Who lacks the key has nothing to take out of use, once another has taken it.
+        if !is_new || applied.is_some() {
+            missed.retain(|(_, why)| !matches!(why, Missed::NoSuchKey));
+        }
+        let asked = missed.iter().filter(|(_, why)| !matches!(why, Missed::Behind));
+        round.behind.extend(asked.map(|(name, _)| *name));
         Ok(if missed.is_empty() {
             Made::Everywhere(applied)
         } else if !is_new || applied.is_some() {
@@ -200,9 +219,10 @@ impl Officers {
         Ok(last)
     }
 
-    /// Whoever lacks a change is not used. Told once for each cause.
-    fn distrust(&self, change: &KeyChange, lacking: &Lacking) {
-        let told = lock(&self.partly).get(&change.number).cloned().unwrap_or_default();
+    /// Whoever lacks a change is not used, from now on and whatever comes after. Told once for each cause.
+    fn distrust(&self, change: &KeyChange, lacking: Lacking) {
+        let mut partly = lock(&self.partly);
+        let told = partly.insert(change.number, lacking.clone()).unwrap_or_default();
         for link in self.hsm.links() {
             let name = link.name();
             let Some(why) = lacking.get(name) else { continue };
@@ -255,6 +275,11 @@ impl Officers {
                 );
                 Missed::Refused { why, substitution: false }
             }
+            HsmError::Link(LinkError::Answered(Failure::UnknownKey))
+                if change.kind == KeyChangeKind::Compromise =>
+            {
+                Missed::NoSuchKey
+            }
             HsmError::Link(LinkError::Answered(failure)) if is_final(failure) => {
                 let substitution = matches!(failure, Failure::KeySubstitution(_));
                 Missed::Refused { why: failure.to_string(), substitution }
@@ -294,13 +319,16 @@ fn nowhere(missed: Vec<(&'static str, Missed)>) -> Made {
     let several = missed.len() > 1;
     let mut refusals = Vec::new();
     let mut substituted = false;
-    for (name, why) in missed {
-        match why {
+    for (name, missed) in missed {
+        let told = missed.to_string();
+        let told = if several { format!("{name}: {told}") } else { told };
+        match missed {
             Missed::Behind => return Made::Later(LinkError::NoWorker.into()),
             Missed::Later(error) => return Made::Later(error),
-            Missed::Refused { why, substitution } => {
+            Missed::NoSuchKey => refusals.push(told),
+            Missed::Refused { substitution, .. } => {
                 substituted |= substitution;
-                refusals.push(if several { format!("{name}: {why}") } else { why });
+                refusals.push(told);
             }
         }
     }
@@ -312,6 +340,7 @@ impl fmt::Display for Missed {
         match self {
             Self::Behind => "it lacks an earlier change".fmt(f),
             Self::Later(error) => error.fmt(f),
+            Self::NoSuchKey => Failure::UnknownKey.fmt(f),
             Self::Refused { why, .. } => why.fmt(f),
         }
     }

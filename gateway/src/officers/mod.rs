@@ -11,6 +11,7 @@ mod comparison; // one label, one key, whoever is asked
 mod making; // what is approved, on every link
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -67,6 +68,10 @@ pub struct Officers {
     config: OfficersConfig,
     /// Changes are made one after another.
     making: tokio::sync::Mutex<()>,
+    /// How many a link has made.
+    changed: AtomicU64,
+    /// Whether the links' keys were compared: until then none of several is trusted.
+    compared: AtomicBool,
     /// The change over which a worker was lost last, and how often in a row.
     lost: Mutex<(i64, u32)>,
     /// Until when workers that were starting while the register changed are told to read it again.
@@ -81,9 +86,19 @@ impl Officers {
     /// Of one gateway.
     #[must_use]
     pub fn new(hsm: Arc<Hsm>, store: Store, audit: AuditLog, config: OfficersConfig) -> Self {
-        let (making, lost) = (tokio::sync::Mutex::default(), Mutex::default());
-        let (unsettled, partly, causes) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Self { hsm, store, audit, config, making, lost, unsettled, partly, causes }
+        Self {
+            compared: AtomicBool::new(hsm.links().count() == 1),
+            hsm,
+            store,
+            audit,
+            config,
+            making: tokio::sync::Mutex::default(),
+            changed: AtomicU64::new(0),
+            lost: Mutex::default(),
+            unsettled: Mutex::default(),
+            partly: Mutex::default(),
+            causes: Mutex::default(),
+        }
     }
 
     /// Every key version of the token.
@@ -221,11 +236,17 @@ impl Officers {
     /// those of one that has them all, is not used until it has caught up.
     async fn compare(&self) -> bool {
         let (mut seen, mut all) = (Vec::new(), true);
+        let changed = self.changed.load(Ordering::Acquire);
         for link in self.hsm.links().filter(|link| link.is_up()) {
             match link.list_keys_each(patience()).await {
                 Ok(views) => seen.push((link, views)),
                 Err(_) => all = false,
             }
+        }
+        let _nothing_changes_now = self.making.lock().await;
+        if self.changed.load(Ordering::Acquire) != changed {
+            // What was seen is not so any more.
+            return false;
         }
         let views: Vec<_> = seen.iter().flat_map(|(_, views)| views).cloned().collect();
         let found = substitutions(&views);
@@ -268,6 +289,7 @@ impl Officers {
                 self.append(event.link(Label::new(name))).await;
             }
         }
+        self.compared.store(true, Ordering::Release);
         all
     }
 

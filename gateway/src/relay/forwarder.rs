@@ -101,7 +101,7 @@ impl Relay {
                 // An earlier attempt at another URL may have arrived, whatever the last one says.
                 let unknown = BackendError::SentUnknown { why: "an earlier attempt" };
                 let decisive = if may_have_arrived { &unknown } else { &error };
-                let (retry_in, counts) = self.rest_after(decisive, attempts);
+                let (retry_in, counts) = self.rest_after(decisive, attempts, facts.created_at);
                 let class = class(decisive);
                 let parking = Parking { retry_in, class, code: None, counts, pin: None };
                 match self.store.release(&lease, parking).await? {
@@ -118,12 +118,18 @@ impl Relay {
 
     /// When to try again, and whether the attempt counts towards the payment's own limit: what failed
     /// before a byte was sent, or with a plain "come back", says nothing about this payment.
-    fn rest_after(&self, error: &BackendError, attempts: u32) -> (Duration, bool) {
+    /// Yet its rest grows with its age (epoch milliseconds), or those that come back for ever would keep
+    /// the forwarder from all others.
+    fn rest_after(&self, error: &BackendError, attempts: u32, since: i64) -> (Duration, bool) {
         let rest = jitter(self.queue.wait_after(attempts), 0.2);
         match error {
             BackendError::NotSent { why: NO_HSM } => (Duration::from_secs(1), false),
             BackendError::NotSent { .. } => (Duration::from_millis(200), false),
-            BackendError::TryAgain { after, .. } => (rest.max(after.unwrap_or_default()), false),
+            BackendError::TryAgain { after, .. } => {
+                let age = jiff::Timestamp::now().as_millisecond().saturating_sub(since);
+                let grown = self.queue.wait_at_age(u64::try_from(age).unwrap_or(0));
+                (rest.max(jitter(grown, 0.2)).max(after.unwrap_or_default()), false)
+            }
             BackendError::SentUnknown { .. } | BackendError::Refused { .. } => (rest, true),
         }
     }

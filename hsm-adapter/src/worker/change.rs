@@ -113,8 +113,19 @@ pub(super) fn set_state(
         )));
     }
     // An order whose answer was lost is given again, under another number when others came between.
-    let is_so =
-        now.state == state && (state == KeyState::Active || now.usable_until_s == usable_until_s);
+    let ends: Vec<_> = register
+        .iter()
+        .filter(|other| other.label == name.label && other.state == KeyState::Retired)
+        .map(|other| other.usable_until_s)
+        .collect();
+    let is_so = now.state == state
+        && match state {
+            // The end is that of the version whose place it took.
+            KeyState::Active => ends.is_empty() || ends.contains(&usable_until_s),
+            KeyState::Staged | KeyState::Retired | KeyState::Compromised => {
+                now.usable_until_s == usable_until_s
+            }
+        };
     match (now.state, state) {
         _ if is_so => {}
         (KeyState::Staged, KeyState::Active) | (KeyState::Active, KeyState::Retired) => {}

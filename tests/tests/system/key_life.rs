@@ -154,16 +154,21 @@ async fn moves_that_are_none_are_refused_and_repeats_are_answered() {
     // And so does the same move; one with another end is another move.
     let again = set(&token, 4, ("zak.t", 1), Active, None).await.unwrap();
     assert_eq!(again.state, Active);
-    let end = now_s() + 60;
-    set(&token, 5, ("zak.t", 1), Retired, Some(end)).await.unwrap();
-    let again = set(&token, 6, ("zak.t", 1), Retired, Some(end)).await.unwrap();
+    import_of(5, 2, 2).await.unwrap();
+    let (end, another) = (now_s() + 60, now_s() + 120);
+    set(&token, 6, ("zak.t", 2), Active, Some(end)).await.unwrap();
+    set(&token, 7, ("zak.t", 2), Active, Some(end)).await.unwrap();
+    let refused = refusal(set(&token, 8, ("zak.t", 2), Active, Some(another)).await);
+    assert!(refused.contains("zak.t@2 is active, and does not become active"), "{refused}");
+    set(&token, 8, ("zak.t", 2), Compromised, None).await.unwrap();
+    let again = set(&token, 9, ("zak.t", 1), Retired, Some(end)).await.unwrap();
     assert_eq!((again.state, again.usable_until_s), (Retired, Some(end)));
-    let refused = refusal(set(&token, 7, ("zak.t", 1), Retired, Some(end + 60)).await);
+    let refused = refusal(set(&token, 10, ("zak.t", 1), Retired, Some(another)).await);
     assert!(refused.contains("is retired, and does not become retired"), "{refused}");
-    let refused = refusal(set(&token, 7, ("zak.t", 1), Active, None).await);
+    let refused = refusal(set(&token, 10, ("zak.t", 1), Active, None).await);
     assert!(refused.contains("is retired, and does not become active"), "{refused}");
-    set(&token, 7, ("zak.t", 1), Compromised, None).await.unwrap();
-    let refused = refusal(import_of(8, 1, 1).await);
+    set(&token, 10, ("zak.t", 1), Compromised, None).await.unwrap();
+    let refused = refusal(import_of(11, 1, 1).await);
     assert!(refused.contains("is compromised"), "{refused}");
     token.stop().await;
 }

@@ -26,6 +26,7 @@ use bytes::Bytes;
 use hyper::{
     Request, Response,
     body::{Frame, Incoming, SizeHint},
+    header,
     server::conn::{http1, http2},
     service::service_fn,
 };
@@ -67,17 +68,25 @@ pub(super) async fn serve(
         let (bytes_max, body_ms_max) = (config.body_bytes_max, config.body_ms_max);
         service_fn(move |request: Request<Incoming>| {
             let in_flight = InFlight::begin(&activity);
+            let is_held_back = request.headers().contains_key(header::EXPECT);
+            let mut leftover = None;
             let mut request = request.map(|body| {
                 if body.is_end_stream() {
                     return Body::empty();
                 }
                 let deadline = Instant::now() + Duration::from_millis(body_ms_max);
-                Body::new(BoundedBody::new(body, bytes_max, deadline))
+                let (body, left) = BoundedBody::new(body, is_held_back, bytes_max, deadline);
+                // HTTP/2 answers beside a stream that still comes in.
+                leftover = Some(left).filter(|_| !is_http2);
+                Body::new(body)
             });
             request.extensions_mut().insert(Arc::clone(peer));
             let answer = router.clone().call(request);
             async move {
                 let answer = answer.await?;
+                if let Some(leftover) = leftover {
+                    leftover.discard().await;
+                }
                 Ok::<Response<_>, Infallible>(
                     answer.map(|body| Answer { body, _in_flight: in_flight }),
                 )

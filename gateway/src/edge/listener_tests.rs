@@ -252,6 +252,40 @@ async fn a_body_is_bounded_in_bytes_and_in_time() {
 }
 
 #[tokio::test]
+async fn whoever_sends_on_behind_a_refusal_still_hears_it() {
+    let mut world = World::with(|config, _| config.body_bytes_max = 1_024).await;
+    let body = "x".repeat(900 * 1024);
+    let length = body.len();
+    let mut session = world.connect(&Leaf::client(uri("a"))).await;
+
+    // Refused by the route that reads, and by a path that reads nothing.
+    for (path, words) in [("/body", "longer than 1024 bytes"), ("/nothing", "404 Not Found")] {
+        let head = format!("POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {length}");
+        session.send_whole(&format!("{head}\r\n\r\n{body}")).await;
+        let answer = session.read().await;
+
+        assert!(answer.text.contains(words) && answer.is_open, "{path}: {answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_waits_for_no_body_that_does_not_come() {
+    let mut world = World::with(|config, _| config.body_ms_max = 300).await;
+    let head = "POST /nothing HTTP/1.1\r\nhost: localhost\r\ncontent-length: 99\r\n";
+
+    let mut silent = world.connect(&Leaf::client(uri("a"))).await;
+    silent.send(&format!("{head}\r\n")).await;
+    let told = silent.read().await;
+    // Whoever asks first is not told to send what nobody will read.
+    let mut asking = world.connect_again().await;
+    asking.send(&format!("{head}expect: 100-continue\r\n\r\n")).await;
+    let refused = asking.read().await;
+
+    assert!(told.text.starts_with("HTTP/1.1 404 Not Found") && !told.is_open, "{told:?}");
+    assert!(refused.text.starts_with("HTTP/1.1 404 Not Found"), "{refused:?}");
+}
+
+#[tokio::test]
 async fn a_head_over_its_bound_is_refused() {
     let mut world = World::with(|config, _| config.header_bytes_max = 1_024).await;
     let mut session = world.connect(&Leaf::client(uri("a"))).await;

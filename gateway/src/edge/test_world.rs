@@ -139,6 +139,12 @@ impl Session {
         let _ = self.0.flush().await;
     }
 
+    /// Sends to the end, whatever is answered in between.
+    pub(super) async fn send_whole(&mut self, text: &str) {
+        self.0.write_all(text.as_bytes()).await.unwrap();
+        self.0.flush().await.unwrap();
+    }
+
     /// What comes until the peer closes, or until it is silent for a while.
     pub(super) async fn read(&mut self) -> Read {
         let mut text = Vec::new();

@@ -25,14 +25,14 @@ run: softhsm
 	$(BUILD)
 	exec target/debug/demo run
 
-test: softhsm python
+test: softhsm postgres python
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	$(BUILD)
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
-	    $(CARGO) nextest run --workspace --locked; \
+	    target/debug/with-postgres $(CARGO) nextest run --workspace --locked; \
 	else \
-	    $(CARGO) test --workspace --locked --lib --bins --tests; \
+	    target/debug/with-postgres $(CARGO) test --workspace --locked --lib --bins --tests; \
 	fi
 	$(CARGO) test --workspace --locked --doc
 
@@ -41,17 +41,21 @@ test-opencryptoki:
 	$(BUILD)
 	@tests/opencryptoki.sh
 
-bench: softhsm
+bench: softhsm postgres
 	$(CARGO) build --workspace --locked --release --lib --bins --examples
-	target/release/bench
+	target/release/with-postgres target/release/bench
 
 chaos: softhsm
 	$(BUILD)
 	target/debug/chaos
 
-.PHONY: softhsm python
+.PHONY: softhsm postgres python
 softhsm:
 	@softhsm/install.sh
+
+# One cluster around all tests; each has a database of its own in it.
+postgres:
+	@cluster/install.sh
 
 # Two stories of the system tests look at the database, and lock it, from another program.
 python:

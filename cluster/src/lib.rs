@@ -144,9 +144,10 @@ impl Cluster {
             if asked.is_ok_and(|status| status.success()) {
                 return Ok(());
             }
-            let ended = self.server.as_mut().is_none_or(|server| {
-                server.try_wait().is_ok_and(|status| status.is_some())
-            });
+            let ended = self
+                .server
+                .as_mut()
+                .is_none_or(|server| server.try_wait().is_ok_and(|status| status.is_some()));
             if ended || Instant::now() > until {
                 let said = std::fs::read_to_string(&log).unwrap_or_default();
                 return Err(ClusterError::Program { program: "postgres", said });
@@ -272,9 +273,14 @@ fn programs() -> Result<PathBuf, ClusterError> {
         .collect();
     versions.sort();
     places.extend(versions.into_iter().rev().map(|(_, place)| place.join("bin")));
-    let has = |place: &PathBuf| ["initdb", "postgres", "createdb"].iter().all(|program| {
-        place.join(program).metadata().is_ok_and(|file| file.is_file() && file.mode() & 0o111 != 0)
-    });
+    let has = |place: &PathBuf| {
+        ["initdb", "postgres", "createdb"].iter().all(|program| {
+            place
+                .join(program)
+                .metadata()
+                .is_ok_and(|file| file.is_file() && file.mode() & 0o111 != 0)
+        })
+    };
     places.into_iter().find(has).ok_or(ClusterError::NoPostgres("initdb"))
 }
 

@@ -22,7 +22,9 @@ fn main() -> ExitCode {
     };
     let status = Command::new(program).args(words).env(SHARED, cluster.socket()).status();
     match status {
-        Ok(status) => ExitCode::from(status.code().and_then(|code| code.try_into().ok()).unwrap_or(1)),
+        Ok(status) => {
+            ExitCode::from(status.code().and_then(|code| code.try_into().ok()).unwrap_or(1))
+        }
         Err(error) => {
             eprintln!("with-postgres: {error}");
             ExitCode::FAILURE

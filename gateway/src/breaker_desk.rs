@@ -266,8 +266,8 @@ mod tests {
     use super::*;
     use crate::config::AuditConfig;
     use crate::links::breaker::{BreakerConfig, Pace};
-    use crate::store::tests::World;
     use crate::store::tests::breaker_orders::put_order;
+    use crate::store::tests::{On, World};
 
     const NAMES: [&str; 2] = ["biller.pln", "biller.pdam"];
 
@@ -297,7 +297,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_order_in_the_database_is_masked_and_on_record_when_it_comes_into_force() {
-        let world = World::new().await;
+        let world = World::new(On::Sqlite).await;
         put_order(&world, NAMES[0], "forced_open").await;
 
         let desk = desk(&world).await;
@@ -311,7 +311,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_was_asked_for_here_is_on_record_by_its_request_alone() {
-        let world = World::new().await;
+        let world = World::new(On::Sqlite).await;
         let desk = desk(&world).await;
 
         desk.force(NAMES[0], Forced::Open, "operator", "maintenance").await.unwrap();
@@ -323,7 +323,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_order_that_cannot_be_read_stops_no_other_and_opens_nothing() {
-        let world = World::new().await;
+        let world = World::new(On::Sqlite).await;
         let desk = desk(&world).await;
         desk.force(NAMES[1], Forced::Open, "operator", "maintenance").await.unwrap();
         world.store.clear_breaker_order(NAMES[1]).await.unwrap();
@@ -339,7 +339,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_reset_ends_an_order_whose_breaker_is_gone() {
-        let world = World::new().await;
+        let world = World::new(On::Sqlite).await;
         put_order(&world, "biller.pln.2", "forced_open").await;
         let desk = desk(&world).await;
 

@@ -15,10 +15,10 @@ use rustix::fs::Access;
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
-use crate::config::{Config, NamedLink};
+use crate::config::{Config, NamedLink, Place, PostgresConfig};
 use crate::edge::TlsSource;
 use crate::links::token::HsmLink;
-use crate::store::{Seen, Store};
+use crate::store::{Seen, ServerSeen, Store};
 
 use self::comparison::View;
 pub(crate) use files::end_of;
@@ -89,7 +89,24 @@ fn tls(config: &Config, rows: &mut Vec<Row>) {
 }
 
 async fn database(config: &Config) -> Result<String, String> {
-    let path = config.store.path.as_path();
+    match config.store.place()? {
+        Place::Sqlite(path) => file(path).await,
+        Place::Postgres(postgres) => server(postgres).await,
+    }
+}
+
+async fn server(config: &PostgresConfig) -> Result<String, String> {
+    let seen = Store::look_at_server(config).await;
+    let ServerSeen { name, version, schema, pending } =
+        seen.map_err(|error| hsm_adapter::worker::chain(&error))?;
+    let mut text = format!("{name}: PostgreSQL {version}, schema {schema}");
+    if pending > 0 {
+        text += &format!(", {pending} pending: serve will apply them");
+    }
+    Ok(text)
+}
+
+async fn file(path: &Path) -> Result<String, String> {
     let told = |what: String| format!("{}: {what}", path.display());
     let seen = Store::look(path).await.map_err(|error| hsm_adapter::worker::chain(&error))?;
     let written = if seen.is_some() { path } else { parent(path) };
@@ -215,8 +232,9 @@ fn waits(worker: &WorkerStatus) -> bool {
 
 fn disk(config: &Config) -> Result<String, String> {
     let mut text = Vec::new();
-    let data = parent(&config.store.path);
-    for (name, dir) in [("store", data), ("audit", config.audit.dir.as_path())] {
+    // A server's disk is its own operator's.
+    let store = config.store.path.as_deref().map(|path| ("store", parent(path)));
+    for (name, dir) in store.into_iter().chain([("audit", config.audit.dir.as_path())]) {
         let existing = dir.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("/"));
         let stat = rustix::fs::statvfs(existing).map_err(|error| format!("{name}: {error}"))?;
         let free = stat.f_bavail * stat.f_frsize;

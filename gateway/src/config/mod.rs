@@ -33,7 +33,7 @@ pub use limits::LimitsConfig;
 pub use listener::ListenerConfig;
 pub use officers::OfficersConfig;
 pub use queue::QueueConfig;
-pub use store::StoreConfig;
+pub use store::{Place, PostgresConfig, StoreConfig};
 pub use tls::TlsConfig;
 
 use crate::links::retry::RetryConfig;

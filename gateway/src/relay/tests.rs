@@ -18,7 +18,7 @@ use super::payment::{Due, Intake, PaymentError, PaymentOrder, Payments, Waiting,
 use super::sealing::Tampered;
 use super::source_error;
 use crate::links::token::HsmError;
-use crate::store::tests::World;
+use crate::store::tests::{On, World};
 use crate::store::{
     Begun, Class, DekClass, ItemFacts, Lease, Outcome, Parked, Parking, Priority, Settled, Status,
 };
@@ -79,7 +79,7 @@ struct House {
 
 impl House {
     async fn new() -> Self {
-        let house = Self::over(World::new().await, Token::default());
+        let house = Self::over(World::new(On::Sqlite).await, Token::default());
         house.keys.obtain().await.unwrap();
         house
     }
@@ -287,7 +287,7 @@ mod payments {
             house.queue("k1", Some(&pin())).await;
             house.begin("k2", Some(&pin()), MAY_WAIT).await.unwrap();
             house.keys.obtain().await.unwrap();
-            let mut intruder = house.world.intruder().await;
+            let mut intruder = house.world.file_intruder().await;
             let statement =
                 format!("PRAGMA foreign_keys = OFF; UPDATE saf_item SET {change} WHERE seq = 1");
             sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&mut intruder).await.unwrap();
@@ -312,10 +312,10 @@ mod payments {
             let answer = (200, key.as_bytes());
             house.payments.finish(&lease, &facts, Outcome::Done, "00", answer).await.unwrap();
         }
-        let mut intruder = house.world.intruder().await;
+        let mut intruder = house.world.file_intruder().await;
         sqlx::query(
-            "UPDATE idem_key SET (res_nonce, res_ct) =
-             (SELECT res_nonce, res_ct FROM idem_key WHERE item_seq = 2)",
+            "UPDATE saf_item SET (res_nonce, res_ct) =
+             (SELECT res_nonce, res_ct FROM saf_item WHERE seq = 2)",
         )
         .execute(&mut intruder)
         .await
@@ -334,7 +334,7 @@ mod key_life {
 
     #[tokio::test]
     async fn a_gateway_that_starts_without_its_token_seals_nothing() {
-        let (world, token) = (World::new().await, Token::default());
+        let (world, token) = (World::new(On::Sqlite).await, Token::default());
         token.leave();
         let house = House::over(world, token);
 
@@ -475,7 +475,7 @@ mod key_life {
     /// `start` itself: ready without help, and again when the token comes late.
     #[tokio::test]
     async fn keys_come_by_themselves() {
-        let (world, token) = (World::new().await, Token::default());
+        let (world, token) = (World::new(On::Sqlite).await, Token::default());
         token.leave();
         let lives = KeyLives { pin: world.queue.pin_life() };
         let keys = Keys::start(world.store.clone(), token.clone(), lives);

@@ -1,15 +1,21 @@
 //! The first transaction of a payment: is its key known, is there room, is its lane free.
 
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
-use sqlx::{Row, SqlitePool};
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
+use uuid::Uuid;
+
 use super::clock::ms;
+use super::db::{Db, Readers, Row, Sql, Table, Value, query};
+use super::lane;
+use super::order::{self, Job, Order};
 use super::outcome::{KeyAfter, Withdraw};
-use super::row::{bytes, new_token};
-use super::writer::{self, Batch, Job, Order};
+use super::row::new_token;
+use super::writer::Batch;
 use super::{
-    FINGERPRINT_BYTES, Idempotency, ItemFacts, Lease, NewPayment, Sealed, Status, StoreError,
+    FINGERPRINT_BYTES, Idempotency, ItemFacts, Lease, NewPayment, OrdKey, Priority, Sealed, Status,
+    StoreError,
 };
 
 /// What became of a new payment.
@@ -55,7 +61,7 @@ impl Order for Begin {
         match begun {
             Begun::Forward(held) => {
                 let (code, key) = ("not-forwarded".into(), KeyAfter::Freed);
-                vec![writer::unasked(Withdraw { held, code, key })]
+                vec![order::unasked(Withdraw { held, code, key })]
             }
             Begun::Queued { .. }
             | Begun::Replay { .. }
@@ -66,172 +72,475 @@ impl Order for Begin {
         }
     }
 
-    async fn run(&self, db: &mut SqliteConnection, batch: &mut Batch) -> Result<Begun, StoreError> {
-        let payment = &self.0;
-        let found = sqlx::query(FIND)
-            .bind(&payment.idempotency.scope)
-            .bind(payment.idempotency.key_hash.as_slice())
-            .bind(payment.facts.ord_key.0.as_slice())
-            .fetch_one(&mut *db)
-            .await?;
-        if let Some(known) = standing(&payment.idempotency, &found, batch.steady)? {
-            return Ok(known);
-        }
-        if batch.depth.of(&payment.facts.target) >= batch.depth_max {
-            return Ok(Begun::QueueFull);
-        }
-        let behind: bool = found.try_get("lane_open")?;
-        if behind && !payment.may_wait() {
-            return Ok(Begun::Busy);
-        }
-        let seq = insert_item(payment, behind, db, batch.now).await?;
-        let begun = if behind {
-            sqlx::query(RAISE)
-                .bind(payment.facts.ord_key.0.as_slice())
-                .bind(payment.facts.prio.rank())
-                .execute(&mut *db)
-                .await?;
-            Begun::Queued { seq }
-        } else {
-            Begun::Forward(open_lane(payment, seq, db, batch).await?)
-        };
-        sqlx::query(REMEMBER)
-            .bind(&payment.idempotency.scope)
-            .bind(payment.idempotency.key_hash.as_slice())
-            .bind(payment.idempotency.fp.as_slice())
-            .bind(seq)
-            .bind(payment.idempotency.expires_at)
-            .execute(&mut *db)
-            .await?;
-        batch.depth.add(&payment.facts.target, 1);
-        Ok(begun)
+    async fn run(&self, db: &mut Db<'_>, batch: &mut Batch) -> Result<Begun, StoreError> {
+        let mut begun = Self::run_all(std::slice::from_ref(self), db, batch).await?;
+        begun.pop().ok_or_else(|| StoreError::unavailable("it was not answered"))
     }
+
+    async fn run_all(
+        orders: &[Self],
+        db: &mut Db<'_>,
+        batch: &mut Batch,
+    ) -> Result<Vec<Begun>, StoreError> {
+        let mut begun: Vec<Option<Begun>> = orders.iter().map(|_| None).collect();
+        while begun.iter().any(Option::is_none) {
+            // The first with each key; the next with it finds what became of that one.
+            let mut keys = HashSet::new();
+            let round: Vec<(usize, &NewPayment)> = orders
+                .iter()
+                .enumerate()
+                .filter(|(at, _)| begun[*at].is_none())
+                .map(|(at, order)| (at, &order.0))
+                .filter(|(_, payment)| keys.insert(key(&payment.idempotency)))
+                .collect();
+            for (at, answer) in Round(&round).run(db, batch).await? {
+                begun[at] = Some(answer);
+            }
+        }
+        Ok(begun.into_iter().flatten().collect())
+    }
+}
+
+/// Whose key, and its hash.
+type Key<'a> = (&'a str, &'a [u8]);
+
+fn key(idempotency: &Idempotency) -> Key<'_> {
+    (&idempotency.scope, &idempotency.key_hash)
+}
+
+/// Payments of different keys, each with its place in the answers.
+struct Round<'a>(&'a [(usize, &'a NewPayment)]);
+
+impl Round<'_> {
+    /// An answer for each. Locks are taken in one order: keys, then lanes, then payments.
+    async fn run(
+        &self,
+        db: &mut Db<'_>,
+        batch: &mut Batch,
+    ) -> Result<Vec<(usize, Begun)>, StoreError> {
+        let mut answers = Vec::with_capacity(self.0.len());
+        let (mut open, full): (Vec<_>, Vec<_>) =
+            self.0.iter().copied().partition(|(_, payment)| {
+                let has_room = batch.depth.of(&payment.facts.target) < batch.depth_max;
+                if has_room {
+                    batch.depth.add(&payment.facts.target, 1);
+                }
+                has_room
+            });
+        for (at, _) in self.without_standing(full, &mut answers, db, batch).await? {
+            answers.push((at, Begun::QueueFull));
+        }
+        open.sort_by_key(|(_, payment)| key(&payment.idempotency));
+        if !remember(&open, db).await? {
+            let ours = ours(&open, db).await?;
+            let (mine, known): (Vec<_>, Vec<_>) =
+                open.into_iter().partition(|(_, payment)| ours.contains(&payment.facts.id));
+            open = mine;
+            for (_, payment) in &known {
+                batch.depth.add(&payment.facts.target, -1);
+            }
+            // A key that is neither free nor stands for anything was pruned in this moment.
+            for (at, _) in self.without_standing(known, &mut answers, db, batch).await? {
+                answers.push((at, Begun::Running { retry_after: Duration::from_secs(1) }));
+            }
+        }
+        self.queue(open, &mut answers, db, batch).await?;
+        Ok(answers)
+    }
+
+    /// Answers those whose key stands for something.
+    async fn without_standing<'p>(
+        &self,
+        open: Vec<(usize, &'p NewPayment)>,
+        answers: &mut Vec<(usize, Begun)>,
+        db: &mut Db<'_>,
+        batch: &Batch,
+    ) -> Result<Vec<(usize, &'p NewPayment)>, StoreError> {
+        let known = find(open.iter().map(|(_, payment)| &payment.idempotency), db).await?;
+        let mut left = Vec::with_capacity(open.len());
+        for (at, payment) in open {
+            match known.get(&owned(payment)) {
+                Some(row) => {
+                    answers.push((at, standing(&payment.idempotency, row, batch.steady)?));
+                }
+                None => left.push((at, payment)),
+            }
+        }
+        Ok(left)
+    }
+
+    /// Puts each in its lane: the first of a free lane is leased to its caller.
+    async fn queue(
+        &self,
+        open: Vec<(usize, &NewPayment)>,
+        answers: &mut Vec<(usize, Begun)>,
+        db: &mut Db<'_>,
+        batch: &mut Batch,
+    ) -> Result<(), StoreError> {
+        let mut lanes: BTreeMap<OrdKey, Lane> = BTreeMap::new();
+        for (_, payment) in &open {
+            if let Entry::Vacant(lane) = lanes.entry(payment.facts.ord_key) {
+                lane.insert(Lane {
+                    first: payment,
+                    token: new_token()?,
+                    is_free: false,
+                    behind: false,
+                    prio: Priority::Low.rank(),
+                });
+            }
+        }
+        lock(&mut lanes, db, batch).await?;
+        let mut placed = Vec::with_capacity(open.len());
+        for (at, payment) in open {
+            // Every lane was put in above.
+            let Some(lane) = lanes.get_mut(&payment.facts.ord_key) else { continue };
+            let behind = !lane.is_free || lane.behind;
+            if behind && !payment.may_wait() {
+                query(FORGET)
+                    .bind(&payment.idempotency.scope)
+                    .bind(payment.idempotency.key_hash.as_slice())
+                    .execute(db)
+                    .await?;
+                batch.depth.add(&payment.facts.target, -1);
+                answers.push((at, Begun::Busy));
+                continue;
+            }
+            lane.behind = true;
+            lane.prio = lane.prio.min(payment.facts.prio.rank());
+            placed.push((at, payment, behind));
+        }
+        let values =
+            placed.iter().flat_map(|(_, payment, behind)| item(payment, *behind, batch.now));
+        let mut seqs = HashMap::with_capacity(placed.len());
+        for row in INSERT.run(values.collect(), db).await? {
+            seqs.insert(row.get::<Uuid>("id")?, row.get::<i64>("seq")?);
+        }
+        if seqs.len() < placed.len() {
+            let repeated = |(_, payment, _): &(usize, &NewPayment, bool)| {
+                !seqs.contains_key(&payment.facts.id)
+            };
+            let (repeats, rest) = placed.into_iter().partition(repeated);
+            placed = rest;
+            self.repeats(repeats, answers, db, batch).await?;
+        }
+        let (mut opened, mut raised) = (Vec::new(), Vec::new());
+        let mut leases = HashMap::new();
+        for (ord_key, lane) in &lanes {
+            if !lane.is_free {
+                raised.extend([Value::from(ord_key.0.as_slice()), lane.prio.into()]);
+                continue;
+            }
+            let mut mine =
+                placed.iter().filter(|(_, payment, _)| payment.facts.ord_key == *ord_key);
+            let Some((_, head, behind)) = mine.next() else {
+                // Only repeats came for it.
+                query(DROP_LANE).bind(ord_key.0.as_slice()).execute(db).await?;
+                continue;
+            };
+            let seq = seq_of(&seqs, head)?;
+            opened.extend([ord_key.0.as_slice().into(), seq.into(), lane.prio.into()]);
+            if *behind {
+                // The one that was first is a repeat.
+                lane::park(db, batch, *ord_key, 0).await?;
+            } else {
+                let (ord_key, token) = (*ord_key, lane.token);
+                leases.insert(seq, Lease { seq, ord_key, token, leased_at: batch.now });
+            }
+        }
+        OPEN_LANES.execute(opened, db).await?;
+        RAISE.execute(raised, db).await?;
+        for (at, payment, _) in placed {
+            let seq = seq_of(&seqs, payment)?;
+            let begun = match leases.remove(&seq) {
+                Some(lease) => Begun::Forward(lease),
+                None => Begun::Queued { seq },
+            };
+            answers.push((at, begun));
+        }
+        Ok(())
+    }
+
+    /// The second guard: requests whose key was forgotten, but not their payment.
+    async fn repeats(
+        &self,
+        repeats: Vec<(usize, &NewPayment, bool)>,
+        answers: &mut Vec<(usize, Begun)>,
+        db: &mut Db<'_>,
+        batch: &mut Batch,
+    ) -> Result<(), StoreError> {
+        for (at, payment, _) in repeats {
+            let (facts, key) = (&payment.facts, &payment.idempotency);
+            let row = query(REPEATED)
+                .bind(&facts.tenant)
+                .bind(&facts.target)
+                .bind(&facts.reference)
+                .one(db)
+                .await?;
+            query(POINT_AT)
+                .bind(&key.scope)
+                .bind(key.key_hash.as_slice())
+                .bind(row.get::<Uuid>("id")?)
+                .execute(db)
+                .await?;
+            batch.depth.add(&facts.target, -1);
+            answers.push((at, replay(&row)?));
+        }
+        Ok(())
+    }
+}
+
+/// A lane as a round finds it and leaves it.
+struct Lane<'a> {
+    /// To whom it is leased, when nothing is in it yet.
+    first: &'a NewPayment,
+    token: i64,
+    is_free: bool,
+    /// Whoever comes now is not the first.
+    behind: bool,
+    /// The best that waits in it.
+    prio: i64,
+}
+
+/// Locks the lanes, before anything in them has a place: whoever comes later is behind.
+async fn lock(
+    lanes: &mut BTreeMap<OrdKey, Lane<'_>>,
+    db: &mut Db<'_>,
+    batch: &Batch,
+) -> Result<(), StoreError> {
+    let values = lanes.iter().flat_map(|(ord_key, lane)| {
+        let first = lane.first;
+        [
+            ord_key.0.as_slice().into(),
+            (&first.facts.target).into(),
+            FREE.into(),
+            first.facts.prio.rank().into(),
+            true.into(),
+            (&first.owner).into(),
+            lane.token.into(),
+            batch.now.into(),
+            (batch.steady + ms(first.lease)).into(),
+        ]
+    });
+    let values: Vec<Value> = values.collect();
+    if ADD_LANES.execute(values.clone(), db).await? == lanes.len() as u64 {
+        lanes.values_mut().for_each(|lane| lane.is_free = true);
+        return Ok(());
+    }
+    for row in LOCK_LANES.run(values, db).await? {
+        if let Some(lane) = lanes.get_mut(&OrdKey(row.bytes("ord_key")?)) {
+            lane.is_free = row.get::<i64>("head_seq")? == FREE;
+        }
+    }
+    Ok(())
+}
+
+/// Takes the keys that nobody has. Whether all of them are ours now.
+async fn remember(open: &[(usize, &NewPayment)], db: &mut Db<'_>) -> Result<bool, StoreError> {
+    let values = open.iter().flat_map(|(_, payment)| {
+        let idempotency = &payment.idempotency;
+        [
+            (&idempotency.scope).into(),
+            idempotency.key_hash.as_slice().into(),
+            idempotency.fp.as_slice().into(),
+            payment.facts.id.into(),
+            idempotency.expires_at.into(),
+        ]
+    });
+    Ok(REMEMBER.execute(values.collect(), db).await? == open.len() as u64)
+}
+
+/// Those that are ours.
+async fn ours(open: &[(usize, &NewPayment)], db: &mut Db<'_>) -> Result<HashSet<Uuid>, StoreError> {
+    let values = open.iter().flat_map(|(_, payment)| {
+        let idempotency = &payment.idempotency;
+        [
+            (&idempotency.scope).into(),
+            idempotency.key_hash.as_slice().into(),
+            payment.facts.id.into(),
+        ]
+    });
+    let rows = OURS.run(values.collect(), db).await?;
+    rows.iter().map(|row| row.get("item_id")).collect()
+}
+
+fn owned(payment: &NewPayment) -> (String, Vec<u8>) {
+    (payment.idempotency.scope.clone(), payment.idempotency.key_hash.to_vec())
+}
+
+fn seq_of(seqs: &HashMap<Uuid, i64>, payment: &NewPayment) -> Result<i64, StoreError> {
+    seqs.get(&payment.facts.id).copied().ok_or(StoreError::Foreign("seq"))
+}
+
+/// What keys stand for that were used before.
+async fn find(
+    keys: impl Iterator<Item = &Idempotency>,
+    db: &mut Db<'_>,
+) -> Result<HashMap<(String, Vec<u8>), Row>, StoreError> {
+    let values = keys.flat_map(|idempotency| {
+        [(&idempotency.scope).into(), idempotency.key_hash.as_slice().into()]
+    });
+    let rows = FIND.run(values.collect(), db).await?;
+    rows.into_iter().map(|row| Ok(((row.get("scope")?, row.get("key_hash")?), row))).collect()
 }
 
 /// What a key stands for, without storing anything.
 pub(super) async fn known(
-    readers: &SqlitePool,
+    readers: &Readers,
     idempotency: &Idempotency,
     steady: i64,
 ) -> Result<Option<Begun>, StoreError> {
-    let no_lane: &[u8] = &[];
-    let found = sqlx::query(FIND)
-        .bind(&idempotency.scope)
-        .bind(idempotency.key_hash.as_slice())
-        .bind(no_lane)
-        .fetch_one(readers)
-        .await?;
-    standing(idempotency, &found, steady)
+    let mut reader = readers.acquire().await?;
+    let found = find(std::iter::once(idempotency), &mut reader.db()).await?;
+    found.into_values().next().map(|row| standing(idempotency, &row, steady)).transpose()
 }
 
 /// The answer of a key that was used before.
-fn standing(
-    idempotency: &Idempotency,
-    row: &SqliteRow,
-    steady: i64,
-) -> Result<Option<Begun>, StoreError> {
-    if row.try_get::<Option<Vec<u8>>, _>("fp")?.is_none() {
-        return Ok(None);
+fn standing(idempotency: &Idempotency, row: &Row, steady: i64) -> Result<Begun, StoreError> {
+    if row.bytes::<FINGERPRINT_BYTES>("fp")? != idempotency.fp {
+        return Ok(Begun::KeyReused);
     }
-    if bytes::<FINGERPRINT_BYTES>(row, "fp")? != idempotency.fp {
-        return Ok(Some(Begun::KeyReused));
-    }
-    let lease_until: Option<i64> = row.try_get("lease_until")?;
-    let queued: bool = row.try_get("queued")?;
+    let lease_until: Option<i64> = row.get("lease_until")?;
+    let queued: bool = row.get("queued")?;
     if let Some(until) = lease_until
         && !queued
     {
         let left = u64::try_from(until - steady).unwrap_or(0).max(1_000);
-        return Ok(Some(Begun::Running { retry_after: Duration::from_millis(left) }));
+        return Ok(Begun::Running { retry_after: Duration::from_millis(left) });
     }
-    let enc_v = row.try_get("enc_v")?;
-    Ok(Some(Begun::Replay {
-        facts: Box::new(ItemFacts::read(row)?),
-        status: Status::of(row.try_get("state")?, lease_until.is_some())?,
-        answer: Sealed::read(row, enc_v, ["res_dek_id", "res_nonce", "res_ct"])?,
-    }))
+    replay(row)
 }
 
-async fn insert_item(
-    payment: &NewPayment,
-    behind: bool,
-    db: &mut SqliteConnection,
-    now: i64,
-) -> Result<i64, StoreError> {
+fn replay(row: &Row) -> Result<Begun, StoreError> {
+    let enc_v = row.get("enc_v")?;
+    let is_leased = row.get::<Option<i64>>("lease_until")?.is_some();
+    Ok(Begun::Replay {
+        facts: Box::new(ItemFacts::read(row)?),
+        status: Status::of(row.get("state")?, is_leased)?,
+        answer: Sealed::read(row, enc_v, ["res_dek_id", "res_nonce", "res_ct"])?,
+    })
+}
+
+/// The columns of [`INSERT`].
+fn item(payment: &NewPayment, behind: bool, now: i64) -> [Value; ITEM_COLUMNS] {
     let facts = &payment.facts;
     let payload = payment.payload.as_ref();
     // A PIN block that need not wait is not stored at all.
     let pin = payment.pin.as_ref().filter(|_| behind);
-    let seq = sqlx::query_scalar(INSERT)
-        .bind(facts.id)
-        .bind(&facts.tenant)
-        .bind(&facts.kind)
-        .bind(&facts.target)
-        .bind(&facts.reference)
-        .bind(facts.ord_key.0.as_slice())
-        .bind(facts.prio.rank())
-        .bind(behind)
-        .bind(payment.needs_pin)
-        .bind(facts.created_at)
-        .bind(facts.expires_at)
-        .bind(now)
-        .bind(super::ENC_V)
-        .bind(payload.map(|sealed| sealed.dek_id))
-        .bind(payload.map(|sealed| sealed.nonce.as_slice()))
-        .bind(payload.map(|sealed| sealed.bytes.as_slice()))
-        .bind(pin.map(|sealed| sealed.dek_id))
-        .bind(pin.map(|sealed| sealed.nonce.as_slice()))
-        .bind(pin.map(|sealed| sealed.bytes.as_slice()))
-        .fetch_one(db)
-        .await?;
-    Ok(seq)
+    [
+        facts.id.into(),
+        (&facts.tenant).into(),
+        (&facts.kind).into(),
+        (&facts.target).into(),
+        (&facts.reference).into(),
+        facts.ord_key.0.as_slice().into(),
+        facts.prio.rank().into(),
+        behind.into(),
+        payment.needs_pin.into(),
+        facts.created_at.into(),
+        facts.expires_at.into(),
+        now.into(),
+        super::ENC_V.into(),
+        payload.map(|sealed| sealed.dek_id).into(),
+        payload.map(|sealed| sealed.nonce.as_slice()).into(),
+        payload.map(|sealed| sealed.bytes.as_slice()).into(),
+        pin.map(|sealed| sealed.dek_id).into(),
+        pin.map(|sealed| sealed.nonce.as_slice()).into(),
+        pin.map(|sealed| sealed.bytes.as_slice()).into(),
+    ]
 }
 
-async fn open_lane(
-    payment: &NewPayment,
-    seq: i64,
-    db: &mut SqliteConnection,
-    batch: &Batch,
-) -> Result<Lease, StoreError> {
-    let ord_key = payment.facts.ord_key;
-    let lease = Lease { seq, ord_key, token: new_token()?, leased_at: batch.now };
-    sqlx::query(OPEN_LANE)
-        .bind(ord_key.0.as_slice())
-        .bind(&payment.facts.target)
-        .bind(seq)
-        .bind(payment.facts.prio.rank())
-        .bind(&payment.owner)
-        .bind(lease.token)
-        .bind(lease.leased_at)
-        .bind(batch.steady + ms(payment.lease))
-        .execute(db)
-        .await?;
-    Ok(lease)
+const ITEM_COLUMNS: usize = 19;
+
+/// The head of a lane that has none yet.
+const FREE: i64 = 0;
+
+const FIND: Table = Table {
+    before: "
+SELECT k.scope, k.key_hash, k.fp, i.id, i.tenant, i.kind, i.target, i.reference, i.ord_key, i.prio,
+       i.created_at, i.expires_at, i.enc_v, i.res_dek_id, i.res_nonce, i.res_ct, i.state, i.queued,
+       l.lease_until
+FROM",
+    columns: 2,
+    after: Sql::Both(
+        "asked
+JOIN idem_key k ON k.scope = asked.column1 AND k.key_hash = asked.column2
+JOIN saf_item i ON i.id = k.item_id
+LEFT JOIN saf_lane l ON l.ord_key = i.ord_key AND l.head_seq = i.seq AND l.leased",
+    ),
+};
+
+const REMEMBER: Table = Table {
+    before: "INSERT INTO idem_key (scope, key_hash, fp, item_id, expires_at) SELECT * FROM",
+    columns: 5,
+    after: Sql::Both("new WHERE column1 IS NOT NULL ON CONFLICT (scope, key_hash) DO NOTHING"),
+};
+
+const OURS: Table = Table {
+    before: "SELECT k.item_id FROM",
+    columns: 3,
+    after: Sql::Both(
+        "asked JOIN idem_key k ON k.scope = asked.column1 AND k.key_hash = asked.column2
+    AND k.item_id = asked.column3",
+    ),
+};
+
+const FORGET: &str = "DELETE FROM idem_key WHERE scope = $1 AND key_hash = $2";
+
+macro_rules! add_lanes {
+    ($conflict:literal) => {
+        Table {
+            before: "
+INSERT INTO saf_lane (ord_key, target, head_seq, head_prio, leased, lease_owner, lease_token,
+                      leased_at, lease_until)
+SELECT * FROM",
+            columns: 9,
+            after: Sql::Both(concat!(
+                "new WHERE column1 IS NOT NULL ON CONFLICT (ord_key) ",
+                $conflict
+            )),
+        }
+    };
 }
 
-/// Always one row: what the key stands for, if anything, and whether the lane is in use.
-const FIND: &str = "
-SELECT k.fp, k.res_dek_id, k.res_nonce, k.res_ct, i.id, i.tenant, i.kind, i.target, i.reference,
-       i.ord_key, i.prio, i.created_at, i.expires_at, i.enc_v, i.state, i.queued, l.lease_until,
-       EXISTS (SELECT 1 FROM saf_lane WHERE ord_key = ?3) AS lane_open
-FROM (SELECT 1)
-LEFT JOIN idem_key k ON k.scope = ?1 AND k.key_hash = ?2
-LEFT JOIN saf_item i ON i.seq = k.item_seq
-LEFT JOIN saf_lane l ON l.ord_key = i.ord_key AND l.head_seq = i.seq AND l.leased = 1";
+const ADD_LANES: Table = add_lanes!("DO NOTHING");
 
-const INSERT: &str = "
+const LOCK_LANES: Table =
+    add_lanes!("DO UPDATE SET target = saf_lane.target RETURNING ord_key, head_seq");
+
+const INSERT: Table = Table {
+    before: "
 INSERT INTO saf_item (id, tenant, kind, target, reference, ord_key, prio, queued, needs_pin,
                       created_at, expires_at, updated_at, enc_v, dek_id, nonce, ct,
                       pin_dek_id, pin_nonce, pin_ct)
-VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)
-RETURNING seq";
+SELECT * FROM",
+    columns: ITEM_COLUMNS,
+    after: Sql::Both(
+        "new WHERE column1 IS NOT NULL
+ON CONFLICT (tenant, target, reference) DO NOTHING RETURNING seq, id",
+    ),
+};
 
-const RAISE: &str = "UPDATE saf_lane SET head_prio = min(head_prio, ?2) WHERE ord_key = ?1";
+const REPEATED: &str = "
+SELECT i.id, i.tenant, i.kind, i.target, i.reference, i.ord_key, i.prio, i.created_at,
+       i.expires_at, i.enc_v, i.res_dek_id, i.res_nonce, i.res_ct, i.state, l.lease_until
+FROM saf_item i
+LEFT JOIN saf_lane l ON l.ord_key = i.ord_key AND l.head_seq = i.seq AND l.leased
+WHERE i.tenant = $1 AND i.target = $2 AND i.reference = $3";
 
-const OPEN_LANE: &str = "
-INSERT INTO saf_lane (ord_key, target, head_seq, head_prio, leased, lease_owner, lease_token,
-                      leased_at, lease_until)
-VALUES (?1, ?2, ?3, ?4, 1, ?5, ?6, ?7, ?8)";
+const POINT_AT: &str = "UPDATE idem_key SET item_id = $3 WHERE scope = $1 AND key_hash = $2";
 
-const REMEMBER: &str = "
-INSERT INTO idem_key (scope, key_hash, fp, item_seq, expires_at) VALUES (?1, ?2, ?3, ?4, ?5)";
+const OPEN_LANES: Table = Table {
+    before: "UPDATE saf_lane SET head_seq = head.column2, head_prio = head.column3 FROM",
+    columns: 3,
+    after: Sql::Both("head WHERE saf_lane.ord_key = head.column1"),
+};
+
+const RAISE: Table = Table {
+    before: "UPDATE saf_lane SET head_prio = best.column2 FROM",
+    columns: 2,
+    after: Sql::Both(
+        "best WHERE saf_lane.ord_key = best.column1 AND saf_lane.head_prio > best.column2",
+    ),
+};
+
+const DROP_LANE: &str = "DELETE FROM saf_lane WHERE ord_key = $1";

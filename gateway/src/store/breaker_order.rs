@@ -1,10 +1,9 @@
 //! What operators have ordered breakers to be. An order holds until it is cleared.
 
-use sqlx::Row;
-use sqlx::sqlite::{SqliteConnection, SqlitePool, SqliteRow};
-
 use super::StoreError;
-use super::writer::{Batch, Order};
+use super::db::{Db, Readers, Row, query};
+use super::order::Order;
+use super::writer::Batch;
 
 /// One breaker's order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,9 +64,9 @@ pub(super) struct SetOrder(pub(super) BreakerOrder);
 impl Order for SetOrder {
     type Answer = ();
 
-    async fn run(&self, db: &mut SqliteConnection, batch: &mut Batch) -> Result<(), StoreError> {
+    async fn run(&self, db: &mut Db<'_>, batch: &mut Batch) -> Result<(), StoreError> {
         let BreakerOrder { name, state, actor, reason } = &self.0;
-        sqlx::query(SET)
+        query(SET)
             .bind(name)
             .bind(state.name())
             .bind(actor)
@@ -87,18 +86,19 @@ pub(super) struct ClearOrder {
 impl Order for ClearOrder {
     type Answer = bool;
 
-    async fn run(&self, db: &mut SqliteConnection, _: &mut Batch) -> Result<bool, StoreError> {
-        Ok(sqlx::query(CLEAR).bind(&self.name).execute(db).await?.rows_affected() > 0)
+    async fn run(&self, db: &mut Db<'_>, _: &mut Batch) -> Result<bool, StoreError> {
+        Ok(query(CLEAR).bind(&self.name).execute(db).await? > 0)
     }
 }
 
 /// The orders, by name.
-pub(super) async fn all(readers: &SqlitePool) -> Result<BreakerOrders, StoreError> {
-    let rows = sqlx::query(ALL).bind(ORDERS_MAX + 1).fetch_all(readers).await?;
+pub(super) async fn all(readers: &Readers) -> Result<BreakerOrders, StoreError> {
+    let mut reader = readers.acquire().await?;
+    let rows = query(ALL).bind(ORDERS_MAX + 1).all(&mut reader.db()).await?;
     let most = usize::try_from(ORDERS_MAX).unwrap_or(usize::MAX);
     let mut orders = BreakerOrders { more: rows.len() > most, ..BreakerOrders::default() };
     for row in rows.iter().take(most) {
-        let name: String = row.try_get("name")?;
+        let name: String = row.get("name")?;
         match read(name, row)? {
             Ok(order) => orders.standing.push(order),
             Err(name) => orders.foreign.push(name),
@@ -108,27 +108,27 @@ pub(super) async fn all(readers: &SqlitePool) -> Result<BreakerOrders, StoreErro
 }
 
 /// The order; the name alone when its state is foreign.
-fn read(name: String, row: &SqliteRow) -> Result<Result<StandingOrder, String>, StoreError> {
-    let state = match row.try_get::<&str, _>("state")? {
+fn read(name: String, row: &Row) -> Result<Result<StandingOrder, String>, StoreError> {
+    let state = match row.get::<String>("state")?.as_str() {
         "forced_open" => OrderedState::ForcedOpen,
         "disabled" => OrderedState::Disabled,
         _ => return Ok(Err(name)),
     };
-    let (actor, reason) = (row.try_get("actor")?, row.try_get("reason")?);
+    let (actor, reason) = (row.get("actor")?, row.get("reason")?);
     let order = BreakerOrder { name, state, actor, reason };
-    Ok(Ok(StandingOrder { order, set_at: row.try_get("set_at")? }))
+    Ok(Ok(StandingOrder { order, set_at: row.get("set_at")? }))
 }
 
 /// Orders that are read: more than a configuration has breakers.
 const ORDERS_MAX: i64 = 1_024;
 
 const SET: &str = "
-INSERT INTO breaker_order (name, state, actor, reason, set_at) VALUES (?1, ?2, ?3, ?4, ?5)
+INSERT INTO breaker_order (name, state, actor, reason, set_at) VALUES ($1, $2, $3, $4, $5)
 ON CONFLICT (name) DO UPDATE SET
     state = excluded.state, actor = excluded.actor, reason = excluded.reason,
     set_at = excluded.set_at";
 
-const CLEAR: &str = "DELETE FROM breaker_order WHERE name = ?1";
+const CLEAR: &str = "DELETE FROM breaker_order WHERE name = $1";
 
 const ALL: &str = "
-SELECT name, state, actor, reason, set_at FROM breaker_order ORDER BY name LIMIT ?1";
+SELECT name, state, actor, reason, set_at FROM breaker_order ORDER BY name LIMIT $1";

@@ -1,17 +1,16 @@
 //! Leases the heads of the lanes to a forwarder.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use sqlx::Row;
-use sqlx::sqlite::SqliteConnection;
-
 use super::clock::ms;
-use super::lane::{self, Settling};
+use super::db::{Db, Row, Sql, query};
+use super::lane::{self, Settling, item_columns};
+use super::order::{self, Job, Order};
 use super::outcome::Release;
-use super::row::bytes;
 use super::upkeep::expire_due;
-use super::writer::{self, Batch, Job, Order};
+use super::writer::Batch;
 use super::{Class, HoldReason, ItemFacts, Lease, OrdKey, Parking, Sealed, StoreError};
 
 /// What a forwarder is ready for.
@@ -50,100 +49,155 @@ impl Order for Claim {
     const FOR_CALLER: bool = true;
 
     fn orphans(claimed: Self::Answer) -> Vec<Box<dyn Job>> {
-        let pause = |claimed: Claimed| {
-            let (retry_in, class, code) = (Duration::ZERO, Class::NotSent, None);
-            let parking = Parking { retry_in, class, code, counts: false, pin: None };
-            writer::unasked(Release { held: claimed.lease, parking })
-        };
-        claimed.into_iter().map(pause).collect()
+        claimed.into_iter().map(give_back).collect()
     }
 
-    async fn run(
-        &self,
-        db: &mut SqliteConnection,
-        batch: &mut Batch,
-    ) -> Result<Vec<Claimed>, StoreError> {
+    async fn run(&self, db: &mut Db<'_>, batch: &mut Batch) -> Result<Vec<Claimed>, StoreError> {
         // Some of what is past its time leaves the queue here; the statement skips the rest.
         expire_due(db, batch).await?;
-        batch.claims += 1;
-        let statement = if batch.claims.is_multiple_of(10) { CLAIM_OLDEST } else { CLAIM };
-        let targets = serde_json::to_string(&self.targets).unwrap_or_default();
-        let lanes = sqlx::query(statement)
+        let claims = batch.claims.fetch_add(1, Ordering::Relaxed) + 1;
+        let statement = if claims.is_multiple_of(10) { CLAIM_OLDEST } else { CLAIM };
+        let lanes = query(statement)
             .bind(&self.owner)
             .bind(batch.now)
             .bind(batch.steady + ms(self.lease))
             .bind(batch.steady)
-            .bind(targets)
+            .bind(self.targets.clone())
             .bind(self.rows)
-            .fetch_all(&mut *db)
+            .all(db)
             .await?;
-        let mut leases = HashMap::with_capacity(lanes.len());
+        let mut leases = Vec::with_capacity(lanes.len());
         for lane in &lanes {
-            let seq = lane.try_get("head_seq")?;
-            let ord_key = OrdKey(bytes(lane, "ord_key")?);
-            let token = lane.try_get("lease_token")?;
-            leases.insert(seq, Lease { seq, ord_key, token, leased_at: batch.now });
-        }
-        let heads = serde_json::to_string(&leases.keys().collect::<Vec<_>>()).unwrap_or_default();
-        let rows = sqlx::query(ITEMS).bind(heads).fetch_all(&mut *db).await?;
-        let mut claimed = Vec::with_capacity(rows.len());
-        for row in &rows {
-            let enc_v = row.try_get("enc_v")?;
-            let payload = Sealed::read(row, enc_v, ["dek_id", "nonce", "ct"])?;
-            let pin = Sealed::read(row, enc_v, ["pin_dek_id", "pin_nonce", "pin_ct"])?;
-            let needs_pin: bool = row.try_get("needs_pin")?;
-            let (Some(payload), true) = (payload, !needs_pin || pin.is_some()) else { continue };
-            let Some(lease) = leases.remove(&row.try_get("seq")?) else { continue };
-            claimed.push(Claimed {
-                lease,
-                facts: ItemFacts::read(row)?,
-                payload,
-                pin,
-                sent_unknown: row.try_get("sent_unknown")?,
-                attempts: row.try_get::<u32, _>("attempts")?,
+            leases.push(Lease {
+                seq: lane.get("head_seq")?,
+                ord_key: OrdKey(lane.bytes("ord_key")?),
+                token: lane.get("lease_token")?,
+                leased_at: batch.now,
             });
         }
-        // A head without an open, sendable item: somebody else has written into the database.
-        for lease in leases.into_values() {
-            lane::hold(db, batch, lease.seq, HoldReason::Tampered).await?;
-            lane::note(db, batch, lease.seq, None, "held", Some("tampered"), false).await?;
-            lane::settle(db, batch, lease.ord_key, Settling::EndLease).await?;
+        if leases.is_empty() {
+            return Ok(Vec::new());
         }
+        let heads: Vec<i64> = leases.iter().map(|lease| lease.seq).collect();
+        let mut rows = HashMap::with_capacity(leases.len());
+        for row in query(ITEMS).bind(heads).all(db).await? {
+            rows.insert(row.get::<i64>("seq")?, row);
+        }
+        let (mut found, mut missing) = (Vec::new(), Vec::new());
+        for lease in leases {
+            match rows.remove(&lease.seq) {
+                Some(row) => found.push((lease, row)),
+                None => missing.push(lease),
+            }
+        }
+        for lease in missing {
+            hold(lease, db, batch).await?;
+        }
+        let mut claimed = open(found, db, batch).await?;
+        claimed.sort_by_key(|one| (one.facts.prio, one.lease.seq));
         Ok(claimed)
     }
 }
 
-/// Most urgent lane first, oldest head first among equals. The token is random, so that it
-/// stays unique when lanes are deleted and made again.
-pub(super) const CLAIM: &str = "
+/// Nothing was sent of a payment that nobody waited for.
+pub(super) fn give_back(claimed: Claimed) -> Box<dyn Job> {
+    let (retry_in, class, code) = (Duration::ZERO, Class::NotSent, None);
+    let parking = Parking { retry_in, class, code, counts: false, pin: None };
+    order::unasked(Release { held: claimed.lease, parking })
+}
+
+/// What was leased, from its rows.
+pub(super) async fn open(
+    leased: Vec<(Lease, Row)>,
+    db: &mut Db<'_>,
+    batch: &mut Batch,
+) -> Result<Vec<Claimed>, StoreError> {
+    let mut claimed = Vec::with_capacity(leased.len());
+    for (lease, row) in leased {
+        let enc_v = row.get("enc_v")?;
+        let payload = Sealed::read(&row, enc_v, ["dek_id", "nonce", "ct"])?;
+        let pin = Sealed::read(&row, enc_v, ["pin_dek_id", "pin_nonce", "pin_ct"])?;
+        let needs_pin: bool = row.get("needs_pin")?;
+        let (Some(payload), true) = (payload, !needs_pin || pin.is_some()) else {
+            hold(lease, db, batch).await?;
+            continue;
+        };
+        claimed.push(Claimed {
+            lease,
+            facts: ItemFacts::read(&row)?,
+            payload,
+            pin,
+            sent_unknown: row.get("sent_unknown")?,
+            attempts: row.number("attempts")?,
+        });
+    }
+    Ok(claimed)
+}
+
+/// A head without an open, sendable item: somebody else has written into the database.
+async fn hold(lease: Lease, db: &mut Db<'_>, batch: &mut Batch) -> Result<(), StoreError> {
+    lane::hold(db, batch, lease.seq, HoldReason::Tampered).await?;
+    lane::note(db, batch, lease.seq, None, "held", Some("tampered"), false).await?;
+    lane::settle(db, batch, lease.ord_key, Settling::EndLease).await
+}
+
+/// One claim, in an order of the lanes. The token is random, so that it stays unique when lanes
+/// are deleted and made again.
+macro_rules! claim_by {
+    ($order:literal) => {
+        Sql::Each {
+            sqlite: concat!(
+                "
 UPDATE saf_lane
-SET leased = 1, lease_owner = ?1, lease_token = random() & 0x7FFFFFFFFFFFFFFF, leased_at = ?2,
-    lease_until = ?3
+SET leased = TRUE, lease_owner = $1, lease_token = random() & 0x7FFFFFFFFFFFFFFF, leased_at = $2,
+    lease_until = $3
 WHERE ord_key IN (
     SELECT ord_key FROM saf_lane
-    WHERE leased = 0 AND blocked IS NULL AND next_at <= ?4
-      AND target IN (SELECT value FROM json_each(?5))
-      AND NOT EXISTS (SELECT 1 FROM saf_item WHERE seq = head_seq AND expires_at <= ?2)
-    ORDER BY head_prio, head_seq LIMIT ?6)
-RETURNING ord_key, head_seq, lease_token";
+    WHERE NOT leased AND blocked IS NULL AND next_at <= $4
+      AND target IN (SELECT value FROM json_each($5))
+      AND NOT EXISTS (SELECT 1 FROM saf_item
+                      WHERE seq = head_seq AND state = 0 AND expires_at <= $2)
+    ORDER BY ",
+                $order,
+                " LIMIT $6)
+RETURNING ord_key, head_seq, lease_token"
+            ),
+            postgres: concat!(
+                "
+WITH heads AS MATERIALIZED (
+    SELECT ord_key FROM saf_lane
+    WHERE NOT leased AND blocked IS NULL AND next_at <= $4 AND target = ANY ($5)
+      AND NOT EXISTS (SELECT 1 FROM saf_item
+                      WHERE seq = head_seq AND state = 0 AND expires_at <= $2)
+    ORDER BY ",
+                $order,
+                " LIMIT $6 FOR UPDATE SKIP LOCKED)
+UPDATE saf_lane l
+SET leased = TRUE, lease_owner = $1, leased_at = $2, lease_until = $3,
+    lease_token = CAST(CAST('x' || substr(md5(gen_random_uuid()::text), 1, 16) AS bit(64)) AS bigint)
+                  & 9223372036854775807
+FROM heads h WHERE l.ord_key = h.ord_key
+RETURNING l.ord_key, l.head_seq, l.lease_token"
+            ),
+        }
+    };
+}
+
+/// Most urgent lane first, oldest head first among equals.
+pub(super) const CLAIM: Sql = claim_by!("head_prio, head_seq");
 
 /// The same by age alone, every tenth time: so that the low ones move while urgent ones keep coming.
-const CLAIM_OLDEST: &str = "
-UPDATE saf_lane
-SET leased = 1, lease_owner = ?1, lease_token = random() & 0x7FFFFFFFFFFFFFFF, leased_at = ?2,
-    lease_until = ?3
-WHERE ord_key IN (
-    SELECT ord_key FROM saf_lane
-    WHERE leased = 0 AND blocked IS NULL AND next_at <= ?4
-      AND target IN (SELECT value FROM json_each(?5))
-      AND NOT EXISTS (SELECT 1 FROM saf_item WHERE seq = head_seq AND expires_at <= ?2)
-    ORDER BY head_seq LIMIT ?6)
-RETURNING ord_key, head_seq, lease_token";
+const CLAIM_OLDEST: Sql = claim_by!("head_seq");
 
-const ITEMS: &str = "
-SELECT i.seq, i.id, i.tenant, i.kind, i.target, i.reference, i.ord_key, i.prio, i.created_at,
-       i.expires_at, i.needs_pin, i.sent_unknown, i.attempts, i.enc_v, i.dek_id, i.nonce, i.ct,
-       i.pin_dek_id, i.pin_nonce, i.pin_ct
-FROM json_each(?1) head JOIN saf_item i ON i.seq = head.value
-WHERE i.state = 0
-ORDER BY i.prio, i.seq";
+const ITEMS: Sql = Sql::Each {
+    sqlite: concat!(
+        item_columns!(),
+        "FROM saf_item i
+WHERE i.seq IN (SELECT value FROM json_each($1)) AND i.state = 0"
+    ),
+    postgres: concat!(
+        item_columns!(),
+        "FROM saf_item i
+WHERE i.seq = ANY ($1) AND i.state = 0"
+    ),
+};

@@ -1,11 +1,11 @@
 //! Two times: the wall's, for what people read, and a steady one, for leases and back-off.
 //!
 //! The steady time starts at the wall's and ignores its jumps, so that setting the clock by an
-//! hour neither frees a lease in use nor wakes a payment early.
+//! hour neither frees a lease in use nor wakes a payment early. Where several gateways share a
+//! server, both are the server's: what one leases, another frees.
 
 use std::fmt;
 use std::sync::Arc;
-#[cfg(test)]
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use tokio::time::Instant;
@@ -19,6 +19,14 @@ enum Source {
         began: Instant,
         began_ms: i64,
     },
+    /// A server's, which several gateways share, as it was last seen.
+    Server {
+        began: Instant,
+        /// What its clock was ahead of ours when we began, in milliseconds since 1970.
+        began_ms: AtomicI64,
+        /// When it was last asked, in milliseconds since we began.
+        seen_ms: AtomicI64,
+    },
     #[cfg(test)]
     Manual(AtomicI64),
 }
@@ -28,10 +36,39 @@ impl Clock {
         Self(Arc::new(Source::System { began: Instant::now(), began_ms: wall_ms() }))
     }
 
-    /// Epoch milliseconds as the machine shows them.
+    /// A server's clock; this machine's until the server has been seen.
+    pub(crate) fn of_server() -> Self {
+        let (began_ms, seen_ms) = (AtomicI64::new(wall_ms()), AtomicI64::new(NEVER));
+        Self(Arc::new(Source::Server { began: Instant::now(), began_ms, seen_ms }))
+    }
+
+    /// Whether the server has to be asked.
+    pub(super) fn is_stale(&self) -> bool {
+        match &*self.0 {
+            Source::Server { began, seen_ms, .. } => {
+                let seen_ms = seen_ms.load(Ordering::Relaxed);
+                seen_ms == NEVER || ms(began.elapsed()) >= seen_ms + FRESH_MS
+            }
+            Source::System { .. } => false,
+            #[cfg(test)]
+            Source::Manual(_) => false,
+        }
+    }
+
+    /// Takes over what the server's clock says now.
+    pub(super) fn set(&self, now_ms: i64) {
+        if let Source::Server { began, began_ms, seen_ms } = &*self.0 {
+            let since_ms = ms(began.elapsed());
+            began_ms.store(now_ms - since_ms, Ordering::Relaxed);
+            seen_ms.store(since_ms, Ordering::Relaxed);
+        }
+    }
+
+    /// Epoch milliseconds as the machine, or the server, shows them.
     pub(crate) fn wall(&self) -> i64 {
         match &*self.0 {
             Source::System { .. } => wall_ms(),
+            Source::Server { .. } => self.steady(),
             #[cfg(test)]
             Source::Manual(now) => now.load(Ordering::SeqCst),
         }
@@ -40,8 +77,9 @@ impl Clock {
     /// Epoch milliseconds that only ever run forward, at a second a second.
     pub(crate) fn steady(&self) -> i64 {
         match &*self.0 {
-            Source::System { began, began_ms } => {
-                began_ms + i64::try_from(began.elapsed().as_millis()).unwrap_or(i64::MAX / 2)
+            Source::System { began, began_ms } => began_ms + ms(began.elapsed()),
+            Source::Server { began, began_ms, .. } => {
+                began_ms.load(Ordering::Relaxed) + ms(began.elapsed())
             }
             #[cfg(test)]
             Source::Manual(now) => now.load(Ordering::SeqCst),
@@ -75,3 +113,8 @@ pub(super) fn ms(duration: std::time::Duration) -> i64 {
 fn wall_ms() -> i64 {
     jiff::Timestamp::now().as_millisecond()
 }
+
+/// For so long the two clocks run side by side well enough.
+const FRESH_MS: i64 = 1_000;
+
+const NEVER: i64 = -1;

@@ -1,10 +1,9 @@
 //! Wrapped data keys. Their clear form never comes here.
 
-use sqlx::Row;
-use sqlx::sqlite::{SqliteConnection, SqlitePool, SqliteRow};
-
 use super::StoreError;
-use super::writer::{Batch, Order};
+use super::db::{Db, Readers, Row, query};
+use super::order::Order;
+use super::writer::Batch;
 
 /// What a data key seals.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -58,16 +57,16 @@ pub struct DekRow {
 impl Order for NewDek {
     type Answer = i64;
 
-    async fn run(&self, db: &mut SqliteConnection, batch: &mut Batch) -> Result<i64, StoreError> {
-        let dek_id = sqlx::query_scalar(INSERT)
+    async fn run(&self, db: &mut Db<'_>, batch: &mut Batch) -> Result<i64, StoreError> {
+        let row = query(INSERT)
             .bind(self.class.name())
             .bind(self.kek_version)
             .bind(self.wrapped.as_slice())
             .bind(batch.now)
             .bind(self.not_after)
-            .fetch_one(db)
+            .one(db)
             .await?;
-        Ok(dek_id)
+        row.value()
     }
 }
 
@@ -79,61 +78,59 @@ pub(super) struct Destroy {
 impl Order for Destroy {
     type Answer = Vec<i64>;
 
-    async fn run(
-        &self,
-        db: &mut SqliteConnection,
-        batch: &mut Batch,
-    ) -> Result<Vec<i64>, StoreError> {
-        let destroyed = sqlx::query_scalar(DESTROY)
+    async fn run(&self, db: &mut Db<'_>, batch: &mut Batch) -> Result<Vec<i64>, StoreError> {
+        let destroyed = query(DESTROY)
             .bind(self.class.name())
             .bind(self.before)
             .bind(batch.now)
-            .fetch_all(db)
+            .all(db)
             .await?;
         // The log still holds the wrapped key.
         batch.fold |= !destroyed.is_empty();
-        Ok(destroyed)
+        destroyed.iter().map(Row::value).collect()
     }
 }
 
-pub(super) async fn one(readers: &SqlitePool, dek_id: i64) -> Result<Option<DekRow>, StoreError> {
-    let row = sqlx::query(ONE).bind(dek_id).fetch_optional(readers).await?;
+pub(super) async fn one(readers: &Readers, dek_id: i64) -> Result<Option<DekRow>, StoreError> {
+    let mut reader = readers.acquire().await?;
+    let row = query(ONE).bind(dek_id).optional(&mut reader.db()).await?;
     row.as_ref().map(read).transpose()
 }
 
 pub(super) async fn of_class(
-    readers: &SqlitePool,
+    readers: &Readers,
     class: DekClass,
 ) -> Result<Vec<DekRow>, StoreError> {
-    let rows = sqlx::query(OF_CLASS).bind(class.name()).fetch_all(readers).await?;
+    let mut reader = readers.acquire().await?;
+    let rows = query(OF_CLASS).bind(class.name()).all(&mut reader.db()).await?;
     rows.iter().map(read).collect()
 }
 
-fn read(row: &SqliteRow) -> Result<DekRow, StoreError> {
+fn read(row: &Row) -> Result<DekRow, StoreError> {
     Ok(DekRow {
-        dek_id: row.try_get("dek_id")?,
-        kek_version: row.try_get("kek_version")?,
-        wrapped: row.try_get("wrapped")?,
-        not_after: row.try_get("not_after")?,
+        dek_id: row.get("dek_id")?,
+        kek_version: row.number("kek_version")?,
+        wrapped: row.get("wrapped")?,
+        not_after: row.get("not_after")?,
     })
 }
 
 const INSERT: &str = "
 INSERT INTO saf_dek (class, kek_version, wrapped, created_at, not_after)
-VALUES (?1, ?2, ?3, ?4, ?5) RETURNING dek_id";
+VALUES ($1, $2, $3, $4, $5) RETURNING dek_id";
 
 const ONE: &str = "
 SELECT dek_id, kek_version, wrapped, not_after FROM saf_dek
-WHERE dek_id = ?1 AND wrapped IS NOT NULL";
+WHERE dek_id = $1 AND wrapped IS NOT NULL";
 
 const OF_CLASS: &str = "
 SELECT dek_id, kek_version, wrapped, not_after FROM saf_dek
-WHERE class = ?1 AND wrapped IS NOT NULL ORDER BY dek_id";
+WHERE class = $1 AND wrapped IS NOT NULL ORDER BY dek_id";
 
 const DESTROY: &str = "
-UPDATE saf_dek SET wrapped = NULL, destroyed_at = ?3
-WHERE class = ?1 AND not_after < ?2 AND wrapped IS NOT NULL
+UPDATE saf_dek SET wrapped = NULL, destroyed_at = $3
+WHERE class = $1 AND not_after < $2 AND wrapped IS NOT NULL
   AND NOT EXISTS (SELECT 1 FROM saf_item i WHERE i.dek_id = saf_dek.dek_id)
   AND NOT EXISTS (SELECT 1 FROM saf_item i WHERE i.pin_dek_id = saf_dek.dek_id)
-  AND NOT EXISTS (SELECT 1 FROM idem_key k WHERE k.res_dek_id = saf_dek.dek_id)
+  AND NOT EXISTS (SELECT 1 FROM saf_item i WHERE i.res_dek_id = saf_dek.dek_id)
 RETURNING dek_id";

@@ -4,10 +4,10 @@
 //! compare-and-set, and is durable before the answer leaves: of any number of requests with one
 //! KSN, one succeeds. There is no window for lost messages: a counter that was passed over is spent.
 
-use sqlx::sqlite::{SqliteConnection, SqlitePool};
-
 use super::StoreError;
-use super::writer::{Batch, Order};
+use super::db::{Db, Readers, query};
+use super::order::Order;
+use super::writer::Batch;
 
 /// What a KSN is used for. A PIN block and the MAC around it carry the same one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,78 +62,75 @@ impl Order for Advance {
     type Answer = Advanced;
     const FOR_CALLER: bool = true;
 
-    async fn run(
-        &self,
-        db: &mut SqliteConnection,
-        batch: &mut Batch,
-    ) -> Result<Advanced, StoreError> {
+    async fn run(&self, db: &mut Db<'_>, batch: &mut Batch) -> Result<Advanced, StoreError> {
         let DukptUse { key_label, purpose, device, counter, holder } = &self.used;
         let holder = holder.as_ref().map(<[u8; 32]>::as_slice);
-        let grown = sqlx::query(GROW)
+        let grown = query(GROW)
             .bind(key_label)
             .bind(purpose.name())
             .bind(device.as_slice())
-            .bind(counter)
+            .bind(*counter)
             .bind(holder)
             .bind(batch.now)
-            .execute(&mut *db)
+            .execute(db)
             .await?;
-        if grown.rows_affected() == 1 {
+        if grown == 1 {
             return Ok(Advanced::Grown);
         }
-        let added = sqlx::query(ADD)
+        let added = query(ADD)
             .bind(key_label)
             .bind(purpose.name())
             .bind(device.as_slice())
-            .bind(counter)
+            .bind(*counter)
             .bind(holder)
             .bind(batch.now)
             .bind(self.devices_max)
-            .execute(&mut *db)
+            .execute(db)
             .await?;
-        if added.rows_affected() == 1 {
+        if added == 1 {
             return Ok(Advanced::Grown);
         }
-        let known: bool = sqlx::query_scalar(KNOWN)
+        let known = query(KNOWN)
             .bind(key_label)
             .bind(purpose.name())
             .bind(device.as_slice())
-            .fetch_one(&mut *db)
+            .one(db)
             .await?;
-        Ok(if known { Advanced::Replayed } else { Advanced::NoRoom })
+        Ok(if known.value()? { Advanced::Replayed } else { Advanced::NoRoom })
     }
 }
 
 /// Whether the counter was not used yet, as far as is recorded now.
-pub(super) async fn is_new(readers: &SqlitePool, used: &DukptUse) -> Result<bool, StoreError> {
-    let spent: bool = sqlx::query_scalar(SPENT)
+pub(super) async fn is_new(readers: &Readers, used: &DukptUse) -> Result<bool, StoreError> {
+    let mut reader = readers.acquire().await?;
+    let spent = query(SPENT)
         .bind(&used.key_label)
         .bind(used.purpose.name())
         .bind(used.device.as_slice())
         .bind(used.counter)
         .bind(used.holder.as_ref().map(<[u8; 32]>::as_slice))
-        .fetch_one(readers)
+        .one(&mut reader.db())
         .await?;
-    Ok(!spent)
+    Ok(!spent.value::<bool>()?)
 }
 
 const GROW: &str = "
-UPDATE dukpt_device SET counter = ?4, holder = ?5, seen_at = ?6
-WHERE key_label = ?1 AND purpose = ?2 AND device = ?3
-  AND (counter < ?4 OR (counter = ?4 AND holder = ?5))";
+UPDATE dukpt_device SET counter = $4, holder = $5, seen_at = $6
+WHERE key_label = $1 AND purpose = $2 AND device = $3
+  AND (counter < $4 OR (counter = $4 AND holder = $5))";
 
 const ADD: &str = "
 INSERT INTO dukpt_device (key_label, purpose, device, counter, holder, seen_at)
-SELECT ?1, ?2, ?3, ?4, ?5, ?6
+SELECT $1, $2, $3, $4, $5, $6
 WHERE NOT EXISTS (SELECT 1 FROM dukpt_device
-                  WHERE key_label = ?1 AND purpose = ?2 AND device = ?3)
-  AND coalesce((SELECT size FROM guard_size WHERE name = ?2 || ' ' || ?1), 0) < ?7";
+                  WHERE key_label = $1 AND purpose = $2 AND device = $3)
+  AND coalesce((SELECT size FROM guard_size WHERE name = $2 || ' ' || $1), 0) < $7";
 
 const KNOWN: &str = "
-SELECT EXISTS (SELECT 1 FROM dukpt_device WHERE key_label = ?1 AND purpose = ?2 AND device = ?3)";
+SELECT EXISTS (SELECT 1 FROM dukpt_device WHERE key_label = $1 AND purpose = $2 AND device = $3)";
 
 // Without a holder the comparison is NULL, which is not true: the counter is spent.
 const SPENT: &str = "
 SELECT EXISTS (SELECT 1 FROM dukpt_device
-               WHERE key_label = ?1 AND purpose = ?2 AND device = ?3
-                 AND (counter > ?4 OR (counter = ?4 AND (holder = ?5) IS NOT TRUE)))";
+               WHERE key_label = $1 AND purpose = $2 AND device = $3
+                 AND (counter > $4 OR (counter = $4 AND (holder = $5) IS NOT TRUE)))";

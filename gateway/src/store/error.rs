@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use sqlx::postgres::PgDatabaseError;
+
 use super::ANSWER_WITHIN;
 
 /// Why the store did not answer.
@@ -17,6 +19,9 @@ pub enum StoreError {
         /// The database.
         path: PathBuf,
     },
+    /// The configuration names no database, or two.
+    #[error("{0}")]
+    NoPlace(String),
     /// The file cannot be made, locked or read.
     #[error("cannot use {path}: {what}", path = .path.display())]
     File {
@@ -28,29 +33,23 @@ pub enum StoreError {
         #[source]
         source: Arc<std::io::Error>,
     },
-    /// The file system or the file does not keep a setting that durability rests on.
-    #[error(
-        "{path} runs with {setting} = {found}, not {wanted}: move it to a local file system",
-        path = .path.display()
-    )]
+    /// The database does not keep a setting that durability rests on.
+    #[error("{place} runs with {setting} = {found}, not {wanted}: {}", remedy(setting))]
     Setting {
         /// The database.
-        path: PathBuf,
-        /// The pragma.
+        place: String,
+        /// Its name there.
         setting: &'static str,
-        /// What SQLite says.
+        /// What the database says.
         found: String,
         /// What it must say.
         wanted: &'static str,
     },
     /// The schema is not one of ours.
-    #[error(
-        "cannot migrate {path}: restore a backup, or run the release that wrote it",
-        path = .path.display()
-    )]
+    #[error("cannot migrate {place}: restore a backup, or run the release that wrote it")]
     Migrate {
         /// The database.
-        path: PathBuf,
+        place: String,
         /// Which migration, and why.
         #[source]
         source: Arc<sqlx::migrate::MigrateError>,
@@ -60,7 +59,7 @@ pub enum StoreError {
     Unavailable {
         /// What is wrong with it.
         what: &'static str,
-        /// SQLite's word, when it has spoken.
+        /// The database's word, when it has spoken.
         #[source]
         source: Option<Arc<sqlx::Error>>,
     },
@@ -82,6 +81,7 @@ impl StoreError {
         match self {
             Self::Unavailable { .. } | Self::Busy => true,
             Self::InstanceRunning { .. }
+            | Self::NoPlace(_)
             | Self::File { .. }
             | Self::Setting { .. }
             | Self::Migrate { .. }
@@ -96,14 +96,45 @@ impl StoreError {
     pub fn changed_nothing(&self) -> bool {
         match self {
             Self::Busy => true,
-            Self::Unavailable { what, .. } => *what == LOCKED,
+            Self::Unavailable { what, .. } => *what == LOCKED || *what == IN_THE_WAY,
             Self::InstanceRunning { .. }
+            | Self::NoPlace(_)
             | Self::File { .. }
             | Self::Setting { .. }
             | Self::Migrate { .. }
             | Self::Refused(_)
             | Self::Foreign(_) => false,
         }
+    }
+
+    /// Whether another writer's transaction undid this one, which may succeed at once.
+    pub(super) fn is_conflict(&self) -> bool {
+        match self {
+            Self::Unavailable { what, .. } => *what == IN_THE_WAY,
+            // PostgreSQL: a row that another has made since we looked for it.
+            Self::Refused(error) => {
+                let said = error.as_database_error();
+                said.is_some_and(|said| {
+                    said.is_unique_violation()
+                        && said.try_downcast_ref::<PgDatabaseError>().is_some()
+                })
+            }
+            Self::Busy
+            | Self::InstanceRunning { .. }
+            | Self::NoPlace(_)
+            | Self::File { .. }
+            | Self::Setting { .. }
+            | Self::Migrate { .. }
+            | Self::Foreign(_) => false,
+        }
+    }
+
+    pub(super) fn migrate(place: impl ToString, source: sqlx::migrate::MigrateError) -> Self {
+        Self::Migrate { place: place.to_string(), source: source.into() }
+    }
+
+    pub(super) fn closed() -> Self {
+        Self::unavailable("the store is closed")
     }
 
     pub(super) fn unavailable(what: &'static str) -> Self {
@@ -113,28 +144,64 @@ impl StoreError {
 
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
-        // The low byte is SQLite's primary result code, the rest refines it.
-        let code = error
-            .as_database_error()
-            .and_then(|database| database.code())
-            .and_then(|code| code.parse::<u32>().ok())
-            .map(|code| code & 0xFF);
-        let what = match code {
-            Some(5 | 6) => LOCKED,
-            Some(8) => "it is read-only",
-            Some(10) => "its disk does not answer",
-            Some(13) => "its disk is full",
-            Some(14) => "its file cannot be opened",
-            Some(11 | 26) => "its file is damaged: restore a backup",
-            None if is_connection(&error) => "its connection is gone",
-            Some(_) | None => return Self::Refused(Arc::new(error)),
+        let said = error.as_database_error();
+        let what = match said {
+            Some(said) => match said.try_downcast_ref::<PgDatabaseError>() {
+                Some(said) => of_postgres(said.code()),
+                None => said.code().and_then(|code| of_sqlite(&code)),
+            },
+            None => is_connection(&error).then_some("its connection is gone"),
         };
-        Self::Unavailable { what, source: Some(Arc::new(error)) }
+        match what {
+            Some(what) => Self::Unavailable { what, source: Some(Arc::new(error)) },
+            None => Self::Refused(Arc::new(error)),
+        }
     }
+}
+
+fn of_sqlite(code: &str) -> Option<&'static str> {
+    // The low byte is the primary result code, the rest refines it.
+    Some(match code.parse::<u32>().ok()? & 0xFF {
+        5 | 6 => LOCKED,
+        8 => "it is read-only",
+        10 => "its disk does not answer",
+        11 | 26 => "its file is damaged: restore a backup",
+        13 => "its disk is full",
+        14 => "its file cannot be opened",
+        _ => return None,
+    })
+}
+
+fn of_postgres(code: &str) -> Option<&'static str> {
+    Some(match code {
+        // Serialization, deadlock, a lock that did not come.
+        "40001" | "40P01" | "55P03" => IN_THE_WAY,
+        "25006" => "it is read-only",
+        "53100" => "its disk is full",
+        "53300" => "it has as many connections as it may",
+        "57014" => "it did not answer in time",
+        "57P01" | "57P02" | "57P03" => "its server stops or starts",
+        "58030" => "its disk does not answer",
+        _ if code.starts_with("08") || code.starts_with("28") => "it lets nobody in",
+        _ if code.starts_with("53") => "it is out of resources",
+        _ if code.starts_with("XX") => "it is damaged: restore a backup",
+        _ => return None,
+    })
 }
 
 /// A transaction takes its lock before it does anything.
 const LOCKED: &str = "it is locked by another process";
+
+/// The transaction was undone as a whole.
+const IN_THE_WAY: &str = "another writer was in the way";
+
+fn remedy(setting: &str) -> &'static str {
+    match setting {
+        "fsync" | "full_page_writes" | "synchronous_commit" => "set it in postgresql.conf",
+        "server_version_num" => "upgrade the server",
+        _ => "move it to a local file system",
+    }
+}
 
 fn is_connection(error: &sqlx::Error) -> bool {
     matches!(

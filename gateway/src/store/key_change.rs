@@ -7,12 +7,12 @@ use std::fmt;
 use std::time::Duration;
 
 use serde::Serialize;
-use sqlx::Row;
-use sqlx::sqlite::{SqliteConnection, SqlitePool, SqliteRow};
 
 use super::StoreError;
 use super::clock::ms;
-use super::writer::{Batch, Order};
+use super::db::{Db, Readers, Row, Sql, locking, query};
+use super::order::Order;
+use super::writer::Batch;
 
 /// What a change does to a key version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -211,22 +211,18 @@ pub enum Decided {
 impl Order for NewKeyChange {
     type Answer = Proposed;
 
-    async fn run(
-        &self,
-        db: &mut SqliteConnection,
-        batch: &mut Batch,
-    ) -> Result<Proposed, StoreError> {
-        let waiting: i64 = sqlx::query_scalar(WAITING).fetch_one(&mut *db).await?;
+    async fn run(&self, db: &mut Db<'_>, batch: &mut Batch) -> Result<Proposed, StoreError> {
+        let waiting: i64 = query(WAITING).one(db).await?.value()?;
         if self.kind.needs_two() && waiting >= i64::from(self.proposals_max) {
             return Ok(Proposed::Full);
         }
-        sqlx::query(FORGET).bind(KEPT_MAX).execute(&mut *db).await?;
+        query(FORGET).bind(KEPT_MAX).execute(db).await?;
         let state = match self.kind.needs_two() {
             true => KeyChangeState::Proposed,
             false => KeyChangeState::Approved,
         };
         let import = self.import.as_ref();
-        let row = sqlx::query(PROPOSE)
+        let row = query(PROPOSE)
             .bind(self.kind.name())
             .bind(&self.label)
             .bind(self.version)
@@ -240,7 +236,7 @@ impl Order for NewKeyChange {
             .bind(&self.proposer)
             .bind(batch.now)
             .bind(batch.now.saturating_add(ms(self.life)))
-            .fetch_one(db)
+            .one(db)
             .await?;
         Ok(Proposed::Made(Box::new(read(&row)?)))
     }
@@ -256,12 +252,8 @@ pub(super) struct Decide {
 impl Order for Decide {
     type Answer = Decided;
 
-    async fn run(
-        &self,
-        db: &mut SqliteConnection,
-        batch: &mut Batch,
-    ) -> Result<Decided, StoreError> {
-        let found = sqlx::query(ONE).bind(self.number).fetch_optional(&mut *db).await?;
+    async fn run(&self, db: &mut Db<'_>, batch: &mut Batch) -> Result<Decided, StoreError> {
+        let found = query(ONE_LOCKED).bind(self.number).optional(db).await?;
         let Some(change) = found.as_ref().map(read).transpose()? else {
             return Ok(Decided::Unknown);
         };
@@ -280,14 +272,14 @@ impl Order for Decide {
         }
         // The log still holds the block.
         batch.fold |= ended.is_some();
-        let row = sqlx::query(DECIDE)
+        let row = query(DECIDE)
             .bind(self.number)
             .bind(state.name())
             .bind(&self.officer)
             .bind(&self.reason)
             .bind(batch.now)
             .bind(ended)
-            .fetch_one(db)
+            .one(db)
             .await?;
         Ok(Decided::Done(Box::new(read(&row)?)))
     }
@@ -303,11 +295,10 @@ pub(super) struct NumberKeyChange {
 impl Order for NumberKeyChange {
     type Answer = u64;
 
-    async fn run(&self, db: &mut SqliteConnection, _: &mut Batch) -> Result<u64, StoreError> {
+    async fn run(&self, db: &mut Db<'_>, _: &mut Batch) -> Result<u64, StoreError> {
         let above =
             i64::try_from(self.above).map_err(|_| StoreError::Foreign("register_change"))?;
-        let given: i64 =
-            sqlx::query_scalar(NUMBER).bind(self.number).bind(above).fetch_one(db).await?;
+        let given: i64 = query(NUMBER).bind(self.number).bind(above).one(db).await?.value()?;
         Ok(given.unsigned_abs())
     }
 }
@@ -320,8 +311,8 @@ pub(super) struct NoteKeyChangeMade {
 impl Order for NoteKeyChangeMade {
     type Answer = ();
 
-    async fn run(&self, db: &mut SqliteConnection, batch: &mut Batch) -> Result<(), StoreError> {
-        sqlx::query(MADE).bind(self.number).bind(batch.now).execute(db).await?;
+    async fn run(&self, db: &mut Db<'_>, batch: &mut Batch) -> Result<(), StoreError> {
+        query(MADE).bind(self.number).bind(batch.now).execute(db).await?;
         Ok(())
     }
 }
@@ -335,23 +326,19 @@ pub(super) struct EndKeyChange {
 impl Order for EndKeyChange {
     type Answer = KeyChange;
 
-    async fn run(
-        &self,
-        db: &mut SqliteConnection,
-        batch: &mut Batch,
-    ) -> Result<KeyChange, StoreError> {
+    async fn run(&self, db: &mut Db<'_>, batch: &mut Batch) -> Result<KeyChange, StoreError> {
         let state = match self.refused {
             None => KeyChangeState::Applied,
             Some(_) => KeyChangeState::Refused,
         };
         // The log still holds the block.
         batch.fold = true;
-        let row = sqlx::query(END)
+        let row = query(END)
             .bind(self.number)
             .bind(state.name())
             .bind(self.refused.as_deref())
             .bind(batch.now)
-            .fetch_one(db)
+            .one(db)
             .await?;
         read(&row)
     }
@@ -363,12 +350,8 @@ pub(super) struct ExpireKeyChanges;
 impl Order for ExpireKeyChanges {
     type Answer = Vec<KeyChange>;
 
-    async fn run(
-        &self,
-        db: &mut SqliteConnection,
-        batch: &mut Batch,
-    ) -> Result<Vec<KeyChange>, StoreError> {
-        let rows = sqlx::query(EXPIRE).bind(batch.now).fetch_all(db).await?;
+    async fn run(&self, db: &mut Db<'_>, batch: &mut Batch) -> Result<Vec<KeyChange>, StoreError> {
+        let rows = query(EXPIRE).bind(batch.now).all(db).await?;
         batch.fold |= !rows.is_empty();
         rows.iter().map(read).collect()
     }
@@ -376,61 +359,61 @@ impl Order for ExpireKeyChanges {
 
 /// Those that wait for a token: first what is in force somewhere, by its number; then compromises, then
 /// the others in the order of approval.
-pub(super) async fn approved(readers: &SqlitePool) -> Result<Vec<KeyChange>, StoreError> {
-    sqlx::query(APPROVED).fetch_all(readers).await?.iter().map(read).collect()
+pub(super) async fn approved(readers: &Readers) -> Result<Vec<KeyChange>, StoreError> {
+    let mut reader = readers.acquire().await?;
+    query(APPROVED).all(&mut reader.db()).await?.iter().map(read).collect()
 }
 
-pub(super) async fn one(
-    readers: &SqlitePool,
-    number: i64,
-) -> Result<Option<KeyChange>, StoreError> {
-    let row = sqlx::query(ONE).bind(number).fetch_optional(readers).await?;
+pub(super) async fn one(readers: &Readers, number: i64) -> Result<Option<KeyChange>, StoreError> {
+    let mut reader = readers.acquire().await?;
+    let row = query(ONE).bind(number).optional(&mut reader.db()).await?;
     row.as_ref().map(read).transpose()
 }
 
 /// The latest `rows`, the last first.
-pub(super) async fn latest(readers: &SqlitePool, rows: u32) -> Result<Vec<KeyChange>, StoreError> {
-    sqlx::query(LATEST).bind(rows).fetch_all(readers).await?.iter().map(read).collect()
+pub(super) async fn latest(readers: &Readers, rows: u32) -> Result<Vec<KeyChange>, StoreError> {
+    let mut reader = readers.acquire().await?;
+    query(LATEST).bind(rows).all(&mut reader.db()).await?.iter().map(read).collect()
 }
 
-fn read(row: &SqliteRow) -> Result<KeyChange, StoreError> {
-    let (kind, state): (String, String) = (row.try_get("kind")?, row.try_get("state")?);
-    let profile: Option<String> = row.try_get("profile")?;
-    let import = match (profile, row.try_get("kbpk")?) {
+fn read(row: &Row) -> Result<KeyChange, StoreError> {
+    let (kind, state): (String, String) = (row.get("kind")?, row.get("state")?);
+    let profile: Option<String> = row.get("profile")?;
+    let import = match (profile, row.get("kbpk")?) {
         (Some(profile), Some(kbpk)) => Some(KeyImport {
             profile,
             kbpk,
-            kbpk_version: row.try_get("kbpk_version")?,
-            block: row.try_get("block")?,
+            kbpk_version: row.maybe("kbpk_version")?,
+            block: row.get("block")?,
         }),
         (_, _) => None,
     };
-    let register_change: Option<i64> = row.try_get("register_change")?;
+    let register_change: Option<i64> = row.get("register_change")?;
     Ok(KeyChange {
-        number: row.try_get("number")?,
+        number: row.get("number")?,
         kind: KeyChangeKind::ALL
             .into_iter()
             .find(|one| one.name() == kind)
             .ok_or(StoreError::Foreign("kind"))?,
-        label: row.try_get("label")?,
-        version: row.try_get("version")?,
+        label: row.get("label")?,
+        version: row.number("version")?,
         import,
-        overlap_s: row.try_get("overlap_s")?,
+        overlap_s: row.maybe("overlap_s")?,
         state: KeyChangeState::ALL
             .into_iter()
             .find(|one| one.name() == state)
             .ok_or(StoreError::Foreign("state"))?,
-        reason: row.try_get("reason")?,
-        proposer: row.try_get("proposer")?,
-        proposed_at: row.try_get("proposed_at")?,
-        expires_at: row.try_get("expires_at")?,
-        decider: row.try_get("decider")?,
-        decision_reason: row.try_get("decision_reason")?,
-        decided_at: row.try_get("decided_at")?,
+        reason: row.get("reason")?,
+        proposer: row.get("proposer")?,
+        proposed_at: row.get("proposed_at")?,
+        expires_at: row.get("expires_at")?,
+        decider: row.get("decider")?,
+        decision_reason: row.get("decision_reason")?,
+        decided_at: row.get("decided_at")?,
         register_change: register_change.map(i64::unsigned_abs),
-        made_at: row.try_get("made_at")?,
-        error: row.try_get("error")?,
-        ended_at: row.try_get("ended_at")?,
+        made_at: row.get("made_at")?,
+        error: row.get("error")?,
+        ended_at: row.get("ended_at")?,
     })
 }
 
@@ -441,38 +424,42 @@ const WAITING: &str = "SELECT count(*) FROM key_change WHERE state = 'proposed'"
 
 const FORGET: &str = "
 DELETE FROM key_change WHERE ended_at IS NOT NULL
-  AND number <= (SELECT max(number) FROM key_change) - ?1";
+  AND number <= (SELECT max(number) FROM key_change) - $1";
 
 const PROPOSE: &str = "
 INSERT INTO key_change (kind, label, version, profile, kbpk, kbpk_version, block, overlap_s, state,
                         reason, proposer, proposed_at, expires_at)
-VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13) RETURNING *";
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) RETURNING *";
 
-const ONE: &str = "SELECT * FROM key_change WHERE number = ?1";
+const ONE: &str = "SELECT * FROM key_change WHERE number = $1";
+
+const ONE_LOCKED: Sql = locking!("SELECT * FROM key_change WHERE number = $1");
 
 const DECIDE: &str = "
 UPDATE key_change
-SET state = ?2, decider = ?3, decision_reason = ?4, decided_at = ?5, ended_at = ?6,
-    block = CASE WHEN ?6 IS NULL THEN block END
-WHERE number = ?1 RETURNING *";
+SET state = $2, decider = $3, decision_reason = $4, decided_at = $5, ended_at = $6,
+    block = CASE WHEN $6 IS NULL THEN block END
+WHERE number = $1 RETURNING *";
 
 const NUMBER: &str = "
-WITH above AS (SELECT max(?2, (SELECT coalesce(max(register_change), 0) FROM key_change
-                               WHERE number <> ?1)) AS last)
+WITH above AS (SELECT CASE WHEN $2 > last THEN $2 ELSE last END AS last
+               FROM (SELECT coalesce(max(register_change), 0) AS last FROM key_change
+                     WHERE number <> $1) others)
 UPDATE key_change
-SET register_change = max(coalesce(register_change, 0), (SELECT last FROM above) + 1)
-WHERE number = ?1 AND state = 'approved' AND made_at IS NULL RETURNING register_change";
+SET register_change = CASE WHEN register_change > (SELECT last FROM above) THEN register_change
+                           ELSE (SELECT last FROM above) + 1 END
+WHERE number = $1 AND state = 'approved' AND made_at IS NULL RETURNING register_change";
 
 const MADE: &str = "
-UPDATE key_change SET made_at = ?2 WHERE number = ?1 AND state = 'approved' AND made_at IS NULL";
+UPDATE key_change SET made_at = $2 WHERE number = $1 AND state = 'approved' AND made_at IS NULL";
 
 const END: &str = "
-UPDATE key_change SET state = ?2, error = ?3, ended_at = ?4, block = NULL
-WHERE number = ?1 AND state = 'approved' RETURNING *";
+UPDATE key_change SET state = $2, error = $3, ended_at = $4, block = NULL
+WHERE number = $1 AND state = 'approved' RETURNING *";
 
 const EXPIRE: &str = "
-UPDATE key_change SET state = 'expired', ended_at = ?1, block = NULL
-WHERE state = 'proposed' AND expires_at <= ?1 RETURNING *";
+UPDATE key_change SET state = 'expired', ended_at = $1, block = NULL
+WHERE state = 'proposed' AND expires_at <= $1 RETURNING *";
 
 const APPROVED: &str = "
 SELECT * FROM key_change WHERE state = 'approved'
@@ -480,4 +467,4 @@ ORDER BY made_at IS NULL, CASE WHEN made_at IS NOT NULL THEN register_change END
   kind = 'compromise' DESC, decided_at, number
 LIMIT 1000";
 
-const LATEST: &str = "SELECT * FROM key_change ORDER BY number DESC LIMIT ?1";
+const LATEST: &str = "SELECT * FROM key_change ORDER BY number DESC LIMIT $1";

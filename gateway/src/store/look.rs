@@ -8,7 +8,7 @@ use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, Connection};
 
 use super::StoreError;
-use super::open::{MIGRATIONS, PATIENCE, failed};
+use super::sqlite::{MIGRATIONS, PATIENCE, failed};
 
 /// What was seen.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,8 +71,8 @@ pub(super) async fn look(path: &Path) -> Result<Option<Seen>, StoreError> {
         }
     }
     if let Some(version) = foreign.first() {
-        let source = sqlx::migrate::MigrateError::VersionMismatch(*version).into();
-        return Err(StoreError::Migrate { path: path.to_owned(), source });
+        let source = sqlx::migrate::MigrateError::VersionMismatch(*version);
+        return Err(StoreError::migrate(path.display(), source));
     }
     let check = if bytes <= CHECKED_BYTES_MAX {
         Some(sqlx::query_scalar("PRAGMA quick_check(1)").fetch_one(&mut db).await?)

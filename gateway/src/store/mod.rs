@@ -1,8 +1,9 @@
-//! Rows of sealed bytes in one SQLite file: payments, the lanes that order them, and their keys.
+//! Rows of sealed bytes in SQLite or PostgreSQL: payments, the lanes that order them, and their
+//! keys.
 //!
-//! A payment is a row before a byte of it leaves. One writer task owns the only connection that
-//! writes and commits what waits as one group; reads go through a small pool beside it. Nothing
-//! here can open what it holds: sealing is `relay`'s.
+//! A payment is a row before a byte of it leaves. The writers commit what waits as one group; reads
+//! go through a small pool beside them. Nothing here can open what it holds: sealing is `relay`'s.
+//! Every rule is written once, over [`db`], where the two databases are one.
 //!
 //! The rule of the lanes: at most one payment of an ordering key is in flight, under a lease with
 //! a token of its own; whoever has lost the lease changes nothing any more.
@@ -11,18 +12,22 @@ mod begin;
 mod breaker_order;
 mod claim;
 mod clock;
+mod db;
 mod dek;
+mod depth;
 mod dukpt;
 mod error;
 mod key_change;
 mod lane;
 mod look;
-mod open;
+mod order;
 mod outcome;
 mod pin_counters;
+mod postgres;
 mod prune;
 mod read;
 mod row;
+mod sqlite;
 mod upkeep;
 mod writer;
 
@@ -35,7 +40,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::SqlitePool;
 use tokio::sync::Notify;
 use uuid::Uuid;
 
@@ -49,9 +53,11 @@ pub use error::StoreError;
 pub use key_change::{
     Decided, Decision, KeyChange, KeyChangeKind, KeyChangeState, KeyImport, NewKeyChange, Proposed,
 };
+pub use lane::Taker;
 pub use look::Seen;
 pub use outcome::{Ending, KeyAfter, Outcome, Parked, Parking, Settled};
 pub use pin_counters::{Counted, GuardScope, Try, TryEnd, Window};
+pub use postgres::ServerSeen;
 pub use prune::{PruneRule, Pruned};
 pub use read::{Depth, HistoryEntry, PaymentView, Stats};
 pub use row::{
@@ -60,7 +66,8 @@ pub use row::{
 };
 pub use upkeep::{Expired, Rescued};
 
-use crate::config::{QueueConfig, StoreConfig};
+use crate::config::{PostgresConfig, QueueConfig, StoreConfig};
+use db::Readers;
 use writer::Writer;
 
 /// How long a call waits for the database before it answers [`StoreError::Unavailable`].
@@ -70,20 +77,21 @@ pub const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone)]
 pub struct Store {
     writer: Writer,
-    readers: SqlitePool,
+    readers: Readers,
     clock: Clock,
     wake: Arc<Notify>,
 }
 
 impl Store {
-    /// Opens or makes the file, takes the instance lock, migrates, and frees the leases of earlier
-    /// boots: the lock proves that their owners are dead.
+    /// Opens or makes the file and takes its lock, or connects to the server; migrates; frees the
+    /// leases of earlier boots.
     ///
     /// # Errors
     /// Names the file and the remedy: another gateway holds it, the directory is missing, the file
-    /// system keeps no write-ahead log, the schema is not ours.
+    /// system keeps no write-ahead log, the schema is not ours. Likewise for the server.
     pub async fn open(store: &StoreConfig, queue: &QueueConfig) -> Result<Self, StoreError> {
-        Self::open_at(store, queue, Clock::system()).await
+        let clock = if store.postgres.is_some() { Clock::of_server() } else { Clock::system() };
+        Self::open_at(store, queue, clock).await
     }
 
     pub(crate) async fn open_at(
@@ -91,12 +99,13 @@ impl Store {
         queue: &QueueConfig,
         clock: Clock,
     ) -> Result<Self, StoreError> {
-        let opened = open::open(store).await?;
-        let readers = opened.readers.clone();
         let wake = Arc::new(Notify::new());
-        let writer = Writer::start(opened, store, queue, clock.clone(), wake.clone()).await?;
+        let (writer, readers) = Writer::start(store, queue, &clock, &wake).await?;
         let this = Self { writer, readers, clock, wake };
-        while this.writer.ask(upkeep::Rescue { all: true }).await?.any() {}
+        // In a file of our own the lock proves that earlier owners are dead; the leases of other
+        // gateways run out by themselves.
+        let all = this.path().is_some();
+        while this.writer.ask(upkeep::Rescue { all }).await?.any() {}
         Ok(this)
     }
 
@@ -106,6 +115,15 @@ impl Store {
     /// It is not readable, not a database, or not of this release.
     pub async fn look(path: &Path) -> Result<Option<Seen>, StoreError> {
         error::within(look::look(path)).await
+    }
+
+    /// Looks at a server's database without changing anything.
+    ///
+    /// # Errors
+    /// It does not answer, is older than PostgreSQL 15, lacks a setting that durability rests on,
+    /// or is not of this release.
+    pub async fn look_at_server(config: &PostgresConfig) -> Result<ServerSeen, StoreError> {
+        error::within(postgres::look(config)).await
     }
 
     /// Ends the writer after what it has accepted, folds the write-ahead log into the file and
@@ -136,9 +154,9 @@ impl Store {
         self.writer.is_healthy()
     }
 
-    /// The database file.
+    /// The database file, where it is one.
     #[must_use]
-    pub fn path(&self) -> &Path {
+    pub fn path(&self) -> Option<&Path> {
         self.writer.path()
     }
 
@@ -177,7 +195,21 @@ impl Store {
     /// # Errors
     /// [`StoreError::Busy`], [`StoreError::Unavailable`]; then repeat until the lease is lost.
     pub async fn complete(&self, held: &Lease, ending: Ending) -> Result<Settled, StoreError> {
-        self.writer.ask(outcome::Complete { held: held.clone(), ending }).await
+        let order = outcome::Complete { held: held.clone(), ending, next: None };
+        Ok(self.writer.ask(order).await?.0)
+    }
+
+    /// The same, and leases the next of the lane at once, if one is due.
+    ///
+    /// # Errors
+    /// As [`complete`](Self::complete).
+    pub async fn complete_and_take(
+        &self,
+        held: &Lease,
+        ending: Ending,
+        taker: Taker,
+    ) -> Result<(Settled, Option<Claimed>), StoreError> {
+        self.writer.ask(outcome::Complete { held: held.clone(), ending, next: Some(taker) }).await
     }
 
     /// Takes back a payment of which nothing was sent and that may not wait: failed. A payment that

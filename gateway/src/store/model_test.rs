@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
-use super::tests::{LEASE, World, new_payment};
+use super::tests::{LEASE, On, World, new_payment};
 use super::*;
 
 #[derive(Debug, Clone)]
@@ -92,8 +92,8 @@ impl Model {
     }
 }
 
-async fn run(steps: Vec<Step>) {
-    let mut world = World::new().await;
+async fn run(on: On, steps: Vec<Step>) {
+    let mut world = World::new(on).await;
     let mut model = Model::default();
     // Longer than any back-off.
     let rest = Duration::from_secs(400);
@@ -191,17 +191,26 @@ async fn run(steps: Vec<Step>) {
     }
 }
 
-#[test]
-fn any_sequence_of_operations_keeps_the_promises() {
+fn keeps_the_promises(on: On, cases: u32) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let mut runner = TestRunner::new(Config::with_cases(24));
+    let mut runner = TestRunner::new(Config::with_cases(cases));
 
     let outcome = runner.run(&prop::collection::vec(step(), 1..60), |steps| {
-        let tried = std::panic::AssertUnwindSafe(|| runtime.block_on(run(steps)));
+        let tried = std::panic::AssertUnwindSafe(|| runtime.block_on(run(on, steps)));
         std::panic::catch_unwind(tried).map_err(|_| TestCaseError::fail("see the panic above"))
     });
 
     if let Err(broken) = outcome {
         panic!("{broken}");
     }
+}
+
+#[test]
+fn any_sequence_of_operations_keeps_the_promises_on_sqlite() {
+    keeps_the_promises(On::Sqlite, 24);
+}
+
+#[test]
+fn any_sequence_of_operations_keeps_the_promises_on_postgres() {
+    keeps_the_promises(On::Postgres, 24);
 }

@@ -1,13 +1,15 @@
 //! What the holder of a lease may report: an ending, a pause, a case for a person.
 
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use sqlx::sqlite::SqliteConnection;
-
+use super::claim::{self, Claimed};
 use super::clock::ms;
-use super::lane::{self, Settling};
-use super::writer::{Batch, Order};
-use super::{Class, HoldReason, Lease, Sealed, StoreError};
+use super::db::{Db, Sql, Table, locking, query};
+use super::lane::{self, Settling, Taker};
+use super::order::{Job, Order};
+use super::writer::Batch;
+use super::{Class, HoldReason, Lease, OrdKey, Sealed, StoreError};
 
 /// How a payment ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -96,33 +98,93 @@ pub enum Parked {
 pub(super) struct Complete {
     pub(super) held: Lease,
     pub(super) ending: Ending,
+    /// Who takes the next of the lane.
+    pub(super) next: Option<Taker>,
 }
 
 impl Order for Complete {
-    type Answer = Settled;
+    type Answer = (Settled, Option<Claimed>);
 
-    async fn run(
-        &self,
-        db: &mut SqliteConnection,
+    fn key(&self) -> &[u8] {
+        &self.held.ord_key.0
+    }
+
+    /// Of a payment that nobody forwards nothing was sent.
+    fn orphans((_, next): Self::Answer) -> Vec<Box<dyn Job>> {
+        next.map(claim::give_back).into_iter().collect()
+    }
+
+    async fn run(&self, db: &mut Db<'_>, batch: &mut Batch) -> Result<Self::Answer, StoreError> {
+        let mut settled = Self::run_all(std::slice::from_ref(self), db, batch).await?;
+        settled.pop().ok_or_else(|| StoreError::unavailable("it was not answered"))
+    }
+
+    async fn run_all(
+        orders: &[Self],
+        db: &mut Db<'_>,
         batch: &mut Batch,
-    ) -> Result<Settled, StoreError> {
-        let (lease, what, code) = (&self.held, self.ending.outcome.name(), &*self.ending.code);
-        if lane::leased(db, lease).await?.is_none() {
-            return stale(db, batch, lease, what, Some(code)).await;
+    ) -> Result<Vec<Self::Answer>, StoreError> {
+        let mut held = Self::still_held(orders, db).await?;
+        let (mut ended, mut notes, mut lanes) = (Vec::new(), Vec::new(), Vec::new());
+        let mut settled = Vec::with_capacity(orders.len());
+        for order in orders {
+            let (lease, ending) = (&order.held, &order.ending);
+            // The second report of one ending comes too late for the first.
+            if !held.remove(&lease.seq) {
+                settled.push(None);
+                continue;
+            }
+            let answer = ending.answer.as_ref();
+            ended.extend([
+                lease.seq.into(),
+                ending.outcome.state().into(),
+                (&ending.code).into(),
+                batch.now.into(),
+                answer.map(|sealed| sealed.dek_id).into(),
+                answer.map(|sealed| sealed.nonce.as_slice()).into(),
+                answer.map(|sealed| sealed.bytes.as_slice()).into(),
+            ]);
+            let (token, what) = ((lease.token, lease.leased_at), ending.outcome.name());
+            let code = Some(&*ending.code);
+            notes.extend(lane::noted(batch, lease.seq, Some(token), what, code, false));
+            let settling = order.next.clone().map_or(Settling::EndLease, Settling::PassOn);
+            lanes.push((lease.ord_key, settling));
+            settled.push(Some(Settled::Recorded));
         }
-        lane::end(db, batch, lease.seq, self.ending.outcome.state(), code, 1).await?;
-        if let Some(answer) = &self.ending.answer {
-            sqlx::query(ANSWER)
-                .bind(lease.seq)
-                .bind(answer.dek_id)
-                .bind(answer.nonce.as_slice())
-                .bind(answer.bytes.as_slice())
-                .execute(&mut *db)
-                .await?;
+        for row in END.run(ended, db).await? {
+            batch.depth.add(&row.get::<String>("target")?, -1);
         }
-        recorded(db, batch, lease, what, Some(code)).await?;
-        lane::settle(db, batch, lease.ord_key, Settling::EndLease).await?;
-        Ok(Settled::Recorded)
+        lane::NOTE.execute(notes, db).await?;
+        let leases = lane::settle_all(db, batch, lanes).await?;
+        let mut next: HashMap<OrdKey, Claimed> = claim::open(leases, db, batch)
+            .await?
+            .into_iter()
+            .map(|claimed| (claimed.lease.ord_key, claimed))
+            .collect();
+        let mut answers = Vec::with_capacity(orders.len());
+        for (order, settled) in orders.iter().zip(settled) {
+            let (lease, ending) = (&order.held, &order.ending);
+            answers.push(match settled {
+                Some(settled) => (settled, next.remove(&lease.ord_key)),
+                None => {
+                    let (what, code) = (ending.outcome.name(), Some(&*ending.code));
+                    (stale(db, batch, lease, what, code).await?, None)
+                }
+            });
+        }
+        Ok(answers)
+    }
+}
+
+impl Complete {
+    /// The places of those whose lease still holds; their lanes are locked now.
+    async fn still_held(orders: &[Self], db: &mut Db<'_>) -> Result<HashSet<i64>, StoreError> {
+        let leases = orders.iter().flat_map(|order| {
+            let lease = &order.held;
+            [lease.ord_key.0.as_slice().into(), lease.token.into(), lease.seq.into()]
+        });
+        let rows = HELD.run(leases.collect(), db).await?;
+        rows.iter().map(|row| row.get("head_seq")).collect()
     }
 }
 
@@ -135,11 +197,11 @@ pub(super) struct Withdraw {
 impl Order for Withdraw {
     type Answer = Settled;
 
-    async fn run(
-        &self,
-        db: &mut SqliteConnection,
-        batch: &mut Batch,
-    ) -> Result<Settled, StoreError> {
+    fn key(&self) -> &[u8] {
+        &self.held.ord_key.0
+    }
+
+    async fn run(&self, db: &mut Db<'_>, batch: &mut Batch) -> Result<Settled, StoreError> {
         let (lease, what, code) = (&self.held, "withdrawn", Some(&*self.code));
         let Some(item) = lane::leased(db, lease).await? else {
             return stale(db, batch, lease, what, code).await;
@@ -150,9 +212,9 @@ impl Order for Withdraw {
         }
         lane::end(db, batch, lease.seq, FAILED, &self.code, 0).await?;
         if self.key == KeyAfter::Freed {
-            sqlx::query("DELETE FROM idem_key WHERE item_seq = ?1")
+            query("DELETE FROM idem_key WHERE item_id = (SELECT id FROM saf_item WHERE seq = $1)")
                 .bind(lease.seq)
-                .execute(&mut *db)
+                .execute(db)
                 .await?;
         }
         recorded(db, batch, lease, what, code).await?;
@@ -169,22 +231,20 @@ pub(super) struct Release {
 impl Order for Release {
     type Answer = Parked;
 
-    async fn run(
-        &self,
-        db: &mut SqliteConnection,
-        batch: &mut Batch,
-    ) -> Result<Parked, StoreError> {
+    fn key(&self) -> &[u8] {
+        &self.held.ord_key.0
+    }
+
+    async fn run(&self, db: &mut Db<'_>, batch: &mut Batch) -> Result<Parked, StoreError> {
         let (lease, parking) = (&self.held, &self.parking);
         let (what, code) = (parking.class.name(), parking.code.as_deref());
         let Some(before) = lane::leased(db, lease).await? else {
             if !lane::late(db, batch, lease, what, code).await? {
                 return Ok(Parked::Stale);
             }
-            let state = sqlx::query_scalar("SELECT state FROM saf_item WHERE seq = ?1")
-                .bind(lease.seq)
-                .fetch_one(db)
-                .await?;
-            return Ok(match state {
+            let row =
+                query("SELECT state FROM saf_item WHERE seq = $1").bind(lease.seq).one(db).await?;
+            return Ok(match row.value::<i64>()? {
                 0 => Parked::Waiting,
                 1 => Parked::Held,
                 FAILED => Parked::Failed,
@@ -194,7 +254,7 @@ impl Order for Release {
         let attempts = i64::from(parking.counts);
         let sent = before.sent_unknown || parking.class == Class::SentUnknown;
         let pin = parking.pin.as_ref();
-        sqlx::query(WAIT)
+        query(WAIT)
             .bind(lease.seq)
             .bind(attempts)
             .bind(sent)
@@ -203,7 +263,7 @@ impl Order for Release {
             .bind(pin.map(|sealed| sealed.dek_id))
             .bind(pin.map(|sealed| sealed.nonce.as_slice()))
             .bind(pin.map(|sealed| sealed.bytes.as_slice()))
-            .execute(&mut *db)
+            .execute(db)
             .await?;
         recorded(db, batch, lease, what, code).await?;
         let exhausted = before.attempts + attempts >= batch.attempts_max;
@@ -233,11 +293,11 @@ pub(super) struct Hold {
 impl Order for Hold {
     type Answer = Settled;
 
-    async fn run(
-        &self,
-        db: &mut SqliteConnection,
-        batch: &mut Batch,
-    ) -> Result<Settled, StoreError> {
+    fn key(&self) -> &[u8] {
+        &self.held.ord_key.0
+    }
+
+    async fn run(&self, db: &mut Db<'_>, batch: &mut Batch) -> Result<Settled, StoreError> {
         if lane::leased(db, &self.held).await?.is_none() {
             return stale(db, batch, &self.held, "held", Some(self.reason.name())).await;
         }
@@ -247,7 +307,7 @@ impl Order for Hold {
 }
 
 async fn hold(
-    db: &mut SqliteConnection,
+    db: &mut Db<'_>,
     batch: &mut Batch,
     lease: &Lease,
     reason: HoldReason,
@@ -258,7 +318,7 @@ async fn hold(
 }
 
 async fn recorded(
-    db: &mut SqliteConnection,
+    db: &mut Db<'_>,
     batch: &Batch,
     lease: &Lease,
     what: &str,
@@ -269,7 +329,7 @@ async fn recorded(
 }
 
 async fn stale(
-    db: &mut SqliteConnection,
+    db: &mut Db<'_>,
     batch: &Batch,
     lease: &Lease,
     what: &str,
@@ -281,12 +341,36 @@ async fn stale(
 
 const FAILED: i64 = 3;
 
-const ANSWER: &str = "
-UPDATE idem_key SET res_dek_id = ?2, res_nonce = ?3, res_ct = ?4 WHERE item_seq = ?1";
+const HELD: Table = Table {
+    before: "SELECT l.head_seq FROM",
+    columns: 3,
+    after: locking!(
+        "held JOIN saf_lane l ON l.ord_key = held.column1 AND l.lease_token = held.column2
+    AND l.head_seq = held.column3
+JOIN saf_item i ON i.seq = l.head_seq
+WHERE l.leased AND i.state = 0",
+        "FOR UPDATE OF l"
+    ),
+};
+
+const END: Table = Table {
+    before: "
+UPDATE saf_item
+SET state = ending.column2, last_code = ending.column3, attempts = attempts + 1,
+    dek_id = NULL, nonce = NULL, ct = NULL, pin_dek_id = NULL, pin_nonce = NULL, pin_ct = NULL,
+    updated_at = ending.column4, terminal_at = ending.column4,
+    res_dek_id = ending.column5, res_nonce = ending.column6, res_ct = ending.column7
+FROM",
+    columns: 7,
+    after: Sql::Both(
+        "ending WHERE saf_item.seq = ending.column1 AND saf_item.state = 0
+RETURNING saf_item.target",
+    ),
+};
 
 const WAIT: &str = "
 UPDATE saf_item
-SET queued = 1, attempts = attempts + ?2, sent_unknown = ?3, last_code = ?4, updated_at = ?5,
-    pin_dek_id = coalesce(?6, pin_dek_id), pin_nonce = coalesce(?7, pin_nonce),
-    pin_ct = coalesce(?8, pin_ct)
-WHERE seq = ?1";
+SET queued = TRUE, attempts = attempts + $2, sent_unknown = $3, last_code = $4, updated_at = $5,
+    pin_dek_id = coalesce($6, pin_dek_id), pin_nonce = coalesce($7, pin_nonce),
+    pin_ct = coalesce($8, pin_ct)
+WHERE seq = $1";

@@ -9,12 +9,11 @@
 
 use std::time::Duration;
 
-use sqlx::Row;
-use sqlx::sqlite::{SqliteConnection, SqlitePool};
-
 use super::StoreError;
 use super::clock::ms;
-use super::writer::{Batch, Order};
+use super::db::{Db, Readers, Row, query};
+use super::order::Order;
+use super::writer::Batch;
 
 /// How often something may happen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,11 +98,11 @@ impl Order for Count {
     const FOR_CALLER: bool = true;
     const RELAXED: bool = true;
 
-    async fn run(
-        &self,
-        db: &mut SqliteConnection,
-        batch: &mut Batch,
-    ) -> Result<Counted, StoreError> {
+    fn key(&self) -> &[u8] {
+        &self.subject
+    }
+
+    async fn run(&self, db: &mut Db<'_>, batch: &mut Batch) -> Result<Counted, StoreError> {
         count(&self.window, &self.subject, self.rows_max, db, batch).await
     }
 }
@@ -112,40 +111,40 @@ async fn count(
     window: &Window,
     subject: &[u8],
     rows_max: u32,
-    db: &mut SqliteConnection,
+    db: &mut Db<'_>,
     batch: &Batch,
 ) -> Result<Counted, StoreError> {
     let (now, short_ms, long_ms) = (batch.steady, ms(window.short.0), ms(window.long.0));
-    let row = sqlx::query(COUNT)
+    let row = query(COUNT)
         .bind(window.rule)
         .bind(subject)
         .bind(now)
         .bind(short_ms)
         .bind(long_ms)
-        .fetch_optional(&mut *db)
+        .optional(db)
         .await?;
     let Some(row) = row else {
-        let added = sqlx::query(FIRST)
+        let added = query(FIRST)
             .bind(window.rule)
             .bind(subject)
             .bind(now)
             .bind(now.saturating_add(short_ms.max(long_ms)))
             .bind(rows_max)
-            .execute(&mut *db)
+            .execute(db)
             .await?;
-        return Ok(if added.rows_affected() == 1 { Counted::Within } else { Counted::NoRoom });
+        return Ok(if added == 1 { Counted::Within } else { Counted::NoRoom });
     };
-    let left = |since: &str, length: i64| -> Result<i64, StoreError> {
-        Ok(row.try_get::<i64, _>(since)?.saturating_add(length).saturating_sub(now))
+    let left = |since: &'static str, length: i64| -> Result<i64, StoreError> {
+        Ok(row.get::<i64>(since)?.saturating_add(length).saturating_sub(now))
     };
-    let over_short = row.try_get::<i64, _>("short_count")? > window.short.1.into();
-    let over_long = row.try_get::<i64, _>("long_count")? > window.long.1.into();
+    let over_short = row.get::<i64>("short_count")? > window.short.1.into();
+    let over_long = row.get::<i64>("long_count")? > window.long.1.into();
     let left = match (over_short, over_long) {
         (false, false) => return Ok(Counted::Within),
         (_, true) => left("long_since", long_ms)?,
         (true, false) => left("short_since", short_ms)?,
     };
-    let first = !row.try_get::<bool, _>("told")?;
+    let first = !row.get::<bool>("told")?;
     uncount(window.rule, subject, true, db).await?;
     let retry_after = Duration::from_millis(u64::try_from(left).unwrap_or(0).max(1_000));
     Ok(Counted::Over { first, retry_after })
@@ -155,9 +154,9 @@ async fn uncount(
     rule: &str,
     subject: &[u8],
     told: bool,
-    db: &mut SqliteConnection,
+    db: &mut Db<'_>,
 ) -> Result<(), StoreError> {
-    sqlx::query(UNCOUNT).bind(rule).bind(subject).bind(told).execute(db).await?;
+    query(UNCOUNT).bind(rule).bind(subject).bind(told).execute(db).await?;
     Ok(())
 }
 
@@ -170,7 +169,11 @@ impl Order for Uncount {
     type Answer = ();
     const RELAXED: bool = true;
 
-    async fn run(&self, db: &mut SqliteConnection, _: &mut Batch) -> Result<(), StoreError> {
+    fn key(&self) -> &[u8] {
+        &self.subject
+    }
+
+    async fn run(&self, db: &mut Db<'_>, _: &mut Batch) -> Result<(), StoreError> {
         uncount(self.rule, &self.subject, false, db).await
     }
 }
@@ -190,14 +193,13 @@ impl Order for BeginTry {
     const FOR_CALLER: bool = true;
     const RELAXED: bool = true;
 
-    async fn run(&self, db: &mut SqliteConnection, batch: &mut Batch) -> Result<Try, StoreError> {
+    fn key(&self) -> &[u8] {
+        &self.client
+    }
+
+    async fn run(&self, db: &mut Db<'_>, batch: &mut Batch) -> Result<Try, StoreError> {
         let now = batch.steady;
-        let failures: Option<i64> = sqlx::query_scalar(FAILURES)
-            .bind(self.pan.as_slice())
-            .bind(now)
-            .fetch_optional(&mut *db)
-            .await?;
-        if failures.unwrap_or(0) >= self.failures_max.into() {
+        if self.is_blocked(db, now).await? {
             return Ok(Try::Blocked);
         }
         match count(&self.of_client, &self.client, self.rows_max, db, batch).await? {
@@ -205,14 +207,29 @@ impl Order for BeginTry {
             Counted::Over { retry_after, .. } => return Ok(Try::Throttled { retry_after }),
             Counted::NoRoom => return Ok(Try::NoRoom),
         }
-        let number: Option<i64> = sqlx::query_scalar(TRY)
+        let number = query(TRY)
             .bind(self.pan.as_slice())
             .bind(now)
             .bind(now.saturating_add(ms(self.block)))
             .bind(self.rows_max)
-            .fetch_optional(&mut *db)
+            .bind(self.failures_max)
+            .optional(db)
             .await?;
-        Ok(number.map_or(Try::NoRoom, Try::Granted))
+        if let Some(number) = number {
+            return Ok(Try::Granted(number.value()?));
+        }
+        uncount(self.of_client.rule, &self.client, false, db).await?;
+        // Another gateway may have taken the last try since we looked.
+        let is_blocked = self.is_blocked(db, now).await?;
+        Ok(if is_blocked { Try::Blocked } else { Try::NoRoom })
+    }
+}
+
+impl BeginTry {
+    async fn is_blocked(&self, db: &mut Db<'_>, now: i64) -> Result<bool, StoreError> {
+        let failures = query(FAILURES).bind(self.pan.as_slice()).bind(now).optional(db).await?;
+        let failures: i64 = failures.map_or(Ok(0), |row| row.value())?;
+        Ok(failures >= self.failures_max.into())
     }
 }
 
@@ -226,12 +243,16 @@ impl Order for EndTry {
     type Answer = ();
     const RELAXED: bool = true;
 
-    async fn run(&self, db: &mut SqliteConnection, _: &mut Batch) -> Result<(), StoreError> {
+    fn key(&self) -> &[u8] {
+        &self.pan
+    }
+
+    async fn run(&self, db: &mut Db<'_>, _: &mut Batch) -> Result<(), StoreError> {
         let statement = match self.end {
             TryEnd::Right => CLEAR,
             TryEnd::NotAsked => GIVE_BACK,
         };
-        sqlx::query(statement).bind(self.pan.as_slice()).bind(self.number).execute(db).await?;
+        query(statement).bind(self.pan.as_slice()).bind(self.number).execute(db).await?;
         Ok(())
     }
 }
@@ -245,8 +266,8 @@ pub(super) struct Quarantine {
 impl Order for Quarantine {
     type Answer = ();
 
-    async fn run(&self, db: &mut SqliteConnection, _: &mut Batch) -> Result<(), StoreError> {
-        sqlx::query(QUARANTINE)
+    async fn run(&self, db: &mut Db<'_>, _: &mut Batch) -> Result<(), StoreError> {
+        query(QUARANTINE)
             .bind(self.scope.name())
             .bind(&self.key_label)
             .bind(self.expires_at)
@@ -258,84 +279,90 @@ impl Order for Quarantine {
 
 /// Keys that are out of use, each with its end.
 pub(super) async fn quarantined(
-    readers: &SqlitePool,
+    readers: &Readers,
     now: i64,
 ) -> Result<Vec<(GuardScope, String, i64)>, StoreError> {
-    let rows = sqlx::query(QUARANTINED).bind(now).fetch_all(readers).await?;
-    let read = |row: &sqlx::sqlite::SqliteRow| {
-        let scope = match row.try_get::<&str, _>("scope")? {
+    let mut reader = readers.acquire().await?;
+    let rows = query(QUARANTINED).bind(now).all(&mut reader.db()).await?;
+    let read = |row: &Row| {
+        let scope = match row.get::<String>("scope")?.as_str() {
             "pin" => GuardScope::Pin,
             "mac" => GuardScope::Mac,
             _ => return Err(StoreError::Foreign("scope")),
         };
-        Ok((scope, row.try_get("key_label")?, row.try_get("expires_at")?))
+        Ok((scope, row.get("key_label")?, row.get("expires_at")?))
     };
     rows.iter().map(read).collect()
 }
 
 /// Forgets what has ended. Gives the number of rows that went.
-pub(super) async fn prune(db: &mut SqliteConnection, batch: &Batch) -> Result<u64, StoreError> {
+pub(super) async fn prune(db: &mut Db<'_>, batch: &Batch) -> Result<u64, StoreError> {
     let mut rows = 0;
     for statement in [PRUNE_WINDOWS, PRUNE_TRIES, PRUNE_QUARANTINE] {
-        rows += sqlx::query(statement).bind(batch.steady).execute(&mut *db).await?.rows_affected();
+        rows += query(statement).bind(batch.steady).execute(db).await?;
     }
     Ok(rows)
 }
 
 const COUNT: &str = "
 UPDATE guard_window SET
-    short_count = CASE WHEN ?3 - short_since >= ?4 THEN 1 ELSE short_count + 1 END,
-    told        = CASE WHEN ?3 - short_since >= ?4 THEN 0 ELSE told END,
-    short_since = CASE WHEN ?3 - short_since >= ?4 THEN ?3 ELSE short_since END,
-    long_count  = CASE WHEN ?3 - long_since >= ?5 THEN 1 ELSE long_count + 1 END,
-    long_since  = CASE WHEN ?3 - long_since >= ?5 THEN ?3 ELSE long_since END,
-    expires_at  = ?3 + max(?4, ?5)
-WHERE rule = ?1 AND subject = ?2
+    short_count = CASE WHEN $3 - short_since >= $4 THEN 1 ELSE short_count + 1 END,
+    told        = CASE WHEN $3 - short_since >= $4 THEN FALSE ELSE told END,
+    short_since = CASE WHEN $3 - short_since >= $4 THEN $3 ELSE short_since END,
+    long_count  = CASE WHEN $3 - long_since >= $5 THEN 1 ELSE long_count + 1 END,
+    long_since  = CASE WHEN $3 - long_since >= $5 THEN $3 ELSE long_since END,
+    expires_at  = $3 + CASE WHEN $4 > $5 THEN $4 ELSE $5 END
+WHERE rule = $1 AND subject = $2
 RETURNING short_since, short_count, long_since, long_count, told";
 
 const FIRST: &str = "
 INSERT INTO guard_window (rule, subject, short_since, short_count, long_since, long_count, expires_at)
-SELECT ?1, ?2, ?3, 1, ?3, 1, ?4
-WHERE coalesce((SELECT size FROM guard_size WHERE name = 'window ' || ?1), 0) < ?5";
+SELECT $1, $2, $3, 1, $3, 1, $4
+WHERE coalesce((SELECT size FROM guard_size WHERE name = 'window ' || $1), 0) < $5";
 
 const UNCOUNT: &str = "
 UPDATE guard_window
-SET short_count = max(short_count - 1, 0), long_count = max(long_count - 1, 0), told = max(told, ?3)
-WHERE rule = ?1 AND subject = ?2";
+SET short_count = CASE WHEN short_count > 1 THEN short_count - 1 ELSE 0 END,
+    long_count = CASE WHEN long_count > 1 THEN long_count - 1 ELSE 0 END,
+    told = (told OR $3)
+WHERE rule = $1 AND subject = $2";
 
 const FAILURES: &str = "
-SELECT tries - cleared FROM pan_tries WHERE pan = ?1 AND expires_at > ?2";
+SELECT tries - cleared FROM pan_tries WHERE pan = $1 AND expires_at > $2";
 
 // Failures whose time has passed are cleared by the next try.
 const TRY: &str = "
 INSERT INTO pan_tries (pan, tries, expires_at)
-SELECT ?1, 1, ?3
-WHERE coalesce((SELECT size FROM guard_size WHERE name = 'pan_tries'), 0) < ?4
-   OR EXISTS (SELECT 1 FROM pan_tries WHERE pan = ?1)
+SELECT $1, 1, $3
+WHERE coalesce((SELECT size FROM guard_size WHERE name = 'pan_tries'), 0) < $4
+   OR EXISTS (SELECT 1 FROM pan_tries WHERE pan = $1)
 ON CONFLICT (pan) DO UPDATE SET
-    cleared = CASE WHEN expires_at <= ?2 THEN tries ELSE cleared END,
-    tries = tries + 1,
+    cleared = CASE WHEN pan_tries.expires_at <= $2 THEN pan_tries.tries
+                   ELSE pan_tries.cleared END,
+    tries = pan_tries.tries + 1,
     expires_at = excluded.expires_at
+WHERE pan_tries.expires_at <= $2 OR pan_tries.tries - pan_tries.cleared < $5
 RETURNING tries";
 
-const CLEAR: &str = "UPDATE pan_tries SET cleared = max(cleared, min(?2, tries)) WHERE pan = ?1";
+const CLEAR: &str = "UPDATE pan_tries SET cleared = CASE WHEN $2 < tries THEN $2 ELSE tries END
+WHERE pan = $1 AND cleared < $2";
 
 // When in doubt a failure too many stays counted, never one too few.
 const GIVE_BACK: &str = "
-UPDATE pan_tries SET cleared = cleared + 1 WHERE pan = ?1 AND ?2 > cleared AND cleared < tries";
+UPDATE pan_tries SET cleared = cleared + 1 WHERE pan = $1 AND $2 > cleared AND cleared < tries";
 
 const QUARANTINE: &str = "
-INSERT INTO guard_quarantine (scope, key_label, expires_at) VALUES (?1, ?2, ?3)
+INSERT INTO guard_quarantine (scope, key_label, expires_at) VALUES ($1, $2, $3)
 ON CONFLICT (scope, key_label) DO UPDATE SET expires_at = excluded.expires_at";
 
 const QUARANTINED: &str = "
-SELECT scope, key_label, expires_at FROM guard_quarantine WHERE expires_at > ?1";
+SELECT scope, key_label, expires_at FROM guard_quarantine WHERE expires_at > $1";
 
 const PRUNE_WINDOWS: &str = "
 DELETE FROM guard_window WHERE (rule, subject) IN (
-    SELECT rule, subject FROM guard_window WHERE expires_at < ?1 LIMIT 4096)";
+    SELECT rule, subject FROM guard_window WHERE expires_at < $1 LIMIT 4096)";
 
 const PRUNE_TRIES: &str = "
-DELETE FROM pan_tries WHERE pan IN (SELECT pan FROM pan_tries WHERE expires_at < ?1 LIMIT 4096)";
+DELETE FROM pan_tries WHERE pan IN (SELECT pan FROM pan_tries WHERE expires_at < $1 LIMIT 4096)";
 
-const PRUNE_QUARANTINE: &str = "DELETE FROM guard_quarantine WHERE expires_at < ?1";
+const PRUNE_QUARANTINE: &str = "DELETE FROM guard_quarantine WHERE expires_at < $1";

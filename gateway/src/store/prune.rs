@@ -1,11 +1,13 @@
 //! Forgetting: idempotency keys first, then the payments that no key points at, then the
 //! tombstones of data keys. Small batches, so that nobody waits for the broom.
 
-use sqlx::sqlite::SqliteConnection;
+use uuid::Uuid;
 
 use super::StoreError;
+use super::db::{Db, Sql, Table, query};
+use super::order::Order;
 use super::pin_counters;
-use super::writer::{Batch, Order};
+use super::writer::Batch;
 
 /// What may go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,18 +40,16 @@ impl Pruned {
 impl Order for PruneRule {
     type Answer = Pruned;
 
-    async fn run(
-        &self,
-        db: &mut SqliteConnection,
-        batch: &mut Batch,
-    ) -> Result<Pruned, StoreError> {
-        let keys = sqlx::query(KEYS).bind(batch.now).execute(&mut *db).await?;
-        let payments = sqlx::query(PAYMENTS).bind(self.ended_before).execute(&mut *db).await?;
-        let deks = sqlx::query(DEKS).bind(self.ended_before).execute(&mut *db).await?;
+    async fn run(&self, db: &mut Db<'_>, batch: &mut Batch) -> Result<Pruned, StoreError> {
+        let keys = query(KEYS).bind(batch.now).all(db).await?;
+        let answered = keys.iter().map(|row| Ok(row.get::<Uuid>("item_id")?.into()));
+        EMPTY.execute(answered.collect::<Result<_, StoreError>>()?, db).await?;
+        let payments = query(PAYMENTS).bind(self.ended_before).execute(db).await?;
+        let deks = query(DEKS).bind(self.ended_before).execute(db).await?;
         let pruned = Pruned {
-            keys: keys.rows_affected(),
-            payments: payments.rows_affected(),
-            deks: deks.rows_affected(),
+            keys: keys.len() as u64,
+            payments,
+            deks,
             counters: pin_counters::prune(db, batch).await?,
         };
         batch.fold |= pruned.any();
@@ -61,16 +61,24 @@ impl Order for PruneRule {
 /// repeat would be a second charge.
 const KEYS: &str = "
 DELETE FROM idem_key WHERE (scope, key_hash) IN (
-    SELECT k.scope, k.key_hash FROM idem_key k JOIN saf_item i ON i.seq = k.item_seq
-    WHERE k.expires_at < ?1 AND i.state >= 2 ORDER BY k.expires_at LIMIT 256)";
+    SELECT k.scope, k.key_hash FROM idem_key k JOIN saf_item i ON i.id = k.item_id
+    WHERE k.expires_at < $1 AND i.state >= 2 ORDER BY k.expires_at LIMIT 256)
+RETURNING item_id";
+
+/// Nobody can ask for the answer any more.
+const EMPTY: Table = Table {
+    before: "UPDATE saf_item SET res_dek_id = NULL, res_nonce = NULL, res_ct = NULL FROM",
+    columns: 1,
+    after: Sql::Both("forgotten WHERE saf_item.id = forgotten.column1"),
+};
 
 const PAYMENTS: &str = "
 DELETE FROM saf_item WHERE seq IN (
     SELECT seq FROM saf_item
-    WHERE state >= 2 AND terminal_at < ?1
-      AND NOT EXISTS (SELECT 1 FROM idem_key k WHERE k.item_seq = seq)
+    WHERE state >= 2 AND terminal_at < $1
+      AND NOT EXISTS (SELECT 1 FROM idem_key k WHERE k.item_id = saf_item.id)
     ORDER BY terminal_at LIMIT 256)";
 
 const DEKS: &str = "
 DELETE FROM saf_dek WHERE dek_id IN (
-    SELECT dek_id FROM saf_dek WHERE destroyed_at < ?1 LIMIT 256)";
+    SELECT dek_id FROM saf_dek WHERE destroyed_at < $1 LIMIT 256)";

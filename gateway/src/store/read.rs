@@ -1,9 +1,8 @@
 //! What may be read without a key: status, history, depth.
 
-use sqlx::Row;
-use sqlx::sqlite::SqlitePool;
 use uuid::Uuid;
 
+use super::db::{Readers, query};
 use super::{Priority, Status, StoreError};
 
 /// One payment as its client may see it.
@@ -59,56 +58,58 @@ pub struct Depth {
 }
 
 pub(super) async fn payment(
-    readers: &SqlitePool,
+    readers: &Readers,
     id: Uuid,
     tenant: &str,
 ) -> Result<Option<PaymentView>, StoreError> {
     // One snapshot for both statements.
-    let mut snapshot = readers.begin().await?;
-    let row = sqlx::query(PAYMENT).bind(id).bind(tenant).fetch_optional(&mut *snapshot).await?;
+    let mut snapshot = readers.snapshot().await?;
+    let db = &mut snapshot.db();
+    let row = query(PAYMENT).bind(id).bind(tenant).optional(db).await?;
     let Some(row) = row else { return Ok(None) };
-    let seq: i64 = row.try_get("seq")?;
-    let created_at = row.try_get("created_at")?;
+    let seq: i64 = row.get("seq")?;
+    let created_at = row.get("created_at")?;
     let mut history =
         vec![HistoryEntry { at: created_at, what: "accepted".into(), code: None, late: false }];
-    for entry in sqlx::query(HISTORY).bind(seq).fetch_all(&mut *snapshot).await? {
+    for entry in query(HISTORY).bind(seq).all(db).await? {
         history.push(HistoryEntry {
-            at: entry.try_get("ended_at")?,
-            what: entry.try_get("what")?,
-            code: entry.try_get("code")?,
-            late: entry.try_get("late")?,
+            at: entry.get("ended_at")?,
+            what: entry.get("what")?,
+            code: entry.get("code")?,
+            late: entry.get("late")?,
         });
     }
-    let state: i64 = row.try_get("state")?;
-    let code: Option<String> = row.try_get("last_code")?;
+    let state: i64 = row.get("state")?;
+    let code: Option<String> = row.get("last_code")?;
     Ok(Some(PaymentView {
         id,
-        status: Status::of(state, row.try_get("leased")?)?,
+        status: Status::of(state, row.get("leased")?)?,
         response_code: code.filter(|_| state >= 2),
-        attempts: row.try_get("attempts")?,
+        attempts: row.number("attempts")?,
         created_at,
-        updated_at: row.try_get("updated_at")?,
+        updated_at: row.get("updated_at")?,
         history,
     }))
 }
 
-pub(super) async fn stats(readers: &SqlitePool, now: i64) -> Result<Stats, StoreError> {
+pub(super) async fn stats(readers: &Readers, now: i64) -> Result<Stats, StoreError> {
     let mut stats = Stats::default();
     for status in [Status::Pending, Status::Processing, Status::Held] {
         let cells = Priority::ALL.map(|priority| Depth { status, priority, rows: 0 });
         stats.depth.extend(cells);
     }
-    for row in sqlx::query(DEPTH).fetch_all(readers).await? {
-        let status = Status::of(row.try_get("state")?, row.try_get("leased")?)?;
-        let priority = Priority::of_rank(row.try_get("prio")?)?;
-        let rows: u64 = row.try_get("n")?;
+    let mut reader = readers.acquire().await?;
+    for row in query(DEPTH).all(&mut reader.db()).await? {
+        let status = Status::of(row.get("state")?, row.get("leased")?)?;
+        let priority = Priority::of_rank(row.get("prio")?)?;
+        let rows: u64 = row.number("n")?;
         for cell in &mut stats.depth {
             if (cell.status, cell.priority) == (status, priority) {
                 cell.rows += rows;
             }
         }
-        let oldest: i64 = row.try_get("oldest")?;
-        if row.try_get::<i64, _>("state")? == 0 && !row.try_get::<bool, _>("leased")? {
+        let oldest: i64 = row.get("oldest")?;
+        if row.get::<i64>("state")? == 0 && !row.get::<bool>("leased")? {
             stats.oldest_ms = stats.oldest_ms.max(Some((now - oldest).max(0)));
         }
     }
@@ -118,15 +119,15 @@ pub(super) async fn stats(readers: &SqlitePool, now: i64) -> Result<Stats, Store
 const PAYMENT: &str = "
 SELECT i.seq, i.state, i.last_code, i.attempts, i.created_at, i.updated_at,
        EXISTS (SELECT 1 FROM saf_lane l
-               WHERE l.ord_key = i.ord_key AND l.head_seq = i.seq AND l.leased = 1) AS leased
-FROM saf_item i WHERE i.id = ?1 AND i.tenant = ?2";
+               WHERE l.ord_key = i.ord_key AND l.head_seq = i.seq AND l.leased) AS leased
+FROM saf_item i WHERE i.id = $1 AND i.tenant = $2";
 
 const HISTORY: &str = "
-SELECT ended_at, what, code, late FROM saf_attempt WHERE item_seq = ?1 ORDER BY n";
+SELECT ended_at, what, code, late FROM saf_attempt WHERE item_seq = $1 ORDER BY n";
 
 const DEPTH: &str = "
 SELECT i.state, i.prio, l.leased IS NOT NULL AS leased, count(*) AS n, min(i.created_at) AS oldest
 FROM saf_item i
-LEFT JOIN saf_lane l ON l.ord_key = i.ord_key AND l.head_seq = i.seq AND l.leased = 1
+LEFT JOIN saf_lane l ON l.ord_key = i.ord_key AND l.head_seq = i.seq AND l.leased
 WHERE i.state < 2
 GROUP BY 1, 2, 3 ORDER BY 1, 3, 2";

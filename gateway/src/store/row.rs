@@ -4,11 +4,10 @@ use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use sqlx::Row;
-use sqlx::sqlite::SqliteRow;
 use uuid::Uuid;
 
 use super::StoreError;
+use super::db::Row;
 
 /// The form of the sealed bytes, bound into each of them.
 pub const ENC_V: i64 = 1;
@@ -177,17 +176,17 @@ pub struct ItemFacts {
 
 impl ItemFacts {
     /// Reads `id, tenant, kind, target, reference, ord_key, prio, created_at, expires_at`.
-    pub(super) fn read(row: &SqliteRow) -> Result<Self, StoreError> {
+    pub(super) fn read(row: &Row) -> Result<Self, StoreError> {
         Ok(Self {
-            id: row.try_get("id")?,
-            tenant: row.try_get("tenant")?,
-            kind: row.try_get("kind")?,
-            target: row.try_get("target")?,
-            reference: row.try_get("reference")?,
-            ord_key: OrdKey(bytes(row, "ord_key")?),
-            prio: Priority::of_rank(row.try_get("prio")?)?,
-            created_at: row.try_get("created_at")?,
-            expires_at: row.try_get("expires_at")?,
+            id: row.get("id")?,
+            tenant: row.get("tenant")?,
+            kind: row.get("kind")?,
+            target: row.get("target")?,
+            reference: row.get("reference")?,
+            ord_key: OrdKey(row.bytes("ord_key")?),
+            prio: Priority::of_rank(row.get("prio")?)?,
+            created_at: row.get("created_at")?,
+            expires_at: row.get("expires_at")?,
         })
     }
 }
@@ -214,13 +213,13 @@ impl fmt::Debug for Sealed {
 impl Sealed {
     /// Reads a column triple; `None` when it is empty.
     pub(super) fn read(
-        row: &SqliteRow,
+        row: &Row,
         enc_v: i64,
         [dek_id, nonce, bytes]: [&'static str; 3],
     ) -> Result<Option<Self>, StoreError> {
-        let Some(sealed) = row.try_get::<Option<Vec<u8>>, _>(bytes)? else { return Ok(None) };
-        let dek_id = row.try_get(dek_id)?;
-        Ok(Some(Self { enc_v, dek_id, nonce: self::bytes(row, nonce)?, bytes: sealed }))
+        let Some(sealed) = row.get::<Option<Vec<u8>>>(bytes)? else { return Ok(None) };
+        let dek_id = row.get(dek_id)?;
+        Ok(Some(Self { enc_v, dek_id, nonce: row.bytes(nonce)?, bytes: sealed }))
     }
 }
 
@@ -287,12 +286,4 @@ pub(super) fn new_token() -> Result<i64, StoreError> {
     let random =
         getrandom::u64().map_err(|_| StoreError::unavailable("the system gives no randomness"))?;
     Ok((random >> 1) as i64)
-}
-
-/// A blob of exactly `N` bytes.
-pub(super) fn bytes<const N: usize>(
-    row: &SqliteRow,
-    column: &'static str,
-) -> Result<[u8; N], StoreError> {
-    row.try_get::<Vec<u8>, _>(column)?.try_into().map_err(|_| StoreError::Foreign(column))
 }

@@ -1,11 +1,9 @@
 //! What time does to payments: leases run out, lives end.
 
-use sqlx::Row;
-use sqlx::sqlite::SqliteConnection;
-
+use super::db::{Db, Sql, locking, query};
 use super::lane::{self, Settling};
-use super::row::bytes;
-use super::writer::{Batch, Order};
+use super::order::Order;
+use super::writer::Batch;
 use super::{HoldReason, OrdKey, StoreError};
 
 /// What a rescue found.
@@ -42,23 +40,19 @@ pub(super) struct Rescue {
 impl Order for Rescue {
     type Answer = Rescued;
 
-    async fn run(
-        &self,
-        db: &mut SqliteConnection,
-        batch: &mut Batch,
-    ) -> Result<Rescued, StoreError> {
+    async fn run(&self, db: &mut Db<'_>, batch: &mut Batch) -> Result<Rescued, StoreError> {
         let until = if self.all { i64::MAX } else { batch.steady };
-        let lost = sqlx::query(LOST).bind(until).bind(BATCH).fetch_all(&mut *db).await?;
+        let lost = query(LOST).bind(until).bind(BATCH).all(db).await?;
         let mut rescued = Rescued::default();
         for row in &lost {
-            let seq: i64 = row.try_get("head_seq")?;
-            let ord_key = OrdKey(bytes(row, "ord_key")?);
-            let lease = Some((row.try_get("lease_token")?, row.try_get("leased_at")?));
-            let abandoned = row.try_get::<i64, _>("abandoned")? + 1;
-            let tries = row.try_get::<i64, _>("attempts")? + abandoned;
-            sqlx::query(ABANDON).bind(seq).bind(batch.now).execute(&mut *db).await?;
+            let seq: i64 = row.get("head_seq")?;
+            let ord_key = OrdKey(row.bytes("ord_key")?);
+            let lease = Some((row.get("lease_token")?, row.get("leased_at")?));
+            let abandoned = row.get::<i64>("abandoned")? + 1;
+            let tries = row.get::<i64>("attempts")? + abandoned;
+            query(ABANDON).bind(seq).bind(batch.now).execute(db).await?;
             lane::note(db, batch, seq, lease, "lease-lost", None, false).await?;
-            let reason = if !row.try_get::<bool, _>("sendable")? {
+            let reason = if !row.get::<bool>("sendable")? {
                 Some(HoldReason::Ambiguous)
             } else if abandoned >= ABANDONED_MAX {
                 Some(HoldReason::Poison)
@@ -85,25 +79,18 @@ pub(super) struct Expire;
 impl Order for Expire {
     type Answer = Expired;
 
-    async fn run(
-        &self,
-        db: &mut SqliteConnection,
-        batch: &mut Batch,
-    ) -> Result<Expired, StoreError> {
+    async fn run(&self, db: &mut Db<'_>, batch: &mut Batch) -> Result<Expired, StoreError> {
         expire_due(db, batch).await
     }
 }
 
 /// Expires up to [`BATCH`] open payments that nobody holds.
-pub(super) async fn expire_due(
-    db: &mut SqliteConnection,
-    batch: &mut Batch,
-) -> Result<Expired, StoreError> {
-    let due = sqlx::query(DUE).bind(batch.now).bind(BATCH).fetch_all(&mut *db).await?;
+pub(super) async fn expire_due(db: &mut Db<'_>, batch: &mut Batch) -> Result<Expired, StoreError> {
+    let due = query(DUE).bind(batch.now).bind(BATCH).all(db).await?;
     let mut expired = Expired::default();
     for row in &due {
-        let seq: i64 = row.try_get("seq")?;
-        if row.try_get("sent_unknown")? {
+        let seq: i64 = row.get("seq")?;
+        if row.get::<bool>("sent_unknown")? {
             let reason = HoldReason::Ambiguous;
             lane::hold(db, batch, seq, reason).await?;
             lane::note(db, batch, seq, None, "held", Some(reason.name()), false).await?;
@@ -113,7 +100,7 @@ pub(super) async fn expire_due(
             lane::note(db, batch, seq, None, "expired", None, false).await?;
             expired.expired += 1;
         }
-        let ord_key = OrdKey(bytes(row, "ord_key")?);
+        let ord_key = OrdKey(row.bytes("ord_key")?);
         lane::settle(db, batch, ord_key, Settling::KeepLease).await?;
     }
     Ok(expired)
@@ -137,21 +124,25 @@ const ABANDONED_MAX: i64 = 5;
 
 const EXPIRED: i64 = 4;
 
-const LOST: &str = "
+const LOST: Sql = locking!(
+    "
 SELECT l.ord_key, l.head_seq, l.lease_token, l.leased_at, i.attempts, i.abandoned,
-       i.ct IS NOT NULL AND (i.needs_pin = 0 OR i.pin_ct IS NOT NULL) AS sendable
+       i.ct IS NOT NULL AND (NOT i.needs_pin OR i.pin_ct IS NOT NULL) AS sendable
 FROM saf_lane l JOIN saf_item i ON i.seq = l.head_seq
-WHERE l.leased = 1 AND l.lease_until <= ?1
-ORDER BY l.lease_until LIMIT ?2";
+WHERE l.leased AND l.lease_until <= $1
+ORDER BY l.lease_until LIMIT $2",
+    "FOR UPDATE OF l SKIP LOCKED"
+);
 
 const ABANDON: &str = "
 UPDATE saf_item
-SET sent_unknown = 1, abandoned = abandoned + 1, queued = 1, updated_at = ?2
-WHERE seq = ?1";
+SET sent_unknown = TRUE, abandoned = abandoned + 1, queued = TRUE, updated_at = $2
+WHERE seq = $1";
 
-const DUE: &str = "
-SELECT seq, ord_key, sent_unknown FROM saf_item i
-WHERE state = 0 AND expires_at <= ?1
-  AND NOT EXISTS (SELECT 1 FROM saf_lane l
-                  WHERE l.ord_key = i.ord_key AND l.head_seq = i.seq AND l.leased = 1)
-ORDER BY expires_at LIMIT ?2";
+const DUE: Sql = locking!(
+    "
+SELECT i.seq, i.ord_key, i.sent_unknown FROM saf_item i JOIN saf_lane l ON l.ord_key = i.ord_key
+WHERE i.state = 0 AND i.expires_at <= $1 AND NOT (l.leased AND l.head_seq = i.seq)
+ORDER BY i.expires_at LIMIT $2",
+    "FOR UPDATE OF l SKIP LOCKED"
+);

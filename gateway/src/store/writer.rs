@@ -1,52 +1,35 @@
-//! The one task that writes: it commits what waits as one group, then answers everyone in it.
+//! The tasks that write: each commits what waits as one group, then answers everyone in it.
 //!
 //! At full durability a commit costs milliseconds, a row tens of microseconds; so the group is
 //! what makes the store fast. An error of one row repeats the group one by one, so that it cannot
 //! fail its neighbours; an error of the database itself fails the group at once, so that nobody
 //! waits for a lock two hundred times.
+//!
+//! SQLite has one writer, and a group is one transaction. PostgreSQL has a few, and each kind of
+//! order in a group has a transaction of its own: in it, rows are locked in the order of their
+//! keys, so that no two writers wait for each other.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::path::Path;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use sqlx::Connection;
-use sqlx::sqlite::SqliteConnection;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use uuid::Uuid;
 
+use super::db::{Db, Readers, Session, Sql, query};
+use super::depth::{Depths, Known};
 use super::error::within;
-use super::open::{DatabaseFile, Opened, PATIENCE};
+use super::order::{Group, Job, Order, Waiting, merge, orders_in};
+use super::postgres::{self, Server};
+use super::sqlite::{self, DatabaseFile, PATIENCE};
 use super::{Clock, StoreError};
-use crate::config::{QueueConfig, StoreConfig};
-
-/// Something to do in a transaction. It may run twice: only what it writes counts.
-pub(super) trait Order: Send + Sync + 'static {
-    type Answer: Send + 'static;
-
-    /// Whether it leases something, so that it is pointless once nobody waits for its answer.
-    const FOR_CALLER: bool = false;
-
-    /// Whether a commit of such orders alone leaves the write to the operating system: it then
-    /// outlives this process, and is on the disk with the next commit of another order, which the
-    /// writer's own probe makes every two seconds.
-    const RELAXED: bool = false;
-
-    /// What to do at once with an answer that nobody waited for.
-    fn orphans(_answer: Self::Answer) -> Vec<Box<dyn Job>> {
-        Vec::new()
-    }
-
-    fn run(
-        &self,
-        db: &mut SqliteConnection,
-        batch: &mut Batch,
-    ) -> impl Future<Output = Result<Self::Answer, StoreError>> + Send;
-}
+use crate::config::{Place, QueueConfig, StoreConfig};
 
 /// What the orders of one transaction share.
 #[derive(Debug)]
@@ -63,24 +46,7 @@ pub(super) struct Batch {
     /// Set when a log that holds deleted pages should be folded into the file.
     pub(super) fold: bool,
     /// Claims so far: each tenth is by age.
-    pub(super) claims: u64,
-}
-
-/// Open payments of each target, without those that a person holds.
-#[derive(Debug, Default)]
-pub(super) struct Depths(HashMap<String, i64>);
-
-impl Depths {
-    pub(super) fn of(&self, target: &str) -> i64 {
-        self.0.get(target).copied().unwrap_or(0)
-    }
-
-    pub(super) fn add(&mut self, target: &str, rows: i64) {
-        match self.0.get_mut(target) {
-            Some(depth) => *depth += rows,
-            None => drop(self.0.insert(target.to_owned(), rows)),
-        }
-    }
+    pub(super) claims: Arc<AtomicU64>,
 }
 
 /// When the database last took a write. A write that fails and one that hangs look the same here.
@@ -108,56 +74,113 @@ impl Health {
 pub(super) struct Writer {
     orders: mpsc::Sender<Box<dyn Job>>,
     closing: CancellationToken,
-    task: TaskTracker,
-    file: Arc<DatabaseFile>,
+    tasks: TaskTracker,
+    home: Home,
     health: Arc<Health>,
+}
+
+/// Where the rows are.
+#[derive(Debug, Clone)]
+pub(super) enum Home {
+    Sqlite(DatabaseFile),
+    Postgres(Server),
+}
+
+impl Home {
+    /// Opens or makes it: the connections that write, those that read, and the lock of a file.
+    async fn open(
+        store: &StoreConfig,
+    ) -> Result<(Self, Vec<Session>, Readers, Option<File>), StoreError> {
+        match store.place().map_err(StoreError::NoPlace)? {
+            Place::Sqlite(path) => {
+                let (file, session, readers, lock) = sqlite::open(path, store.readers).await?;
+                Ok((Self::Sqlite(file), vec![session], readers, Some(lock)))
+            }
+            Place::Postgres(config) => {
+                let (server, sessions, readers) = postgres::open(config, store.readers).await?;
+                Ok((Self::Postgres(server), sessions, readers, None))
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<Session, StoreError> {
+        Ok(match self {
+            Self::Sqlite(file) => Session::Sqlite(file.connect().await?),
+            Self::Postgres(server) => Session::Postgres(server.connect().await?),
+        })
+    }
+
+    /// For how long a count of the open payments holds. In a file, nobody else writes.
+    fn depth_holds(&self) -> Option<Duration> {
+        match self {
+            Self::Sqlite(_) => None,
+            Self::Postgres(_) => Some(Duration::from_secs(1)),
+        }
+    }
 }
 
 impl Writer {
     pub(super) async fn start(
-        opened: Opened,
         store: &StoreConfig,
         queue: &QueueConfig,
-        clock: Clock,
-        wake: Arc<Notify>,
-    ) -> Result<Self, StoreError> {
+        clock: &Clock,
+        wake: &Arc<Notify>,
+    ) -> Result<(Self, Readers), StoreError> {
+        let (home, sessions, readers, lock) = Home::open(store).await?;
         let (orders, waiting) = mpsc::channel(store.writer_queue_max as usize);
-        let closing = CancellationToken::new();
-        let task = TaskTracker::new();
-        let file = Arc::new(opened.file.clone());
+        let waiting = Arc::new(tokio::sync::Mutex::new(waiting));
+        let (closing, tasks) = (CancellationToken::new(), TaskTracker::new());
         let health = Arc::new(Health { began: Instant::now(), good_at: AtomicU64::new(0) });
-        let mut desk = Desk {
-            connection: Some(opened.connection),
-            relaxed: false,
-            file: opened.file,
-            clock,
-            wake,
-            group_max: store.group_rows_max as usize,
-            depth: None,
-            depth_max: queue.rows_max.into(),
-            attempts_max: queue.attempts_max.into(),
-            claims: 0,
-            health: Arc::clone(&health),
-        };
-        let (lock, ending) = (opened.lock, closing.clone());
-        task.spawn(async move {
-            desk.serve(waiting, ending).await;
-            // The lock goes last: the next instance must find the log folded and nobody writing.
-            drop(lock);
-        });
-        task.close();
-        Ok(Self { orders, closing, task, file, health })
+        let known = Arc::new(Known::default());
+        let claims = Arc::new(AtomicU64::new(0));
+        let lock = Arc::new(lock);
+        let instance = Uuid::now_v7().to_string();
+        for (number, session) in sessions.into_iter().enumerate() {
+            let mut desk = Desk {
+                session: Some(session),
+                relaxed: false,
+                home: home.clone(),
+                clock: clock.clone(),
+                wake: Arc::clone(wake),
+                group_max: store.group_rows_max as usize,
+                known: Arc::clone(&known),
+                depth_max: queue.rows_max.into(),
+                attempts_max: queue.attempts_max.into(),
+                claims: Arc::clone(&claims),
+                health: Arc::clone(&health),
+                instance: instance.clone(),
+                probes: number == 0,
+            };
+            let (waiting, ending, lock) = (waiting.clone(), closing.clone(), Arc::clone(&lock));
+            tasks.spawn(async move {
+                desk.serve(&waiting, ending).await;
+                // The lock goes last: the next instance must find the log folded and nobody writing.
+                drop(lock);
+            });
+        }
+        if let Home::Postgres(server) = &home {
+            let (server, wake, ending) = (server.clone(), Arc::clone(wake), closing.clone());
+            tasks.spawn(async move {
+                tokio::select! {
+                    () = ending.cancelled() => {}
+                    () = server.listen(&wake) => {}
+                }
+            });
+        }
+        tasks.close();
+        Ok((Self { orders, closing, tasks, home, health }, readers))
     }
 
     /// Queues an order and waits for its group.
     pub(super) async fn ask<O: Order>(&self, order: O) -> Result<O::Answer, StoreError> {
         let (reply, mut answer) = oneshot::channel();
-        let job = Box::new(Waiting { order, done: None, reply });
-        self.orders.try_send(job).map_err(|refused| match refused {
+        self.orders.try_send(Waiting::of(order, reply)).map_err(|refused| match refused {
             mpsc::error::TrySendError::Full(_) => StoreError::Busy,
-            mpsc::error::TrySendError::Closed(_) => closed(),
+            mpsc::error::TrySendError::Closed(_) => StoreError::closed(),
         })?;
-        let waited = within(async { (&mut answer).await.unwrap_or_else(|_| Err(closed())) }).await;
+        let waited =
+            within(async { (&mut answer).await.unwrap_or_else(|_| Err(StoreError::closed())) })
+                .await;
         // It may have come in the moment of giving up, and may be a lease: then it counts.
         answer.close();
         answer.try_recv().unwrap_or(waited)
@@ -165,91 +188,93 @@ impl Writer {
 
     pub(super) async fn close(&self) {
         self.closing.cancel();
-        self.task.wait().await;
+        self.tasks.wait().await;
     }
 
     pub(super) fn is_healthy(&self) -> bool {
-        self.health.is_good() && !self.task.is_empty()
+        self.health.is_good() && !self.tasks.is_empty()
     }
 
-    pub(super) fn path(&self) -> &Path {
-        self.file.path()
+    /// The file, where it is one.
+    pub(super) fn path(&self) -> Option<&Path> {
+        match &self.home {
+            Home::Sqlite(file) => Some(file.path()),
+            Home::Postgres(_) => None,
+        }
     }
 }
 
-fn closed() -> StoreError {
-    StoreError::unavailable("the store is closed")
-}
+/// What waits for the writers.
+type Queue = tokio::sync::Mutex<mpsc::Receiver<Box<dyn Job>>>;
 
 /// The writing side.
 struct Desk {
-    connection: Option<SqliteConnection>,
-    /// Whether the connection's commits do not wait for the disk now.
+    session: Option<Session>,
+    /// Whether the commits of SQLite's connection do not wait for the disk now.
     relaxed: bool,
-    file: DatabaseFile,
+    home: Home,
     clock: Clock,
     wake: Arc<Notify>,
     group_max: usize,
-    /// `None` when it has to be counted again.
-    depth: Option<Depths>,
+    known: Arc<Known>,
     depth_max: i64,
     attempts_max: i64,
-    claims: u64,
+    claims: Arc<AtomicU64>,
     health: Arc<Health>,
+    instance: String,
+    /// One of the writers sees whether the database takes writes.
+    probes: bool,
 }
 
 impl Desk {
-    async fn serve(
-        &mut self,
-        mut waiting: mpsc::Receiver<Box<dyn Job>>,
-        closing: CancellationToken,
-    ) {
-        let mut unfolded = false;
+    async fn serve(&mut self, queue: &Queue, closing: CancellationToken) {
+        let (mut unfolded, mut ending) = (false, false);
         let mut probes = tokio::time::interval(PROBE_PERIOD);
         probes.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let first = tokio::select! {
+            let group = tokio::select! {
                 biased;
-                () = closing.cancelled(), if !waiting.is_closed() => {
-                    waiting.close();
+                () = closing.cancelled(), if !ending => {
+                    queue.lock().await.close();
+                    ending = true;
                     continue;
                 }
-                _ = probes.tick() => {
+                _ = probes.tick(), if self.probes => {
                     self.probe().await;
                     unfolded = true;
                     continue;
                 }
-                first = waiting.recv() => first,
+                group = next_group(queue, self.group_max) => group,
                 () = tokio::time::sleep(IDLE), if unfolded => {
                     self.fold().await;
                     unfolded = false;
                     continue;
                 }
             };
-            let Some(first) = first else { break };
-            let mut group = vec![first];
-            while group.len() < self.group_max
-                && let Ok(next) = waiting.try_recv()
-            {
-                group.push(next);
-            }
-            group.retain(|job| job.is_wanted());
+            let Some(group) = group else { break };
             unfolded = true;
-            self.commit(group).await;
+            match self.home {
+                Home::Sqlite(_) => self.commit(group).await,
+                Home::Postgres(_) => {
+                    for kind in group {
+                        self.commit(vec![kind]).await;
+                    }
+                }
+            }
         }
-        if let Some(connection) = self.connection.take()
-            && let Err(error) = connection.close().await
+        if let Some(session) = self.session.take()
+            && let Err(error) = session.close().await
         {
             tracing::warn!(%error, "the database did not close cleanly");
         }
     }
 
-    async fn commit(&mut self, mut group: Vec<Box<dyn Job>>) {
-        match self.transact(&mut group).await {
-            Err(error) if group.len() > 1 && !error.is_transient() => {
-                for job in group {
+    async fn commit(&mut self, mut group: Group) {
+        match self.insist(&mut group).await {
+            Err(error) if orders_in(&group) > 1 && !error.is_transient() => {
+                for job in group.into_iter().flat_map(Job::split) {
                     let mut alone = vec![job];
-                    let outcome = self.transact(&mut alone).await;
+                    let outcome = self.insist(&mut alone).await;
                     self.answer(alone, outcome).await;
                 }
             }
@@ -258,24 +283,34 @@ impl Desk {
     }
 
     /// Tells everyone; what turns out to have no owner is given back at once.
-    async fn answer(&mut self, group: Vec<Box<dyn Job>>, outcome: Result<(), StoreError>) {
-        let mut orphans: Vec<_> =
-            group.into_iter().flat_map(|job| job.answer(outcome.clone())).collect();
-        if let Err(error) = self.transact(&mut orphans).await {
-            tracing::warn!(%error, "what nobody waited for stays until its lease runs out");
+    async fn answer(&mut self, group: Group, outcome: Result<(), StoreError>) {
+        let mut orphans = Vec::new();
+        for job in group.into_iter().flat_map(|job| job.answer(outcome.clone())) {
+            merge(&mut orphans, job);
         }
+        for orphan in orphans {
+            if let Err(error) = self.insist(&mut [orphan]).await {
+                tracing::warn!(%error, "what nobody waited for stays until its lease runs out");
+            }
+        }
+    }
+
+    /// One transaction around the group, again when another writer undid it.
+    async fn insist(&mut self, group: &mut [Box<dyn Job>]) -> Result<(), StoreError> {
+        for _ in 1..CONFLICTS_MAX {
+            match self.transact(group).await {
+                Err(error) if error.is_conflict() => tracing::debug!(%error, "a group again"),
+                outcome => return outcome,
+            }
+        }
+        self.transact(group).await
     }
 
     /// One transaction around the group: all of it or nothing.
     async fn transact(&mut self, group: &mut [Box<dyn Job>]) -> Result<(), StoreError> {
-        if group.is_empty() {
-            return Ok(());
-        }
-        let outcome = self.try_transact(group).await;
-        match outcome {
+        match self.try_transact(group).await {
             Ok(batch) => {
-                self.depth = Some(batch.depth);
-                self.claims = batch.claims;
+                self.known.add(&batch.depth.added);
                 if batch.wake {
                     self.wake.notify_waiters();
                 }
@@ -285,10 +320,10 @@ impl Desk {
                 Ok(())
             }
             Err(error) => {
-                self.depth = None;
-                if error.is_transient() {
+                self.known.forget();
+                if error.is_transient() && !error.is_conflict() {
                     // Whatever state the connection is in, the next group gets a fresh one.
-                    self.connection = None;
+                    self.session = None;
                 }
                 Err(error)
             }
@@ -296,43 +331,58 @@ impl Desk {
     }
 
     async fn try_transact(&mut self, group: &mut [Box<dyn Job>]) -> Result<Batch, StoreError> {
-        self.file.check()?;
-        let connection = match &mut self.connection {
-            Some(connection) => connection,
+        if let Home::Sqlite(file) = &self.home {
+            file.check()?;
+        }
+        let relaxed = group.iter().all(|job| job.is_relaxed());
+        let session = match &mut self.session {
+            Some(session) => session,
             none => {
                 self.relaxed = false;
-                none.insert(self.file.connect().await?)
+                none.insert(self.home.connect().await?)
             }
         };
-        let relaxed = group.iter().all(|job| job.is_relaxed());
-        if relaxed != self.relaxed {
+        if let (Session::Sqlite(connection), true) = (&mut *session, relaxed != self.relaxed) {
             let setting = if relaxed { "NORMAL" } else { "FULL" };
             let statement = format!("PRAGMA synchronous = {setting}");
-            sqlx::query(sqlx::AssertSqlSafe(statement)).execute(&mut *connection).await?;
+            sqlx::query(sqlx::AssertSqlSafe(statement)).execute(connection).await?;
             self.relaxed = relaxed;
         }
-        let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
-        let depth = match self.depth.take() {
-            Some(depth) => depth,
+        let mut transaction = session.begin(relaxed).await?;
+        let db = &mut transaction.db();
+        if self.clock.is_stale() {
+            self.clock.set(query(CLOCK).one(db).await?.value()?);
+        }
+        let counted = match self.known.get(self.home.depth_holds()) {
+            Some(counted) => counted,
             None => {
-                let counted = sqlx::query_as(DEPTHS).fetch_all(&mut *transaction).await?;
-                Depths(counted.into_iter().collect())
+                let mut counted = HashMap::new();
+                for row in query(DEPTHS).all(db).await? {
+                    counted.insert(row.get("target")?, row.get("open")?);
+                }
+                self.known.set(counted.clone());
+                counted
             }
         };
         let mut batch = Batch {
             now: self.clock.wall(),
             steady: self.clock.steady(),
-            depth,
+            depth: Depths { counted, added: HashMap::new() },
             depth_max: self.depth_max,
             attempts_max: self.attempts_max,
             wake: false,
             fold: false,
-            claims: self.claims,
+            claims: Arc::clone(&self.claims),
         };
         // Asked again: the lock may have come later than a caller waits, and a lease to a caller who
         // has gone counts as sent.
-        for job in group.iter_mut().filter(|job| job.is_wanted()) {
-            job.run(&mut transaction, &mut batch).await?;
+        for job in group.iter_mut() {
+            job.run(db, &mut batch).await?;
+        }
+        if batch.wake
+            && let Home::Postgres(_) = self.home
+        {
+            query(TELL).execute(db).await?;
         }
         let committing = Instant::now();
         transaction.commit().await?;
@@ -343,36 +393,37 @@ impl Desk {
         Ok(batch)
     }
 
-    /// Writes something that changes nothing: a lock, a full disk or a file that is gone must show
+    /// Writes something that nobody reads: a lock, a full disk or a file that is gone must show
     /// before the next payment needs it.
     async fn probe(&mut self) {
         // A lock in the way must not keep orders waiting behind this, too.
         self.set_patience(UPKEEP_PATIENCE).await;
-        match self.transact(&mut [unasked(Probe)]).await {
+        let probe = Waiting::unasked(Probe { instance: self.instance.clone() });
+        match self.insist(&mut [probe]).await {
             Ok(()) => self.health.record(),
             Err(error) => tracing::warn!(%error, "the database does not take writes"),
         }
         self.set_patience(PATIENCE).await;
     }
 
-    /// How long the connection, if there is one, waits for a lock.
+    /// How long SQLite's connection, if there is one, waits for a lock.
     async fn set_patience(&mut self, patience: Duration) {
-        if let Some(connection) = &mut self.connection {
+        if let Some(Session::Sqlite(connection)) = &mut self.session {
             let statement = format!("PRAGMA busy_timeout = {}", patience.as_millis());
             if let Err(error) =
                 sqlx::query(sqlx::AssertSqlSafe(statement)).execute(connection).await
             {
                 tracing::debug!(%error, "the lock's time limit was not set");
-                self.connection = None;
+                self.session = None;
             }
         }
     }
 
-    /// Folds the log into the file, so that it neither grows nor keeps what was deleted.
+    /// Folds SQLite's log into the file, so that it neither grows nor keeps what was deleted.
     async fn fold(&mut self) {
         // A reader in the way only delays it to the next idle moment: do not wait for one.
         self.set_patience(UPKEEP_PATIENCE).await;
-        if let Some(connection) = &mut self.connection {
+        if let Some(Session::Sqlite(connection)) = &mut self.session {
             for statement in ["PRAGMA incremental_vacuum(256)", "PRAGMA wal_checkpoint(TRUNCATE)"] {
                 if let Err(error) = sqlx::query(statement).execute(&mut *connection).await {
                     tracing::debug!(%error, "the write-ahead log was not folded");
@@ -383,73 +434,48 @@ impl Desk {
     }
 }
 
-/// An order and the one who waits for it, with the type of the answer hidden.
-pub(super) trait Job: Send {
-    fn is_wanted(&self) -> bool;
-    fn is_relaxed(&self) -> bool;
-    fn run<'a>(
-        &'a mut self,
-        db: &'a mut SqliteConnection,
-        batch: &'a mut Batch,
-    ) -> Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send + 'a>>;
-    /// After the commit, never before. Gives what is to be done when nobody waited.
-    fn answer(self: Box<Self>, committed: Result<(), StoreError>) -> Vec<Box<dyn Job>>;
+/// All that waits, by kind, up to a number of orders; `None` when nothing will come any more.
+async fn next_group(queue: &Queue, orders_max: usize) -> Option<Group> {
+    let mut queue = queue.lock().await;
+    let mut group = Vec::new();
+    merge(&mut group, queue.recv().await?);
+    let mut orders = 1;
+    while orders < orders_max
+        && let Ok(next) = queue.try_recv()
+    {
+        merge(&mut group, next);
+        orders += 1;
+    }
+    Some(group)
 }
 
-struct Waiting<O: Order> {
-    order: O,
-    done: Option<O::Answer>,
-    reply: oneshot::Sender<Result<O::Answer, StoreError>>,
+struct Probe {
+    instance: String,
 }
-
-impl<O: Order> Job for Waiting<O> {
-    fn is_wanted(&self) -> bool {
-        !(O::FOR_CALLER && self.reply.is_closed())
-    }
-
-    fn is_relaxed(&self) -> bool {
-        O::RELAXED
-    }
-
-    fn run<'a>(
-        &'a mut self,
-        db: &'a mut SqliteConnection,
-        batch: &'a mut Batch,
-    ) -> Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send + 'a>> {
-        Box::pin(async move {
-            self.done = Some(self.order.run(db, batch).await?);
-            Ok(())
-        })
-    }
-
-    fn answer(self: Box<Self>, committed: Result<(), StoreError>) -> Vec<Box<dyn Job>> {
-        let Self { done, reply, .. } = *self;
-        // Whoever has gone away finds the outcome in the database.
-        match reply.send(committed.and_then(|()| done.ok_or_else(closed))) {
-            Err(Ok(answer)) => O::orphans(answer),
-            Ok(()) | Err(Err(_)) => Vec::new(),
-        }
-    }
-}
-
-/// An order whose answer nobody waits for.
-pub(super) fn unasked<O: Order>(order: O) -> Box<dyn Job> {
-    Box::new(Waiting { order, done: None, reply: oneshot::channel().0 })
-}
-
-struct Probe;
 
 impl Order for Probe {
     type Answer = ();
 
-    async fn run(&self, db: &mut SqliteConnection, _: &mut Batch) -> Result<(), StoreError> {
-        // A number that nobody reads, in the file's first page.
-        sqlx::query("PRAGMA user_version = 1").execute(db).await?;
+    async fn run(&self, db: &mut Db<'_>, batch: &mut Batch) -> Result<(), StoreError> {
+        query(SEEN).bind(&self.instance).bind(batch.now).execute(db).await?;
         Ok(())
     }
 }
 
-const DEPTHS: &str = "SELECT target, count(*) FROM saf_item WHERE state = 0 GROUP BY target";
+const DEPTHS: &str = "
+SELECT target, count(*) AS open FROM saf_item WHERE state = 0 GROUP BY target";
+
+const SEEN: &str = "
+INSERT INTO gateway_instance (name, started_at, seen_at) VALUES ($1, $2, $2)
+ON CONFLICT (name) DO UPDATE SET seen_at = excluded.seen_at";
+
+/// The server's clock moves on within a transaction, too.
+const CLOCK: &str = "SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)";
+
+const TELL: Sql = Sql::Each { sqlite: "", postgres: "NOTIFY lanes_moved" };
+
+/// How often a group is tried that other writers undo.
+const CONFLICTS_MAX: u32 = 4;
 
 /// How often the database is written to although nobody asks.
 const PROBE_PERIOD: Duration = Duration::from_secs(2);

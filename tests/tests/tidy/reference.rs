@@ -27,6 +27,7 @@ const SECTIONS: &[(&str, &str)] = &[
     ("RetryConfig", "hsm.retry"),
     ("BreakerConfig", "hsm.breaker"),
     ("StoreConfig", "store"),
+    ("PostgresConfig", "store.postgres"),
     ("QueueConfig", "queue"),
     ("AuditConfig", "audit"),
     ("BillerConfig", "biller"),
@@ -150,7 +151,12 @@ fn a_false_default_and_an_unknown_key_are_found() {
 fn the_examples_of_the_reference_are_accepted() {
     let reference = read(REFERENCE);
 
-    let loaded = load(&spelled_out(&reference, true)).unwrap();
+    let spelled_out = spelled_out(&reference, true);
+    let both = load(&spelled_out).unwrap_err();
+    assert!(both.contains("store: has both path and [store.postgres]"), "{both}");
+    // The rows are in one place.
+    let file = "path = \"/var/lib/tollgate/store/tollgate.db\"\n";
+    let loaded = load(&spelled_out.replacen(file, "", 1)).unwrap();
 
     assert!(loaded.hsm.worker.is_some() && loaded.hsm.in_worker_waiver.is_some());
 }

@@ -1,11 +1,11 @@
 //! Groups, crashes, locks, full disks.
 
-use super::super::open::MIGRATIONS;
+use super::super::db::Db;
+use super::super::sqlite::MIGRATIONS;
 use super::*;
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sixty_four_clients_at_once_leave_one_durable_row_for_each_key() {
-    let world = World::new().await;
+async fn sixty_four_clients_at_once_leave_one_durable_row_for_each_key(on: On) {
+    let world = World::new(on).await;
     let payments: Vec<_> = (0..256).map(|n| world.new_payment(n as u8)).collect();
     let mut tasks = tokio::task::JoinSet::new();
     for client in 0..64 {
@@ -27,9 +27,8 @@ async fn sixty_four_clients_at_once_leave_one_durable_row_for_each_key() {
     assert_eq!((world.count("saf_item").await, world.count("idem_key").await), (256, 256));
 }
 
-#[tokio::test]
-async fn a_crash_loses_nothing_and_the_next_start_frees_its_leases() {
-    let world = World::new().await;
+async fn a_crash_loses_nothing_and_the_next_start_frees_its_leases(on: On) {
+    let world = World::new(on).await;
     let (sent, waiting, ended) = (world.new_payment(1), world.new_payment(1), world.new_payment(2));
     world.forward(sent.clone()).await;
     world.queue(waiting.clone()).await;
@@ -50,7 +49,7 @@ async fn a_crash_loses_nothing_and_the_next_start_frees_its_leases() {
 /// Nobody closes the store: it is dropped with orders in flight.
 #[tokio::test]
 async fn a_store_that_was_dropped_opens_again() {
-    let World { store, clock, directory, queue } = World::new().await;
+    let World { store, clock, directory, queue, .. } = World::new(On::Sqlite).await;
     let payment = new_payment(store.now(), 1);
     let id = payment.facts.id;
     store.begin(payment).await.unwrap();
@@ -72,8 +71,8 @@ async fn a_store_that_was_dropped_opens_again() {
 
 #[tokio::test]
 async fn a_second_gateway_on_the_file_is_refused_until_the_first_is_gone() {
-    let world = World::new().await;
-    let config = StoreConfig::at(world.store.path());
+    let world = World::new(On::Sqlite).await;
+    let config = StoreConfig::at(world.store.path().unwrap());
 
     let refused = Store::open(&config, &world.queue).await.unwrap_err();
     world.store.close().await;
@@ -89,11 +88,11 @@ async fn a_second_gateway_on_the_file_is_refused_until_the_first_is_gone() {
 
 #[tokio::test]
 async fn the_files_are_ours_alone() {
-    let world = World::new().await;
+    let world = World::new(On::Sqlite).await;
     world.forward(world.new_payment(1)).await;
 
     for suffix in ["", "-wal", "-shm", ".lock"] {
-        let mut path = world.store.path().as_os_str().to_owned();
+        let mut path = world.store.path().unwrap().as_os_str().to_owned();
         path.push(suffix);
         let mode = std::fs::metadata(PathBuf::from(path)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{suffix}");
@@ -110,9 +109,8 @@ async fn a_missing_directory_is_named() {
     assert!(error.to_string().contains("absent/tollgate.db"), "{error}");
 }
 
-#[tokio::test]
-async fn a_bad_row_does_not_fail_its_neighbours() {
-    let world = World::new().await;
+async fn a_bad_row_does_not_fail_its_neighbours(on: On) {
+    let world = World::new(on).await;
     let stored = world.new_payment(1);
     world.forward(stored.clone()).await;
     let mut twice = world.new_payment(2);
@@ -130,8 +128,8 @@ async fn a_bad_row_does_not_fail_its_neighbours() {
 
 #[tokio::test]
 async fn a_locked_database_is_an_answer_and_not_a_hang() {
-    let world = World::new().await;
-    let mut intruder = world.intruder().await;
+    let world = World::new(On::Sqlite).await;
+    let mut intruder = world.file_intruder().await;
     sqlx::query("BEGIN IMMEDIATE").execute(&mut intruder).await.unwrap();
 
     let locked = world.store.begin(world.new_payment(1)).await.unwrap_err();
@@ -144,12 +142,12 @@ async fn a_locked_database_is_an_answer_and_not_a_hang() {
 
 #[tokio::test]
 async fn a_database_that_was_moved_away_takes_nothing_any_more() {
-    let world = World::new().await;
+    let world = World::new(On::Sqlite).await;
     let away = world.directory.path().join("elsewhere.db");
-    std::fs::rename(world.store.path(), &away).unwrap();
+    std::fs::rename(world.store.path().unwrap(), &away).unwrap();
 
     let gone = world.store.begin(world.new_payment(1)).await.unwrap_err();
-    std::fs::rename(&away, world.store.path()).unwrap();
+    std::fs::rename(&away, world.store.path().unwrap()).unwrap();
     let back = world.store.begin(world.new_payment(1)).await;
 
     assert!(matches!(gone, StoreError::Unavailable { .. }), "{gone}");
@@ -163,15 +161,15 @@ struct FillTheDisk;
 impl Order for FillTheDisk {
     type Answer = ();
 
-    async fn run(&self, db: &mut SqliteConnection, _: &mut Batch) -> Result<(), StoreError> {
-        sqlx::query("PRAGMA max_page_count = 1").execute(db).await?;
+    async fn run(&self, db: &mut Db<'_>, _: &mut Batch) -> Result<(), StoreError> {
+        query("PRAGMA max_page_count = 1").execute(db).await?;
         Ok(())
     }
 }
 
 #[tokio::test]
 async fn a_full_disk_refuses_new_payments_and_loses_none() {
-    let world = World::new().await;
+    let world = World::new(On::Sqlite).await;
     let kept = world.new_payment(1);
     world.forward(kept.clone()).await;
     world.store.writer.ask(FillTheDisk).await.unwrap();
@@ -192,17 +190,20 @@ struct Dawdle;
 impl Order for Dawdle {
     type Answer = ();
 
-    async fn run(&self, _: &mut SqliteConnection, _: &mut Batch) -> Result<(), StoreError> {
+    async fn run(&self, _: &mut Db<'_>, _: &mut Batch) -> Result<(), StoreError> {
         tokio::time::sleep(Duration::from_millis(300)).await;
         Ok(())
     }
 }
 
-#[tokio::test]
-async fn a_writer_with_too_much_to_do_says_so_at_once() {
-    let directory = tempfile::tempdir().unwrap();
-    let mut config = StoreConfig::at(directory.path().join("tollgate.db"));
+async fn a_writer_with_too_much_to_do_says_so_at_once(on: On) {
+    let world = World::new(on).await;
+    let mut config = world.config();
+    if let Some(postgres) = &mut config.postgres {
+        postgres.writers = 1;
+    }
     config.writer_queue_max = 1;
+    world.store.close().await;
     let store = Store::open(&config, &QueueConfig::default()).await.unwrap();
     let busy = tokio::spawn({
         let writer = store.writer.clone();
@@ -220,7 +221,7 @@ async fn a_writer_with_too_much_to_do_says_so_at_once() {
 /// Its begin was committed in a group that took too long: nothing was sent under its lease.
 #[tokio::test]
 async fn a_payment_whose_caller_has_gone_is_withdrawn_and_its_key_is_free() {
-    let world = World::new().await;
+    let world = World::new(On::Sqlite).await;
     let payment = world.new_payment(1);
     let patience = Duration::from_millis(100);
     let begin = tokio::time::timeout(patience, world.store.begin(payment.clone()));
@@ -238,7 +239,7 @@ async fn a_payment_whose_caller_has_gone_is_withdrawn_and_its_key_is_free() {
 
 #[tokio::test]
 async fn a_claim_whose_caller_has_gone_waits_as_before() {
-    let world = World::new().await;
+    let world = World::new(On::Sqlite).await;
     let payment = world.new_payment(1);
     let lease = world.forward(payment.clone()).await;
     let now = Parking { retry_in: Duration::ZERO, ..parking(Class::NotSent) };
@@ -261,8 +262,8 @@ fn everything(directory: &std::path::Path) -> std::collections::BTreeMap<PathBuf
 
 #[tokio::test]
 async fn looking_changes_nothing_whether_the_store_is_open_closed_empty_or_absent() {
-    let world = World::new().await;
-    let path = world.store.path().to_owned();
+    let world = World::new(On::Sqlite).await;
+    let path = world.store.path().unwrap().to_owned();
     let directory = world.directory.path();
     world.forward(world.new_payment(1)).await;
 
@@ -284,18 +285,18 @@ async fn looking_changes_nothing_whether_the_store_is_open_closed_empty_or_absen
 
 #[tokio::test]
 async fn a_schema_of_another_release_is_seen_before_the_start() {
-    let world = World::new().await;
+    let world = World::new(On::Sqlite).await;
     let later = "UPDATE _sqlx_migrations SET version = version + 98";
-    sqlx::query(later).execute(&mut world.intruder().await).await.unwrap();
+    sqlx::query(later).execute(&mut world.file_intruder().await).await.unwrap();
 
-    let refused = Store::look(world.store.path()).await.unwrap_err();
+    let refused = Store::look(world.store.path().unwrap()).await.unwrap_err();
 
     assert!(matches!(refused, StoreError::Migrate { .. }), "{refused}");
 }
 
 #[tokio::test]
 async fn a_store_that_takes_no_writes_says_so_before_a_payment_does_and_comes_back() {
-    let world = World::new().await;
+    let world = World::new(On::Sqlite).await;
     let away = world.directory.path().join("elsewhere.db");
     let becomes = async |healthy: bool| {
         for _ in 0..80 {
@@ -308,12 +309,19 @@ async fn a_store_that_takes_no_writes_says_so_before_a_payment_does_and_comes_ba
     };
 
     let before = world.store.is_healthy();
-    std::fs::rename(world.store.path(), &away).unwrap();
+    std::fs::rename(world.store.path().unwrap(), &away).unwrap();
     let told = becomes(false).await;
-    std::fs::rename(&away, world.store.path()).unwrap();
+    std::fs::rename(&away, world.store.path().unwrap()).unwrap();
     let back = becomes(true).await;
     world.store.close().await;
 
     assert!(before && told && back, "{before} {told} {back}");
     assert!(!world.store.is_healthy(), "closed");
+}
+
+both! {
+    sixty_four_clients_at_once_leave_one_durable_row_for_each_key,
+    a_crash_loses_nothing_and_the_next_start_frees_its_leases,
+    a_bad_row_does_not_fail_its_neighbours,
+    a_writer_with_too_much_to_do_says_so_at_once,
 }

@@ -9,9 +9,8 @@ fn again(first: &NewPayment) -> NewPayment {
     payment
 }
 
-#[tokio::test]
-async fn a_running_key_is_told_to_wait() {
-    let world = World::new().await;
+async fn a_running_key_is_told_to_wait(on: On) {
+    let world = World::new(on).await;
     let first = world.new_payment(1);
     world.forward(first.clone()).await;
     world.clock.advance(Duration::from_secs(10));
@@ -22,9 +21,8 @@ async fn a_running_key_is_told_to_wait() {
     assert_eq!(world.count("saf_item").await, 1);
 }
 
-#[tokio::test]
-async fn a_finished_key_gets_its_answer_again() {
-    let world = World::new().await;
+async fn a_finished_key_gets_its_answer_again(on: On) {
+    let world = World::new(on).await;
     let first = world.new_payment(1);
     let lease = world.forward(first.clone()).await;
     world.store.complete(&lease, done()).await.unwrap();
@@ -35,9 +33,8 @@ async fn a_finished_key_gets_its_answer_again() {
     assert_eq!(begun, Begun::Replay { facts, status: Status::Success, answer });
 }
 
-#[tokio::test]
-async fn a_queued_key_gets_its_payments_status() {
-    let world = World::new().await;
+async fn a_queued_key_gets_its_payments_status(on: On) {
+    let world = World::new(on).await;
     let first = world.new_payment(1);
     let lease = world.forward(first.clone()).await;
     world.store.release(&lease, parking(Class::NotSent)).await.unwrap();
@@ -53,9 +50,8 @@ async fn a_queued_key_gets_its_payments_status() {
     assert_eq!(in_flight, replay(Status::Processing));
 }
 
-#[tokio::test]
-async fn a_key_with_another_request_is_refused_without_effect() {
-    let world = World::new().await;
+async fn a_key_with_another_request_is_refused_without_effect(on: On) {
+    let world = World::new(on).await;
     let first = world.new_payment(1);
     world.forward(first.clone()).await;
     let mut other = again(&first);
@@ -67,9 +63,8 @@ async fn a_key_with_another_request_is_refused_without_effect() {
     assert_eq!(world.count("saf_item").await, 1);
 }
 
-#[tokio::test]
-async fn two_clients_may_choose_the_same_key() {
-    let world = World::new().await;
+async fn two_clients_may_choose_the_same_key(on: On) {
+    let world = World::new(on).await;
     let first = world.new_payment(1);
     world.forward(first.clone()).await;
     let mut other = again(&first);
@@ -81,9 +76,8 @@ async fn two_clients_may_choose_the_same_key() {
 }
 
 /// After a crash nobody knows whether it was sent: the key never executes it a second time.
-#[tokio::test]
-async fn a_key_whose_sender_was_lost_is_never_executed_again() {
-    let world = World::new().await;
+async fn a_key_whose_sender_was_lost_is_never_executed_again(on: On) {
+    let world = World::new(on).await;
     let mut first = world.new_payment(1);
     first.payload = None;
     world.forward(first.clone()).await;
@@ -95,9 +89,8 @@ async fn a_key_whose_sender_was_lost_is_never_executed_again() {
     assert_eq!(begun, Begun::Replay { facts, status: Status::Held, answer });
 }
 
-#[tokio::test]
-async fn a_withdrawn_payment_frees_its_key_unless_it_may_have_been_sent() {
-    let world = World::new().await;
+async fn a_withdrawn_payment_frees_its_key_unless_it_may_have_been_sent(on: On) {
+    let world = World::new(on).await;
     let (unsent, maybe_sent) = (world.new_payment(1), world.new_payment(2));
     let lease = world.forward(unsent.clone()).await;
     world.forward(maybe_sent.clone()).await;
@@ -119,9 +112,8 @@ async fn a_withdrawn_payment_frees_its_key_unless_it_may_have_been_sent() {
 }
 
 /// Its client was told its id: the key must not make another payment of it.
-#[tokio::test]
-async fn a_withdrawn_payment_that_its_client_knows_keeps_its_key() {
-    let world = World::new().await;
+async fn a_withdrawn_payment_that_its_client_knows_keeps_its_key(on: On) {
+    let world = World::new(on).await;
     let known = world.new_payment(1);
     let lease = world.forward(known.clone()).await;
 
@@ -133,10 +125,9 @@ async fn a_withdrawn_payment_that_its_client_knows_keeps_its_key() {
     assert_eq!(begun, Begun::Replay { facts, status: Status::Failed, answer });
 }
 
-#[tokio::test]
-async fn a_full_queue_refuses_new_keys_and_still_knows_the_old() {
+async fn a_full_queue_refuses_new_keys_and_still_knows_the_old(on: On) {
     let queue = QueueConfig { rows_max: 2, ..QueueConfig::default() };
-    let world = World::with(queue).await;
+    let world = World::with(on, queue).await;
     let first = world.new_payment(1);
     let lease = world.forward(first.clone()).await;
     world.forward(world.new_payment(2)).await;
@@ -157,10 +148,9 @@ async fn a_full_queue_refuses_new_keys_and_still_knows_the_old() {
     assert_eq!(full, Begun::QueueFull);
 }
 
-#[tokio::test]
-async fn what_a_person_holds_takes_no_room() {
+async fn what_a_person_holds_takes_no_room(on: On) {
     let queue = QueueConfig { rows_max: 1, ..QueueConfig::default() };
-    let world = World::with(queue).await;
+    let world = World::with(on, queue).await;
     let lease = world.forward(world.new_payment(1)).await;
     world.store.hold(&lease, HoldReason::Ambiguous).await.unwrap();
 
@@ -173,9 +163,8 @@ async fn what_a_person_holds_takes_no_room() {
     assert_eq!((full, still_full), (Begun::QueueFull, Begun::QueueFull));
 }
 
-#[tokio::test]
-async fn what_may_not_wait_is_refused_behind_another_and_nothing_is_stored() {
-    let world = World::new().await;
+async fn what_may_not_wait_is_refused_behind_another_and_nothing_is_stored(on: On) {
+    let world = World::new(on).await;
     world.forward(world.new_payment(1)).await;
     let mut bare = world.new_payment(1);
     bare.payload = None;
@@ -187,4 +176,18 @@ async fn what_may_not_wait_is_refused_behind_another_and_nothing_is_stored() {
 
     assert_eq!(refused, [Begun::Busy, Begun::Busy]);
     assert_eq!((world.count("saf_item").await, world.count("idem_key").await), (1, 1));
+}
+
+both! {
+    a_running_key_is_told_to_wait,
+    a_finished_key_gets_its_answer_again,
+    a_queued_key_gets_its_payments_status,
+    a_key_with_another_request_is_refused_without_effect,
+    two_clients_may_choose_the_same_key,
+    a_key_whose_sender_was_lost_is_never_executed_again,
+    a_withdrawn_payment_frees_its_key_unless_it_may_have_been_sent,
+    a_withdrawn_payment_that_its_client_knows_keeps_its_key,
+    a_full_queue_refuses_new_keys_and_still_knows_the_old,
+    what_a_person_holds_takes_no_room,
+    what_may_not_wait_is_refused_behind_another_and_nothing_is_stored,
 }

@@ -1,10 +1,10 @@
 //! The lane protocol: order, mutual exclusion, lost leases, ends of lives.
 
+use super::super::db::Sql;
 use super::*;
 
-#[tokio::test]
-async fn one_payment_of_an_account_is_in_flight_and_the_others_follow_in_order() {
-    let world = World::new().await;
+async fn one_payment_of_an_account_is_in_flight_and_the_others_follow_in_order(on: On) {
+    let world = World::new(on).await;
     let payments: Vec<_> = (0..4).map(|_| world.new_payment(1)).collect();
     let first = world.forward(payments[0].clone()).await;
     for payment in &payments[1..] {
@@ -28,9 +28,8 @@ async fn one_payment_of_an_account_is_in_flight_and_the_others_follow_in_order()
 }
 
 /// A reversal pulls its own lane forward; it does not overtake the payment that it reverses.
-#[tokio::test]
-async fn urgent_lanes_leave_first_and_inside_a_lane_only_age_counts() {
-    let world = World::new().await;
+async fn urgent_lanes_leave_first_and_inside_a_lane_only_age_counts(on: On) {
+    let world = World::new(on).await;
     let mut waiting = Vec::new();
     for lane in 1..=3 {
         let payment = world.new_payment(lane);
@@ -53,9 +52,8 @@ async fn urgent_lanes_leave_first_and_inside_a_lane_only_age_counts() {
     assert_eq!(third.facts.id, waiting[0]);
 }
 
-#[tokio::test]
-async fn every_tenth_claim_takes_the_oldest_so_that_low_ones_move() {
-    let world = World::new().await;
+async fn every_tenth_claim_takes_the_oldest_so_that_low_ones_move(on: On) {
+    let world = World::new(on).await;
     let mut low = world.new_payment(0);
     low.facts.prio = Priority::Low;
     let now = Parking { retry_in: Duration::ZERO, ..parking(Class::NotSent) };
@@ -74,9 +72,8 @@ async fn every_tenth_claim_takes_the_oldest_so_that_low_ones_move() {
     assert_eq!(claims.iter().position(|id| *id == low.facts.id), Some(9));
 }
 
-#[tokio::test]
-async fn a_lost_lease_changes_nothing_and_leaves_evidence() {
-    let world = World::new().await;
+async fn a_lost_lease_changes_nothing_and_leaves_evidence(on: On) {
+    let world = World::new(on).await;
     let payment = world.new_payment(1);
     let lost = world.forward(payment.clone()).await;
     world.clock.advance(LEASE);
@@ -102,9 +99,8 @@ async fn a_lost_lease_changes_nothing_and_leaves_evidence() {
     assert_eq!(ended, Settled::Recorded);
 }
 
-#[tokio::test]
-async fn a_report_may_be_repeated_when_its_answer_was_lost() {
-    let world = World::new().await;
+async fn a_report_may_be_repeated_when_its_answer_was_lost(on: On) {
+    let world = World::new(on).await;
     let payment = world.new_payment(1);
     let lease = world.forward(payment.clone()).await;
 
@@ -117,9 +113,8 @@ async fn a_report_may_be_repeated_when_its_answer_was_lost() {
     assert_eq!(view.history.len(), 2, "{:?}", view.history);
 }
 
-#[tokio::test]
-async fn the_fifth_lost_sender_is_the_last() {
-    let world = World::new().await;
+async fn the_fifth_lost_sender_is_the_last(on: On) {
+    let world = World::new(on).await;
     let payment = world.new_payment(1);
     world.forward(payment.clone()).await;
 
@@ -137,9 +132,8 @@ async fn the_fifth_lost_sender_is_the_last() {
     assert_eq!(world.held().await, [("poison".to_owned(), 1)]);
 }
 
-#[tokio::test]
-async fn a_lost_payment_that_cannot_be_sent_again_is_left_to_a_person() {
-    let world = World::new().await;
+async fn a_lost_payment_that_cannot_be_sent_again_is_left_to_a_person(on: On) {
+    let world = World::new(on).await;
     let mut bare = world.new_payment(1);
     bare.payload = None;
     let mut without_its_pin = world.new_payment(2);
@@ -156,9 +150,8 @@ async fn a_lost_payment_that_cannot_be_sent_again_is_left_to_a_person() {
     assert!(world.claim(10).await.is_empty());
 }
 
-#[tokio::test]
-async fn a_held_payment_stops_its_own_lane_and_no_other() {
-    let world = World::new().await;
+async fn a_held_payment_stops_its_own_lane_and_no_other(on: On) {
+    let world = World::new(on).await;
     let lease = world.forward(world.new_payment(1)).await;
     world.queue(world.new_payment(1)).await;
     let other = world.forward(world.new_payment(2)).await;
@@ -173,10 +166,9 @@ async fn a_held_payment_stops_its_own_lane_and_no_other() {
     assert_eq!(world.held().await, [("ambiguous".to_owned(), 1)]);
 }
 
-#[tokio::test]
-async fn attempts_come_to_an_end() {
+async fn attempts_come_to_an_end(on: On) {
     let queue = QueueConfig { attempts_max: 2, ..QueueConfig::default() };
-    let world = World::with(queue).await;
+    let world = World::with(on, queue).await;
     let (unsent, maybe_sent) = (world.new_payment(1), world.new_payment(2));
     let mut leases =
         vec![world.forward(unsent.clone()).await, world.forward(maybe_sent.clone()).await];
@@ -198,9 +190,8 @@ async fn attempts_come_to_an_end() {
     assert_eq!(world.status(maybe_sent.facts.id).await, Status::Held);
 }
 
-#[tokio::test]
-async fn a_breaker_in_the_way_is_no_attempt_and_a_pause_is_kept() {
-    let world = World::new().await;
+async fn a_breaker_in_the_way_is_no_attempt_and_a_pause_is_kept(on: On) {
+    let world = World::new(on).await;
     let payment = world.new_payment(1);
     let lease = world.forward(payment.clone()).await;
     let pause = Parking { counts: false, ..parking(Class::NotSent) };
@@ -213,9 +204,8 @@ async fn a_breaker_in_the_way_is_no_attempt_and_a_pause_is_kept() {
     assert_eq!((claimed[0].attempts, claimed[0].sent_unknown), (0, false));
 }
 
-#[tokio::test]
-async fn nothing_is_claimed_for_a_target_that_is_not_allowed() {
-    let world = World::new().await;
+async fn nothing_is_claimed_for_a_target_that_is_not_allowed(on: On) {
+    let world = World::new(on).await;
     let lease = world.forward(world.new_payment(1)).await;
     let now = Parking { retry_in: Duration::ZERO, ..parking(Class::NotSent) };
     world.store.release(&lease, now).await.unwrap();
@@ -228,9 +218,8 @@ async fn nothing_is_claimed_for_a_target_that_is_not_allowed() {
     assert_eq!(world.claim(10).await.len(), 1);
 }
 
-#[tokio::test]
-async fn what_was_never_sent_expires_and_what_may_have_been_is_held() {
-    let world = World::new().await;
+async fn what_was_never_sent_expires_and_what_may_have_been_is_held(on: On) {
+    let world = World::new(on).await;
     let (in_flight, behind) = (world.new_payment(1), world.new_payment(1));
     let (unsent, maybe_sent) = (world.new_payment(2), world.new_payment(3));
     let held = world.forward(in_flight.clone()).await;
@@ -253,9 +242,8 @@ async fn what_was_never_sent_expires_and_what_may_have_been_is_held() {
     assert_eq!(world.count("saf_lane").await, 1, "the held one's");
 }
 
-#[tokio::test]
-async fn a_claim_gives_nothing_that_is_past_its_time() {
-    let world = World::new().await;
+async fn a_claim_gives_nothing_that_is_past_its_time(on: On) {
+    let world = World::new(on).await;
     let payment = world.new_payment(1);
     let lease = world.forward(payment.clone()).await;
     world.store.release(&lease, parking(Class::NotSent)).await.unwrap();
@@ -268,9 +256,8 @@ async fn a_claim_gives_nothing_that_is_past_its_time() {
 }
 
 /// A database writer can empty a payload, or point a lane at nothing; neither is sent.
-#[tokio::test]
-async fn a_head_that_was_emptied_or_taken_away_is_never_handed_out() {
-    let world = World::new().await;
+async fn a_head_that_was_emptied_or_taken_away_is_never_handed_out(on: On) {
+    let world = World::new(on).await;
     let (emptied, removed) = (world.new_payment(1), world.new_payment(2));
     for payment in [&emptied, &removed] {
         let lease = world.forward(payment.clone()).await;
@@ -278,14 +265,14 @@ async fn a_head_that_was_emptied_or_taken_away_is_never_handed_out() {
         world.store.release(&lease, now).await.unwrap();
     }
     let mut intruder = world.intruder().await;
-    sqlx::query("UPDATE saf_item SET ct = NULL, nonce = NULL, dek_id = NULL WHERE id = ?1")
+    query("UPDATE saf_item SET ct = NULL, nonce = NULL, dek_id = NULL WHERE id = $1")
         .bind(emptied.facts.id)
-        .execute(&mut intruder)
+        .execute(&mut intruder.db())
         .await
         .unwrap();
-    sqlx::query("UPDATE saf_lane SET head_seq = 999 WHERE ord_key = ?1")
+    query("UPDATE saf_lane SET head_seq = 999 WHERE ord_key = $1")
         .bind([2; 16].as_slice())
-        .execute(&mut intruder)
+        .execute(&mut intruder.db())
         .await
         .unwrap();
 
@@ -296,28 +283,70 @@ async fn a_head_that_was_emptied_or_taken_away_is_never_handed_out() {
     assert_eq!(world.claim(10).await[0].facts.id, removed.facts.id, "the lane has healed");
 }
 
-/// T0: a claim walks the lanes in their order; it neither scans items nor sorts.
-#[tokio::test]
-async fn a_claim_is_planned_on_the_index_of_ready_lanes() {
-    let world = World::new().await;
-    let mut db = world.intruder().await;
+/// T0: a claim walks the lanes in their order; it neither scans items nor sorts. First with 10 000
+/// payments of one account, then with 10 000 accounts beside it.
+async fn a_claim_is_planned_on_the_index_of_ready_lanes(on: On) {
+    let world = World::new(on).await;
+    let Sql::Each { sqlite, postgres } = crate::store::claim::CLAIM else { panic!("one text") };
+    let explain = match on {
+        On::Sqlite => format!("EXPLAIN QUERY PLAN {sqlite}"),
+        On::Postgres => format!("EXPLAIN {postgres}"),
+    };
+    let mut session = world.intruder().await;
+    let db = &mut session.db();
 
-    let plan = sqlx::query(sqlx::AssertSqlSafe(format!(
-        "EXPLAIN QUERY PLAN {}",
-        crate::store::claim::CLAIM
-    )))
-    .fetch_all(&mut db)
-    .await
-    .unwrap();
+    for accounts in [1, 10_000] {
+        for statement in [items(on, accounts), LANES.to_owned(), "ANALYZE".to_owned()] {
+            query(Sql::Rows(statement.into())).execute(db).await.unwrap();
+        }
+        let plan = query(Sql::Rows(explain.clone().into()))
+            .bind("forwarder")
+            .bind(1_i64)
+            .bind(2_i64)
+            .bind(i64::MAX)
+            .bind(vec!["pln".to_owned()])
+            .bind(50_i64)
+            .all(db)
+            .await
+            .unwrap();
 
-    let plan: String = plan.iter().map(|row| row.get::<String, _>("detail") + "\n").collect();
-    assert!(plan.contains("USING INDEX saf_lane_ready"), "{plan}");
-    assert!(!plan.contains("TEMP B-TREE FOR ORDER BY"), "{plan}");
+        let column = if on == On::Sqlite { "detail" } else { "QUERY PLAN" };
+        let lines = plan.iter().map(|row| row.get::<String>(column).unwrap() + "\n");
+        let plan: String = lines.collect();
+        // PostgreSQL reads a table of one page whole.
+        let is_indexed = plan.contains("saf_lane_ready");
+        assert!(is_indexed || (on == On::Postgres && accounts == 1), "{plan}");
+        assert!(!plan.contains("TEMP B-TREE FOR ORDER BY"), "{plan}");
+        assert!(!plan.contains("Seq Scan on saf_item"), "{plan}");
+    }
 }
 
-#[tokio::test]
-async fn what_is_past_its_time_is_not_claimed_however_much_of_it_there_is() {
-    let world = World::new().await;
+/// 10 000 payments of so many accounts.
+fn items(on: On, accounts: u32) -> String {
+    let (id, ord_key) = match on {
+        On::Sqlite => ("randomblob(16)", "CAST(printf('%016d', i % {}) AS BLOB)"),
+        On::Postgres => ("gen_random_uuid()", "convert_to(lpad((i % {})::text, 16, '0'), 'UTF8')"),
+    };
+    let ord_key = ord_key.replace("{}", &accounts.to_string());
+    format!(
+        "
+INSERT INTO saf_item (id, tenant, kind, target, reference, ord_key, prio, queued, needs_pin,
+                      created_at, expires_at, updated_at, enc_v)
+WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 10000)
+SELECT {id}, 'acquirer-a', 'payment', 'pln', CAST(i + {accounts} * 100000 AS text), {ord_key}, 2,
+       TRUE, FALSE, 0, 1000000, 0, 1
+FROM n"
+    )
+}
+
+/// The lanes of all open payments.
+const LANES: &str = "
+INSERT INTO saf_lane (ord_key, target, head_seq, head_prio)
+SELECT ord_key, 'pln', min(seq), 2 FROM saf_item WHERE TRUE GROUP BY ord_key
+ON CONFLICT (ord_key) DO NOTHING";
+
+async fn what_is_past_its_time_is_not_claimed_however_much_of_it_there_is(on: On) {
+    let world = World::new(on).await;
     let mut sending = tokio::task::JoinSet::new();
     for number in 0..600_u32 {
         let (store, mut payment) = (world.store.clone(), world.new_payment(0));
@@ -335,4 +364,23 @@ async fn what_is_past_its_time_is_not_claimed_however_much_of_it_there_is() {
     let late = world.claim(600).await.len();
 
     assert_eq!((in_time, late), (1, 0));
+}
+
+both! {
+    a_claim_is_planned_on_the_index_of_ready_lanes,
+    one_payment_of_an_account_is_in_flight_and_the_others_follow_in_order,
+    urgent_lanes_leave_first_and_inside_a_lane_only_age_counts,
+    every_tenth_claim_takes_the_oldest_so_that_low_ones_move,
+    a_lost_lease_changes_nothing_and_leaves_evidence,
+    a_report_may_be_repeated_when_its_answer_was_lost,
+    the_fifth_lost_sender_is_the_last,
+    a_lost_payment_that_cannot_be_sent_again_is_left_to_a_person,
+    a_held_payment_stops_its_own_lane_and_no_other,
+    attempts_come_to_an_end,
+    a_breaker_in_the_way_is_no_attempt_and_a_pause_is_kept,
+    nothing_is_claimed_for_a_target_that_is_not_allowed,
+    what_was_never_sent_expires_and_what_may_have_been_is_held,
+    a_claim_gives_nothing_that_is_past_its_time,
+    a_head_that_was_emptied_or_taken_away_is_never_handed_out,
+    what_is_past_its_time_is_not_claimed_however_much_of_it_there_is,
 }

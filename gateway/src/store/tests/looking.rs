@@ -2,9 +2,8 @@
 
 use super::*;
 
-#[tokio::test]
-async fn a_client_sees_its_own_payments_and_their_history() {
-    let world = World::new().await;
+async fn a_client_sees_its_own_payments_and_their_history(on: On) {
+    let world = World::new(on).await;
     let payment = world.new_payment(1);
     let id = payment.facts.id;
     let lease = world.forward(payment).await;
@@ -24,9 +23,8 @@ async fn a_client_sees_its_own_payments_and_their_history() {
     assert_eq!(world.store.payment(id, "acquirer-b").await.unwrap(), None);
 }
 
-#[tokio::test]
-async fn the_depth_is_told_by_status_and_priority() {
-    let world = World::new().await;
+async fn the_depth_is_told_by_status_and_priority(on: On) {
+    let world = World::new(on).await;
     world.forward(world.new_payment(1)).await;
     let mut behind = world.new_payment(1);
     behind.facts.prio = Priority::High;
@@ -50,9 +48,8 @@ async fn the_depth_is_told_by_status_and_priority() {
     assert_eq!(stats.oldest_ms, Some(7_000));
 }
 
-#[tokio::test]
-async fn retention_forgets_keys_then_payments_and_never_what_is_open() {
-    let world = World::new().await;
+async fn retention_forgets_keys_then_payments_and_never_what_is_open(on: On) {
+    let world = World::new(on).await;
     let (ended, open) = (world.new_payment(1), world.new_payment(2));
     let lease = world.forward(ended.clone()).await;
     let mut held = open.clone();
@@ -70,9 +67,8 @@ async fn retention_forgets_keys_then_payments_and_never_what_is_open() {
     assert_eq!((world.count("saf_item").await, world.count("idem_key").await), (1, 1));
 }
 
-#[tokio::test]
-async fn a_data_key_is_destroyed_when_nothing_refers_to_it_and_then_forgotten() {
-    let world = World::new().await;
+async fn a_data_key_is_destroyed_when_nothing_refers_to_it_and_then_forgotten(on: On) {
+    let world = World::new(on).await;
     let lease = world.forward(world.new_payment(1)).await;
     let end = i64::MAX;
 
@@ -83,7 +79,7 @@ async fn a_data_key_is_destroyed_when_nothing_refers_to_it_and_then_forgotten() 
     assert!(in_use.is_empty());
     assert!(unused.is_empty(), "not before its time");
     let mut db = world.intruder().await;
-    sqlx::query("UPDATE saf_dek SET not_after = 5").execute(&mut db).await.unwrap();
+    query("UPDATE saf_dek SET not_after = 5").execute(&mut db.db()).await.unwrap();
     assert_eq!(world.store.destroy_deks(DekClass::Record, end).await.unwrap(), [1]);
     assert!(world.store.dek(1).await.unwrap().is_none());
     world.clock.advance(Duration::from_secs(1));
@@ -92,9 +88,8 @@ async fn a_data_key_is_destroyed_when_nothing_refers_to_it_and_then_forgotten() 
     assert_eq!(world.count("saf_dek").await, 0);
 }
 
-#[tokio::test]
-async fn everybody_who_waits_is_woken_when_a_lane_can_move() {
-    let world = World::new().await;
+async fn everybody_who_waits_is_woken_when_a_lane_can_move(on: On) {
+    let world = World::new(on).await;
     let lease = world.forward(world.new_payment(1)).await;
     world.queue(world.new_payment(1)).await;
     let woken = tokio::time::timeout(Duration::from_millis(20), world.store.wake().notified());
@@ -106,4 +101,12 @@ async fn everybody_who_waits_is_woken_when_a_lane_can_move() {
     let both = async { tokio::join!(one, other) };
     assert!(before.is_err());
     assert!(tokio::time::timeout(Duration::from_secs(5), both).await.is_ok());
+}
+
+both! {
+    a_client_sees_its_own_payments_and_their_history,
+    the_depth_is_told_by_status_and_priority,
+    retention_forgets_keys_then_payments_and_never_what_is_open,
+    a_data_key_is_destroyed_when_nothing_refers_to_it_and_then_forgotten,
+    everybody_who_waits_is_woken_when_a_lane_can_move,
 }

@@ -1,52 +1,97 @@
 //! The store, alone: rows go in and come out as bytes that nobody opens.
 
-mod lanes;
-mod idempotency;
-mod durability;
-mod pins;
-mod guards;
-mod looking;
-mod key_changes;
+/// Each test twice: on SQLite, and on a real PostgreSQL server.
+macro_rules! both {
+    ($($name:ident),* $(,)?) => {
+        mod on_sqlite {
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name(crate::store::tests::On::Sqlite).await;
+            })*
+        }
+
+        mod on_postgres {
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name(crate::store::tests::On::Postgres).await;
+            })*
+        }
+    };
+}
+
 pub(crate) mod breaker_orders;
+mod durability;
+mod guards;
+mod idempotency;
+mod key_changes;
+mod lanes;
+mod looking;
+mod pins;
+mod schema;
 
 use std::collections::HashSet;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use cluster::Database;
+use sqlx::ConnectOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
-use sqlx::{ConnectOptions, Row};
 
-use super::writer::{Batch, Order};
+use super::db::{Session, query};
+use super::order::Order;
+use super::writer::Batch;
 use super::*;
 
-/// A store in a directory of its own, and a clock that moves by hand.
+/// Which database a test runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum On {
+    Sqlite,
+    Postgres,
+}
+
+/// A store in a database of its own, and a clock that moves by hand.
 pub(crate) struct World {
     pub(crate) store: Store,
     pub(crate) clock: Clock,
     pub(crate) directory: tempfile::TempDir,
     pub(crate) queue: QueueConfig,
+    /// Last: it is dropped when nobody is connected any more.
+    server: Option<Arc<Database>>,
 }
 
 pub(crate) const LEASE: Duration = Duration::from_secs(30);
 
 impl World {
-    pub(crate) async fn new() -> Self {
-        Self::with(QueueConfig::default()).await
+    pub(crate) async fn new(on: On) -> Self {
+        Self::with(on, QueueConfig::default()).await
     }
 
-    pub(crate) async fn with(queue: QueueConfig) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let clock = Clock::manual();
-        let config = StoreConfig::at(directory.path().join("tollgate.db"));
-        let store = Store::open_at(&config, &queue, clock.clone()).await.unwrap();
+    pub(crate) async fn with(on: On, queue: QueueConfig) -> Self {
+        let server = match on {
+            On::Sqlite => None,
+            On::Postgres => Some(Arc::new(Database::create().unwrap())),
+        };
+        let world = Self::open(tempfile::tempdir().unwrap(), Clock::manual(), queue, server).await;
         // Sealed rows refer to a data key: number 1.
         let (class, wrapped) = (DekClass::Record, vec![1; 40]);
         let not_after = i64::MAX;
-        store.insert_dek(NewDek { class, kek_version: 1, wrapped, not_after }).await.unwrap();
-        Self { store, clock, directory, queue }
+        world.store.insert_dek(NewDek { class, kek_version: 1, wrapped, not_after }).await.unwrap();
+        world
     }
 
-    /// What a killed gateway would leave on the disk, opened by the next one.
+    async fn open(
+        directory: tempfile::TempDir,
+        clock: Clock,
+        queue: QueueConfig,
+        server: Option<Arc<Database>>,
+    ) -> Self {
+        let config = config_of(&directory, server.as_deref());
+        let store = Store::open_at(&config, &queue, clock.clone()).await.unwrap();
+        Self { store, clock, directory, queue, server }
+    }
+
+    /// What a killed gateway would leave, opened by the next one.
     pub(crate) async fn after_a_crash(&self) -> Self {
         let directory = tempfile::tempdir().unwrap();
         for file in ["tollgate.db", "tollgate.db-wal", "tollgate.db.lock"] {
@@ -56,14 +101,35 @@ impl World {
             }
         }
         let (clock, queue) = (self.clock.clone(), self.queue.clone());
-        let config = StoreConfig::at(directory.path().join("tollgate.db"));
-        let store = Store::open_at(&config, &queue, clock.clone()).await.unwrap();
-        Self { store, clock, directory, queue }
+        let next = Self::open(directory, clock, queue, self.server.clone()).await;
+        if next.server.is_some() {
+            // Nobody knows that the other gateway is dead: its leases have to run out.
+            next.clock.advance(LEASE);
+            while next.store.rescue().await.unwrap().any() {}
+        }
+        next
+    }
+
+    /// For another store on the same database.
+    fn config(&self) -> StoreConfig {
+        config_of(&self.directory, self.server.as_deref())
     }
 
     /// A connection of somebody else.
-    pub(crate) async fn intruder(&self) -> SqliteConnection {
-        SqliteConnectOptions::new().filename(self.store.path()).connect().await.unwrap()
+    pub(in crate::store) async fn intruder(&self) -> Session {
+        match &self.server {
+            Some(server) => {
+                let server = super::postgres::Server::of(&postgres_at(server)).unwrap();
+                Session::Postgres(server.connect().await.unwrap())
+            }
+            None => Session::Sqlite(self.file_intruder().await),
+        }
+    }
+
+    /// The same, of a file.
+    pub(crate) async fn file_intruder(&self) -> SqliteConnection {
+        let file = self.store.path().unwrap();
+        SqliteConnectOptions::new().filename(file).connect().await.unwrap()
     }
 
     pub(crate) async fn claim(&self, rows: u32) -> Vec<Claimed> {
@@ -92,12 +158,13 @@ impl World {
 
     /// Held payments by reason.
     async fn held(&self) -> Vec<(String, i64)> {
-        let held = "SELECT hold_reason, count(*) FROM saf_item WHERE state = 1 GROUP BY 1";
-        sqlx::query_as(held).fetch_all(&mut self.intruder().await).await.unwrap()
+        let held = "
+SELECT hold_reason, count(*) AS n FROM saf_item WHERE state = 1 GROUP BY 1";
+        let rows = query(held).all(&mut self.intruder().await.db()).await.unwrap();
+        rows.iter().map(|row| (row.get("hold_reason").unwrap(), row.get("n").unwrap())).collect()
     }
 
     async fn count(&self, table: &'static str) -> i64 {
-        let mut db = self.intruder().await;
         let statement = match table {
             "saf_item" => "SELECT count(*) FROM saf_item",
             "saf_lane" => "SELECT count(*) FROM saf_lane",
@@ -105,12 +172,25 @@ impl World {
             "saf_dek" => "SELECT count(*) FROM saf_dek",
             other => panic!("{other}"),
         };
-        sqlx::query_scalar(statement).fetch_one(&mut db).await.unwrap()
+        query(statement).one(&mut self.intruder().await.db()).await.unwrap().value().unwrap()
     }
 
     fn new_payment(&self, lane: u8) -> NewPayment {
         new_payment(self.store.now(), lane)
     }
+}
+
+fn config_of(directory: &tempfile::TempDir, server: Option<&Database>) -> StoreConfig {
+    match server {
+        Some(server) => StoreConfig::on(postgres_at(server)),
+        None => StoreConfig::at(directory.path().join("tollgate.db")),
+    }
+}
+
+fn postgres_at(server: &Database) -> PostgresConfig {
+    let host = server.socket.display().to_string();
+    let user = cluster::USER.to_owned();
+    PostgresConfig { user, ..PostgresConfig::at(host, &server.name) }
 }
 
 /// A payment of `lane` that may wait; its key is its own.

@@ -12,19 +12,18 @@ fn with_pin(now: i64, lane: u8) -> NewPayment {
 
 /// Whether payload and PIN block of a payment are stored.
 async fn stored(world: &World, payment: &NewPayment) -> (bool, bool) {
-    let row = sqlx::query("SELECT ct, pin_ct, pin_nonce FROM saf_item WHERE id = ?1")
+    let row = query("SELECT ct, pin_ct, pin_nonce FROM saf_item WHERE id = $1")
         .bind(payment.facts.id)
-        .fetch_one(&mut world.intruder().await)
+        .one(&mut world.intruder().await.db())
         .await
         .unwrap();
-    let is_stored = |column| row.get::<Option<Vec<u8>>, _>(column).is_some();
+    let is_stored = |column| row.get::<Option<Vec<u8>>>(column).unwrap().is_some();
     assert_eq!(is_stored("pin_ct"), is_stored("pin_nonce"));
     (is_stored("ct"), is_stored("pin_ct"))
 }
 
-#[tokio::test]
-async fn a_block_is_stored_only_where_it_has_to_wait() {
-    let world = World::new().await;
+async fn a_block_is_stored_only_where_it_has_to_wait(on: On) {
+    let world = World::new(on).await;
     let (at_once, behind) = (with_pin(world.store.now(), 1), with_pin(world.store.now(), 1));
     let lease = world.forward(at_once.clone()).await;
     world.queue(behind.clone()).await;
@@ -38,9 +37,8 @@ async fn a_block_is_stored_only_where_it_has_to_wait() {
     assert_eq!(stored(&world, &at_once).await, (true, true));
 }
 
-#[tokio::test]
-async fn a_payment_that_needs_its_block_does_not_wait_without_it() {
-    let world = World::new().await;
+async fn a_payment_that_needs_its_block_does_not_wait_without_it(on: On) {
+    let world = World::new(on).await;
     let (unsent, maybe_sent) = (with_pin(world.store.now(), 1), with_pin(world.store.now(), 2));
     let leases = [world.forward(unsent).await, world.forward(maybe_sent).await];
 
@@ -52,10 +50,9 @@ async fn a_payment_that_needs_its_block_does_not_wait_without_it() {
     assert_eq!(parked, [Parked::Failed, Parked::Held]);
 }
 
-#[tokio::test]
-async fn every_outcome_wipes_the_block_in_its_own_transaction() {
+async fn every_outcome_wipes_the_block_in_its_own_transaction(on: On) {
     for outcome in ["done", "failed", "withdrawn", "held", "expired", "poison"] {
-        let world = World::new().await;
+        let world = World::new(on).await;
         let first = world.forward(world.new_payment(1)).await;
         let payment = with_pin(world.store.now(), 1);
         world.queue(payment.clone()).await;
@@ -94,9 +91,8 @@ async fn every_outcome_wipes_the_block_in_its_own_transaction() {
     }
 }
 
-#[tokio::test]
-async fn no_block_waits_longer_than_an_hour() {
-    let world = World::new().await;
+async fn no_block_waits_longer_than_an_hour(on: On) {
+    let world = World::new(on).await;
     world.forward(world.new_payment(1)).await;
     let mut long = with_pin(world.store.now(), 1);
     long.facts.expires_at = long.facts.created_at + 3_600_001;
@@ -104,4 +100,11 @@ async fn no_block_waits_longer_than_an_hour() {
     let refused = world.store.begin(long).await;
 
     assert!(matches!(refused, Err(StoreError::Refused(_))), "{refused:?}");
+}
+
+both! {
+    a_block_is_stored_only_where_it_has_to_wait,
+    a_payment_that_needs_its_block_does_not_wait_without_it,
+    every_outcome_wipes_the_block_in_its_own_transaction,
+    no_block_waits_longer_than_an_hour,
 }

@@ -14,6 +14,7 @@ mod orders;
 mod random;
 mod refusals;
 mod secrecy;
+mod store;
 mod workers;
 
 use std::net::SocketAddr;
@@ -69,6 +70,8 @@ enum Part {
     Secrecy,
     /// A million operations on one worker: what they leave behind.
     Endurance,
+    /// The queue's database: in and out.
+    Store,
     /// Links that die, hang and come back, and what their layers cost.
     Links,
 }
@@ -174,6 +177,9 @@ async fn measure(arguments: &Arguments) -> anyhow::Result<()> {
     }
     if wanted(Part::Endurance) {
         figures.extend(endurance::measure().await?);
+    }
+    if wanted(Part::Store) {
+        figures.extend(store::measure(arguments.seconds).await?);
     }
     if wanted(Part::Links) {
         figures.extend(links::measure(arguments.seconds).await?);

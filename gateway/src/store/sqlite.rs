@@ -7,15 +7,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use sqlx::ConnectOptions;
 use sqlx::migrate::Migrator;
 use sqlx::sqlite::{
     SqliteAutoVacuum, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePoolOptions,
     SqliteSynchronous,
 };
-use sqlx::{ConnectOptions, SqlitePool};
 
+use super::db::{Readers, Session};
 use super::{ANSWER_WITHIN, StoreError};
-use crate::config::StoreConfig;
 
 /// The schema, step by step.
 pub(super) static MIGRATIONS: Migrator = sqlx::migrate!("../migrations/sqlite");
@@ -24,30 +24,25 @@ pub(super) static MIGRATIONS: Migrator = sqlx::migrate!("../migrations/sqlite");
 /// own word.
 pub(super) const PATIENCE: Duration = ANSWER_WITHIN.saturating_sub(Duration::from_secs(1));
 
-/// An open database and its lock.
-pub(super) struct Opened {
-    pub(super) file: DatabaseFile,
-    pub(super) connection: SqliteConnection,
-    pub(super) readers: SqlitePool,
-    /// Held as long as the writer lives; the kernel frees it with the process, so that a crash
-    /// leaves nothing behind that blocks the next start.
-    pub(super) lock: File,
-}
-
-/// Opens or makes the database at `config.path`.
-pub(super) async fn open(config: &StoreConfig) -> Result<Opened, StoreError> {
-    let lock = lock(&config.path)?;
-    let file = DatabaseFile::prepare(&config.path)?;
+/// Opens or makes the database: the file, the connection that writes, those that read, and the
+/// lock. It is to be held as long as the writer lives; the kernel frees it with the process, so
+/// that a crash leaves nothing behind that blocks the next start.
+pub(super) async fn open(
+    path: &Path,
+    readers: u32,
+) -> Result<(DatabaseFile, Session, Readers, File), StoreError> {
+    let lock = lock(path)?;
+    let file = DatabaseFile::prepare(path)?;
     let mut connection = file.connect().await?;
     MIGRATIONS
         .run(&mut connection)
         .await
-        .map_err(|source| StoreError::Migrate { path: file.path.clone(), source: source.into() })?;
+        .map_err(|source| StoreError::migrate(path.display(), source))?;
     let readers = SqlitePoolOptions::new()
-        .max_connections(config.readers)
+        .max_connections(readers)
         .acquire_timeout(ANSWER_WITHIN)
         .connect_lazy_with(file.options().read_only(true));
-    Ok(Opened { file, connection, readers, lock })
+    Ok((file, Session::Sqlite(connection), Readers::Sqlite(readers), lock))
 }
 
 /// The file by name and by inode.
@@ -130,7 +125,7 @@ impl DatabaseFile {
         ] {
             if found != wanted {
                 return Err(StoreError::Setting {
-                    path: self.path.clone(),
+                    place: self.path.display().to_string(),
                     setting,
                     found,
                     wanted,

@@ -123,6 +123,7 @@ impl Cluster {
     ///
     /// # Errors
     /// It does not start: in its own words.
+    #[expect(clippy::disallowed_methods, reason = "there is no runtime here to hold up")]
     pub fn run(&mut self) -> Result<(), ClusterError> {
         let log = self.path("server.log");
         let output = File::options()

@@ -321,9 +321,11 @@ impl Table {
     }
 }
 
-/// Every text of every [`Table`], by database, where its parts stand, and rows.
-static TEXTS: LazyLock<Mutex<HashMap<(bool, usize, usize, usize), Arc<str>>>> =
-    LazyLock::new(Mutex::default);
+/// Every text of every [`Table`].
+static TEXTS: LazyLock<Mutex<HashMap<TextKey, Arc<str>>>> = LazyLock::new(Mutex::default);
+
+/// The database, where a table's two parts stand, and its rows.
+type TextKey = (bool, usize, usize, usize);
 
 /// Rows of values in one statement at most.
 const ROWS_MAX: usize = 256;
@@ -440,10 +442,11 @@ impl Session {
     }
 
     pub(super) async fn close(self) -> Result<(), StoreError> {
-        Ok(match self {
+        match self {
             Self::Sqlite(connection) => connection.close().await?,
             Self::Postgres(connection) => connection.close().await?,
-        })
+        }
+        Ok(())
     }
 }
 
@@ -463,10 +466,11 @@ impl Transaction<'_> {
     }
 
     pub(super) async fn commit(self) -> Result<(), StoreError> {
-        Ok(match self {
+        match self {
             Self::Sqlite(transaction) => transaction.commit().await?,
             Self::Postgres(transaction) => transaction.commit().await?,
-        })
+        }
+        Ok(())
     }
 }
 

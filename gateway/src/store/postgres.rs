@@ -21,7 +21,7 @@ pub(super) const CHANNEL: &str = "lanes_moved";
 /// The server, and how to speak to it.
 #[derive(Debug, Clone)]
 pub(super) struct Server {
-    options: PgConnectOptions,
+    options: Box<PgConnectOptions>,
     /// For people: `postgres host/database`.
     pub(super) name: String,
 }
@@ -42,7 +42,7 @@ pub(super) async fn open(
     let readers = PgPoolOptions::new()
         .max_connections(readers)
         .acquire_timeout(ANSWER_WITHIN)
-        .connect_lazy_with(server.options.clone());
+        .connect_lazy_with((*server.options).clone());
     Ok((server, writers, Readers::Postgres(readers)))
 }
 
@@ -104,7 +104,7 @@ impl Server {
             options = options.password(password(file)?.trim_end_matches(['\r', '\n']));
         }
         let name = format!("postgres {}/{}", config.host, config.database);
-        Ok(Self { options, name })
+        Ok(Self { options: Box::new(options), name })
     }
 
     /// A connection that writes.
@@ -192,7 +192,7 @@ impl Server {
                 let pool = PgPoolOptions::new()
                     .max_connections(1)
                     .acquire_timeout(CONNECT_MAX)
-                    .connect_lazy_with(self.options.clone());
+                    .connect_lazy_with((*self.options).clone());
                 let mut listener = PgListener::connect_with(&pool).await?;
                 listener.listen(CHANNEL).await?;
                 loop {

@@ -8,7 +8,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use cluster::Database;
@@ -21,6 +21,7 @@ use rustix::fs::fdatasync;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{figure, ms};

@@ -52,6 +52,7 @@ closed! {
         QueueDeliver = "queue.deliver",
         QueueHold = "queue.hold",
         QueueExpire = "queue.expire",
+        QueueReverse = "queue.reverse",
         // DSS 10.2.1.2: administration
         AdminRead = "admin.read",
         ConfigChange = "config.change",

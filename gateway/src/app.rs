@@ -30,6 +30,7 @@ use crate::links::token::{Hsm, HsmLink, audited};
 use crate::officers::Officers;
 use crate::relay::biller::Biller;
 use crate::relay::keys::{KeyLives, Keys};
+use crate::relay::policy::Route;
 use crate::relay::{Relay, TokenKeys};
 use crate::routes::{self, Authority, Gateway};
 use crate::store::Store;
@@ -486,8 +487,13 @@ fn biller_link(config: &BillerConfig, retry: RetryConfig) -> anyhow::Result<Bill
         backends: Arc::new(Pool::new(options, members)),
         mac_key: config.mac_key.clone(),
         pin: pin.map(|(key, format)| PinKey { key: key.into(), format, ksn: None }),
-        store: config.store,
-        store_pin: config.store_pin,
+        route: Route {
+            store: config.store,
+            store_pin: config.store_pin,
+            deduplicates: config.deduplicates,
+            enquiry: config.enquiry,
+            reversal: config.reversal,
+        },
     })
 }
 

@@ -45,9 +45,16 @@ pub struct BillerConfig {
     /// requirement 4 allows it for store-and-forward only.
     #[serde(default)]
     pub store_pin: bool,
-    /// The biller recognises a reference that it has seen and answers as it did then. Must be true:
-    /// without it a payment whose answer is lost could be made twice.
+    /// The biller recognises a reference that it has seen and answers as it did then. No default: where
+    /// it is false, a payment whose answer is lost is never sent again; `enquiry` or `reversal` find
+    /// out, else a person.
     pub deduplicates: bool,
+    /// It answers `v1/enquiries`: what became of a reference. Default false.
+    #[serde(default)]
+    pub enquiry: bool,
+    /// It takes `v1/reversals`, also of payments that never arrived. Default false.
+    #[serde(default)]
+    pub reversal: bool,
     /// To connect, TLS included. Milliseconds; default 3000.
     #[serde(default = "connect_ms_max")]
     pub connect_ms_max: u64,
@@ -118,11 +125,6 @@ impl BillerConfig {
         }
         if self.store_pin && !(self.store && self.pin_key.is_some()) {
             return Err("store_pin: needs store = true and a pin_key".into());
-        }
-        if !self.deduplicates {
-            return Err(
-                "deduplicates: a biller that does not deduplicate is not supported yet".into()
-            );
         }
         within("connect_ms_max", self.connect_ms_max, 10..=30_000)?;
         within("attempt_ms_max", self.attempt_ms_max, 10..=20_000)?;

@@ -11,7 +11,8 @@ use super::within;
 #[serde(deny_unknown_fields, default)]
 pub struct QueueConfig {
     /// Open payments to one biller before new ones to it are refused with `queue-full`: those that
-    /// wait and those that are being sent, not those that a person holds. Rows; default 10 000.
+    /// wait and those that are being sent, not those that a person holds. Reversals may pass, up to a
+    /// tenth more. Rows; default 10 000.
     pub rows_max: u32,
     /// How long one sender may keep a payment before it counts as lost. Seconds; default 30. An
     /// attempt must end well before it.
@@ -27,6 +28,14 @@ pub struct QueueConfig {
     pub payment_life_s: u32,
     /// How long a payment with a stored PIN block may wait. Seconds; default 900, at most 3 600.
     pub pin_life_s: u32,
+    /// How long a reversal is repeated before a person has to see to it. Seconds; default 604 800 (7 days).
+    pub reversal_life_s: u32,
+    /// How long after a send without an answer a biller is asked what became of it: by then it has
+    /// arrived or it never will. Seconds; default 20.
+    pub enquiry_after_s: u32,
+    /// Payments of the queue that are sent to one biller at once, when it takes them: one after a
+    /// failure, twice as many after each success. Default 16.
+    pub senders_max: u32,
     /// How long finished payments can be looked up. Days; default 90.
     pub retention_days: u32,
     /// How long an idempotency key is remembered; for a payment that may wait, counted from the
@@ -44,6 +53,9 @@ impl Default for QueueConfig {
             wait_ms_max: 300_000,
             payment_life_s: 86_400,
             pin_life_s: 900,
+            reversal_life_s: 604_800,
+            enquiry_after_s: 20,
+            senders_max: 16,
             retention_days: 90,
             idempotency_h: 24,
         }
@@ -63,6 +75,9 @@ impl QueueConfig {
         within("queue.wait_ms_max", self.wait_ms_max, self.wait_ms..=3_600_000)?;
         within("queue.payment_life_s", self.payment_life_s, 60..=7 * 86_400)?;
         within("queue.pin_life_s", self.pin_life_s, 60..=3_600)?;
+        within("queue.reversal_life_s", self.reversal_life_s, 3_600..=30 * 86_400)?;
+        within("queue.enquiry_after_s", self.enquiry_after_s, 1..=3_600)?;
+        within("queue.senders_max", self.senders_max, 1..=256)?;
         within("queue.retention_days", self.retention_days, 1..=3_650)?;
         within("queue.idempotency_h", self.idempotency_h, 24..=24 * 31)
     }
@@ -96,6 +111,18 @@ impl QueueConfig {
     #[must_use]
     pub fn pin_life(&self) -> Duration {
         Duration::from_secs(self.pin_life_s.into())
+    }
+
+    /// `reversal_life_s`.
+    #[must_use]
+    pub fn reversal_life(&self) -> Duration {
+        Duration::from_secs(self.reversal_life_s.into())
+    }
+
+    /// `enquiry_after_s`.
+    #[must_use]
+    pub fn enquiry_after(&self) -> Duration {
+        Duration::from_secs(self.enquiry_after_s.into())
     }
 
     /// `payment_life_s`.

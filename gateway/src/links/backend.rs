@@ -41,7 +41,8 @@ pub struct Backend {
     biller: String,
     client: Client,
     url: Url,
-    payments: Url,
+    /// By [`Door`].
+    doors: [Url; 3],
     health: Url,
     idle_min: usize,
 }
@@ -106,6 +107,17 @@ impl Answered {
     }
 }
 
+/// What is asked of a biller, each below its URL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Door {
+    /// `v1/payments`.
+    Payments,
+    /// `v1/enquiries`.
+    Enquiries,
+    /// `v1/reversals`.
+    Reversals,
+}
+
 impl BackendOptions {
     /// The client for one URL: each has connections of its own.
     fn client(&self) -> Result<Client, String> {
@@ -138,9 +150,10 @@ impl Backend {
     pub fn new(name: String, url: Url, options: &BackendOptions) -> Result<Self, String> {
         let client = options.client()?;
         let below = |path: &str| url.join(path).map_err(|error| format!("url: {error}"));
-        let (payments, health) = (below("v1/payments")?, below(&options.health_path)?);
+        let doors = [below("v1/payments")?, below("v1/enquiries")?, below("v1/reversals")?];
+        let health = below(&options.health_path)?;
         let (biller, idle_min) = (options.biller.clone(), options.idle_min);
-        Ok(Self { name, biller, client, url, payments, health, idle_min })
+        Ok(Self { name, biller, client, url, doors, health, idle_min })
     }
 
     /// Where it is.
@@ -149,12 +162,13 @@ impl Backend {
         &self.url
     }
 
-    /// Sends one payment once. `mac` is the header's value.
+    /// Sends one request once. `mac` is the header's value.
     ///
     /// # Errors
     /// See [`BackendError`]: its classes say what may be done next.
     pub async fn exchange(
         &self,
+        door: Door,
         body: Bytes,
         mac: String,
         limit: Instant,
@@ -162,7 +176,7 @@ impl Backend {
         let started = Instant::now();
         let begun = Arc::new(AtomicBool::new(false));
         let left = limit.saturating_duration_since(started);
-        let exchange = self.send_and_read(body, mac, left, Arc::clone(&begun));
+        let exchange = self.send_and_read(door, body, mac, left, Arc::clone(&begun));
         let outcome = match timeout_at(limit, exchange).await {
             Ok(outcome) => outcome.map_err(|error| (error.why, Some(error.cause))),
             Err(_) => Err((TIME_OUT, None)),
@@ -184,6 +198,7 @@ impl Backend {
 
     async fn send_and_read(
         &self,
+        door: Door,
         body: Bytes,
         mac: String,
         left: Duration,
@@ -191,7 +206,7 @@ impl Backend {
     ) -> Result<Answered, Broken> {
         let request = self
             .client
-            .post(self.payments.clone())
+            .post(self.doors[door as usize].clone())
             .header(CONTENT_TYPE, "application/json")
             .header(MAC_HEADER, mac)
             // How long its answer is of use to us.

@@ -10,10 +10,13 @@ use hsm_adapter::error::Failure;
 /// What is asked of a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
-    /// PIN and MAC operations, data keys, lists: a function of its input, whoever computes it.
+    /// PIN and MAC operations, data keys, lists: a function of its input, whoever computes it. Enquiries
+    /// likewise.
     Pure,
-    /// A payment to a biller that recognises our reference.
+    /// A payment to a biller that recognises our reference; a reversal.
     Payment,
+    /// A payment to a biller that would make it twice.
+    PaymentOnce,
 }
 
 /// How far an attempt came.
@@ -60,11 +63,15 @@ pub fn decide(operation: Operation, outcome: Outcome) -> Decision {
         (Operation::Pure, Outcome::NotSent)
         | (Operation::Pure, Outcome::SentUnknown)
         | (Operation::Pure, Outcome::AnsweredRetryable)
-        | (Operation::Payment, Outcome::NotSent) => Decision::Repeat,
+        | (Operation::Payment, Outcome::NotSent)
+        | (Operation::PaymentOnce, Outcome::NotSent) => Decision::Repeat,
         (Operation::Payment, Outcome::SentUnknown)
-        | (Operation::Payment, Outcome::AnsweredRetryable) => Decision::RepeatSameReference,
+        | (Operation::Payment, Outcome::AnsweredRetryable)
+        | (Operation::PaymentOnce, Outcome::AnsweredRetryable) => Decision::RepeatSameReference,
         (Operation::Pure, Outcome::AnsweredFinal)
-        | (Operation::Payment, Outcome::AnsweredFinal) => Decision::GiveUp,
+        | (Operation::Payment, Outcome::AnsweredFinal)
+        | (Operation::PaymentOnce, Outcome::SentUnknown)
+        | (Operation::PaymentOnce, Outcome::AnsweredFinal) => Decision::GiveUp,
     }
 }
 
@@ -130,8 +137,9 @@ mod tests {
         let mut rows = vec![format!("| operation | {heads} |")];
 
         for (operation, name) in [
-            (Operation::Pure, "PIN and MAC operations, data keys, key list"),
-            (Operation::Payment, "payment, biller deduplicates on our reference"),
+            (Operation::Pure, "PIN and MAC operations, data keys, key list, enquiries"),
+            (Operation::Payment, "payment, biller deduplicates on our reference; reversal"),
+            (Operation::PaymentOnce, "payment, biller does not deduplicate"),
         ] {
             let cells = OUTCOMES.map(|outcome| word(decide(operation, outcome))).join(" | ");
             rows.push(format!("| {name} | {cells} |"));

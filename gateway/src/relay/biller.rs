@@ -11,9 +11,10 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::payment::PaymentOrder;
+use super::payment::{PaymentOrder, ReversalOrder};
+use super::policy::Route;
 use crate::links::Patience;
-use crate::links::backend::{Answered, Backend, BackendError, NO_HSM};
+use crate::links::backend::{Answered, Backend, BackendError, Door, NO_HSM};
 use crate::links::breaker::Verdict;
 use crate::links::classify::{Operation, Word, of_status};
 use crate::links::pool::{Call, Called, Pool, Tried};
@@ -31,10 +32,8 @@ pub struct Biller {
     pub mac_key: KeyLabel,
     /// The key and format in which it wants PIN blocks; `None` when it takes none.
     pub pin: Option<PinKey>,
-    /// Whether a payment may wait for it.
-    pub store: bool,
-    /// Whether a PIN block may wait with its payment.
-    pub store_pin: bool,
+    /// What it promises, and what is allowed for it.
+    pub route: Route,
 }
 
 /// The biller's final word.
@@ -54,9 +53,20 @@ impl Settlement {
     }
 }
 
+/// What a biller says of a reversal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TakenBack {
+    /// It is taken back, or was before (DE 39 = 00, 94).
+    Done,
+    /// Not now: ask again (68, 91, 96).
+    NotNow,
+    /// Any other word: a person has to look.
+    NotAccepted,
+}
+
 #[derive(Serialize)]
 struct Request<'a> {
-    reference: String,
+    reference: &'a str,
     biller: &'a str,
     bill_id: &'a str,
     customer_id: &'a str,
@@ -67,6 +77,24 @@ struct Request<'a> {
     pin_block: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pin_format: Option<&'static str>,
+}
+
+#[derive(Serialize)]
+struct ReversalRequest<'a> {
+    reference: &'a str,
+    original: &'a str,
+    biller: &'a str,
+    bill_id: &'a str,
+    customer_id: &'a str,
+    amount: &'a Amount,
+}
+
+/// `enquiry` comes back in the answer: what was said of another enquiry says nothing of now.
+#[derive(Serialize)]
+struct Enquiry<'a> {
+    enquiry: Uuid,
+    reference: &'a str,
+    biller: &'a str,
 }
 
 #[derive(Deserialize)]
@@ -80,16 +108,27 @@ struct Answer {
     reference: String,
     status: String,
     response_code: String,
+    enquiry: Option<Uuid>,
+}
+
+/// One request to a biller.
+#[derive(Debug, Clone, Copy)]
+struct Ask<'a> {
+    door: Door,
+    operation: Operation,
+    reference: &'a str,
+    enquiry: Option<Uuid>,
+    body: &'a Bytes,
 }
 
 impl Biller {
     /// The exact bytes of one payment. The same payment gives the same bytes, however often it is
     /// sent: the biller tells a repeat by them.
     #[must_use]
-    pub fn request(&self, id: Uuid, order: &PaymentOrder, pin: Option<&PinBlock>) -> Bytes {
+    pub fn payment(&self, reference: &str, order: &PaymentOrder, pin: Option<&PinBlock>) -> Bytes {
         let format = self.pin.as_ref().map(|key| key.format.name());
-        let request = Request {
-            reference: id.to_string(),
+        bytes(&Request {
+            reference,
             biller: &self.name,
             bill_id: &order.bill_id,
             customer_id: &order.customer_id,
@@ -97,19 +136,83 @@ impl Biller {
             pan: order.pan.as_ref(),
             pin_block: pin.map(|block| hex::encode_upper(block.expose())),
             pin_format: format.filter(|_| pin.is_some()),
-        };
-        // Texts and numbers only: every such value has a JSON form.
-        serde_json::to_vec(&request).unwrap_or_default().into()
+        })
     }
 
-    /// Sends the payment as often as its table, its time and the budget allow, each time with a fresh
+    /// Sends a payment as often as its table, its time and the budget allow, each time with a fresh
     /// MAC, and believes only an answer whose MAC is the biller's.
-    pub async fn send(&self, hsm: &Hsm, id: Uuid, request: &Bytes, way: Way) -> Sent {
+    pub async fn send(
+        &self,
+        hsm: &Hsm,
+        reference: &str,
+        body: &Bytes,
+        way: Way,
+    ) -> Sent<Settlement> {
+        let operation = match self.route.deduplicates {
+            true => Operation::Payment,
+            false => Operation::PaymentOnce,
+        };
+        let ask = Ask { door: Door::Payments, operation, reference, enquiry: None, body };
+        self.ask(hsm, ask, way, |answer| settlement(&answer)).await
+    }
+
+    /// Asks what became of a payment: its final answer, or `None` when none has arrived.
+    pub async fn enquire(&self, hsm: &Hsm, reference: &str, way: Way) -> Sent<Option<Settlement>> {
+        let enquiry = Uuid::now_v7();
+        let body = &bytes(&Enquiry { enquiry, reference, biller: &self.name });
+        let (operation, enquiry) = (Operation::Pure, Some(enquiry));
+        let ask = Ask { door: Door::Enquiries, operation, reference, enquiry, body };
+        let read = |answer: Answer| match answer.status.as_str() {
+            "UNKNOWN" => Some(None),
+            _ => settlement(&answer).map(Some),
+        };
+        self.ask(hsm, ask, way, read).await
+    }
+
+    /// Takes a payment back, as often as need be.
+    pub async fn reverse(
+        &self,
+        hsm: &Hsm,
+        reference: &str,
+        reversal: &ReversalOrder,
+        way: Way,
+    ) -> Sent<TakenBack> {
+        let body = &bytes(&ReversalRequest {
+            reference,
+            original: &reversal.original,
+            biller: &self.name,
+            bill_id: &reversal.bill_id,
+            customer_id: &reversal.customer_id,
+            amount: &reversal.amount,
+        });
+        let operation = Operation::Payment;
+        let ask = Ask { door: Door::Reversals, operation, reference, enquiry: None, body };
+        let read = |answer: Answer| {
+            settlement(&answer).map(|said| match said.response_code.as_str() {
+                "00" | "94" => TakenBack::Done,
+                "68" | "91" | "96" => TakenBack::NotNow,
+                _ => TakenBack::NotAccepted,
+            })
+        };
+        self.ask(hsm, ask, way, read).await
+    }
+
+    async fn ask<T>(
+        &self,
+        hsm: &Hsm,
+        ask: Ask<'_>,
+        way: Way,
+        read: impl Fn(Answer) -> Option<T> + Copy,
+    ) -> Sent<T> {
         let Way { patience, waits } = way;
-        let call = Call { operation: Operation::Payment, patience, waits };
+        let call = Call { operation: ask.operation, patience, waits };
         let attempt = |backend: Arc<Backend>, limit| async move {
             let limit = Patience { until: limit, ..patience };
-            let (took, result) = self.exchange(hsm, &backend, id, request, limit).await;
+            let (took, answered) = self.exchange(hsm, &backend, ask, limit).await;
+            let result = answered.and_then(|(answered, answer)| {
+                read(answer)
+                    .ok_or_else(|| answered.reject(&self.name, "answer to another question"))
+            });
             let verdict = result.as_ref().err().map_or(Verdict::Healthy, |error| error.verdict());
             Tried { result, verdict, another: false, took: Some(took) }
         };
@@ -122,19 +225,21 @@ impl Biller {
         &self,
         hsm: &Hsm,
         backend: &Backend,
-        id: Uuid,
-        request: &Bytes,
+        ask: Ask<'_>,
         limit: Patience,
-    ) -> (Duration, Result<Settlement, BackendError>) {
-        let mac = match self.mac_of(hsm, request, limit).await {
+    ) -> (Duration, Result<(Answered, Answer), BackendError>) {
+        let mac = match self.mac_of(hsm, ask.body, limit).await {
             Ok(mac) => mac,
             Err(error) => return (Duration::ZERO, Err(error)),
         };
         let begun = Instant::now();
-        let answered = backend.exchange(request.clone(), mac, limit.until).await;
+        let answered = backend.exchange(ask.door, ask.body.clone(), mac, limit.until).await;
         let took = begun.elapsed();
         match answered {
-            Ok(answered) => (took, self.read(hsm, id, &answered, limit).await),
+            Ok(answered) => {
+                let answer = self.read(hsm, ask, &answered, limit).await;
+                (took, answer.map(|answer| (answered, answer)))
+            }
             Err(error) => (took, Err(error)),
         }
     }
@@ -161,14 +266,14 @@ impl Biller {
         tracing::error!(%failure, biller = self.name, key = %self.mac_key, what, "its MAC key");
     }
 
-    /// Believes the biller's own answer to this payment, and no other.
+    /// Believes the biller's own answer to this request, and no other.
     async fn read(
         &self,
         hsm: &Hsm,
-        id: Uuid,
+        ask: Ask<'_>,
         answered: &Answered,
         limit: Patience,
-    ) -> Result<Settlement, BackendError> {
+    ) -> Result<Answer, BackendError> {
         let mac = answered.mac.as_deref().and_then(|value| value.split_once(':'));
         let mac = mac.filter(|(label, _)| *label == self.mac_key.as_str());
         let Some(mac) = mac.and_then(|(_, mac)| hex::decode(mac).ok()) else {
@@ -197,7 +302,7 @@ impl Biller {
         let refusal = || {
             let said: Option<Refusal> = serde_json::from_slice(&answered.body).ok();
             let own =
-                |said: &Refusal| said.reference == id.to_string() && said.status == answered.status;
+                |said: &Refusal| said.reference == ask.reference && said.status == answered.status;
             said.as_ref().is_some_and(own)
         };
         match of_status(answered.status) {
@@ -210,20 +315,30 @@ impl Biller {
             None => return Err(answered.reject(&self.name, "unclear status")),
         }
         let answer: Option<Answer> = serde_json::from_slice(&answered.body).ok();
-        let answer = answer.filter(|answer| answer.reference == id.to_string());
-        let paid = answer.as_ref().and_then(|answer| match answer.status.as_str() {
-            "SUCCESS" => Some(true),
-            "FAILED" => Some(false),
-            _ => None,
-        });
-        let (Some(answer), Some(paid)) = (answer, paid) else {
-            return Err(answered.reject(&self.name, "answer to another question"));
-        };
-        let mut response_code = answer.response_code;
-        response_code.retain(|c| c.is_ascii_alphanumeric());
-        response_code.truncate(4);
-        Ok(Settlement { paid, response_code })
+        let is_own =
+            |answer: &Answer| answer.reference == ask.reference && answer.enquiry == ask.enquiry;
+        answer
+            .filter(is_own)
+            .ok_or_else(|| answered.reject(&self.name, "answer to another question"))
     }
+}
+
+/// The final word on a payment or a reversal.
+fn settlement(answer: &Answer) -> Option<Settlement> {
+    let paid = match answer.status.as_str() {
+        "SUCCESS" => true,
+        "FAILED" => false,
+        _ => return None,
+    };
+    let mut response_code = answer.response_code.clone();
+    response_code.retain(|c| c.is_ascii_alphanumeric());
+    response_code.truncate(4);
+    Some(Settlement { paid, response_code })
+}
+
+fn bytes(request: &impl Serialize) -> Bytes {
+    // Texts and numbers only: every such value has a JSON form.
+    serde_json::to_vec(request).unwrap_or_default().into()
 }
 
 /// How one payment is sent.
@@ -251,9 +366,9 @@ impl Way {
 
 /// What came of sending.
 #[derive(Debug)]
-pub struct Sent {
+pub struct Sent<T> {
     /// The biller's word, or why there is none.
-    pub result: Result<Settlement, BackendError>,
+    pub result: Result<T, BackendError>,
     /// Whether an attempt of which nothing is known left before.
     pub may_have_arrived: bool,
 }

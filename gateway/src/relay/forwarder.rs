@@ -1,119 +1,301 @@
 //! A payment's later ways: what waits is forwarded when its biller is back.
 //!
-//! One task a biller, one payment at a time: by priority, then in the order of arrival. While the
-//! biller's breaker rests, nothing is claimed. A send that cannot be told from "never arrived"
-//! repeats the same bytes under the same reference.
+//! One task a biller claims, by priority and then in the order of arrival, and sends some at once:
+//! one after a failure, twice as many after each success, so that a long queue does not fell a biller
+//! that has just come back. While the biller's breaker rests, nothing is claimed. What may have
+//! arrived is sent again, asked about or taken back as [`policy`](super::policy) says.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::Relay;
-use super::biller::{Biller, Sent, Settlement, Way};
-use super::pay::{PayError, class};
-use super::payment::Due;
+use super::biller::{Biller, Sent, Settlement, TakenBack, Way};
+use super::pay::{PayError, class, ended, final_answer};
+use super::payment::{Due, PaymentError, PaymentOrder, ReversalOrder, Waiting, WaitingPin};
+use super::policy::Remedy;
 use crate::links::backend::{BackendError, NO_HSM};
 use crate::links::jitter;
 use crate::links::pool::Fault as _;
-use crate::store::{HoldReason, Parked, Parking, PruneRule, Status, StoreError};
+use crate::store::{
+    Ending, HoldReason, ItemFacts, KeyAfter, Lease, Marked, Outcome, PAYMENT, Parked, Parking,
+    PruneRule, Settled, Status, StoreError,
+};
 
 impl Relay {
     /// Forwards what waits for one biller until `stop`.
     pub async fn forward(self: Arc<Self>, biller: Arc<Biller>, stop: CancellationToken) {
+        let mut sending = JoinSet::new();
+        let mut width = Width::new(self.queue.senders_max as usize);
         loop {
             // Before the look: a wake that comes while it runs is not lost.
             let woken = self.store.wake().notified();
-            // A payment that has been begun is brought to its end, also while the gateway stops.
-            let rest = self.forward_next(&biller).await;
-            if stop.is_cancelled() {
-                return;
+            while let Some(sent) = sending.try_join_next() {
+                width.learn(sent.unwrap_or(Went::Badly));
             }
-            let Some(rest) = rest else { continue };
+            let rest = match stop.is_cancelled() {
+                true => break,
+                false => self.fill(&biller, &mut sending, &mut width, &stop).await,
+            };
             tokio::select! {
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => {}
+                Some(sent) = sending.join_next() => width.learn(sent.unwrap_or(Went::Badly)),
                 () = sleep(jitter(rest, 0.1)) => {}
-                () = woken => {}
+                () = woken, if width.room(sending.len()) > 0 => {}
             }
         }
+        // What has been begun is brought to its end, also while the gateway stops.
+        while sending.join_next().await.is_some() {}
     }
 
-    /// Forwards one payment. How long to rest when there is none to forward now.
-    async fn forward_next(&self, biller: &Biller) -> Option<Duration> {
+    /// Claims as much as may be sent now, and sends it. How long to rest when nothing else happens.
+    async fn fill(
+        self: &Arc<Self>,
+        biller: &Arc<Biller>,
+        sending: &mut JoinSet<Went>,
+        width: &mut Width,
+        stop: &CancellationToken,
+    ) -> Duration {
         let rest = biller.backends.rests_for();
         if !rest.is_zero() {
-            return Some(rest.min(POLL));
+            width.learn(Went::Badly);
+            return rest.min(POLL);
         }
         if !self.hsm.is_usable() || !self.keys.ready() {
-            return Some(HSM_POLL);
+            return HSM_POLL;
         }
-        let due = match self.payments.claim(vec![biller.name.clone()], 1).await {
-            Ok(mut due) => due.pop(),
-            Err(error) => {
-                tracing::error!(%error, biller = biller.name, "claiming from the queue");
-                return Some(POLL);
+        let room = width.room(sending.len());
+        if room == 0 {
+            return POLL;
+        }
+        match self.payments.claim(vec![biller.name.clone()], room).await {
+            Ok(due) => {
+                for due in due {
+                    let (relay, biller) = (Arc::clone(self), Arc::clone(biller));
+                    let stop = stop.clone();
+                    sending.spawn(async move { relay.forward_lane(&biller, due, &stop).await });
+                }
             }
-        };
-        let due = match due {
-            Some(due) => due,
-            None => return Some(POLL),
-        };
-        let id = due.facts.id;
-        match self.deliver(biller, due).await {
-            Ok(outcome) => {
-                metrics::counter!("tollgate_queue_forwarded_total", "outcome" => outcome)
-                    .increment(1);
-                None
+            Err(error) => tracing::error!(%error, biller = biller.name, "claiming from the queue"),
+        }
+        POLL
+    }
+
+    /// Forwards one item, and after a final answer the next ones of its lane.
+    async fn forward_lane(&self, biller: &Biller, first: Due, stop: &CancellationToken) -> Went {
+        let mut due = first;
+        for more in (0..IN_A_ROW_MAX).rev() {
+            let id = due.facts.id;
+            let takes_next = more > 0 && !stop.is_cancelled();
+            let done = match self.deliver(biller, due, takes_next).await {
+                Ok(done) => done,
+                Err(error) => {
+                    // The lease runs out and the payment is found again.
+                    tracing::error!(%error, %id, "recording what became of a forwarded payment");
+                    return Went::Badly;
+                }
+            };
+            metrics::counter!("tollgate_queue_forwarded_total", "outcome" => done.outcome)
+                .increment(1);
+            match done.next {
+                Some(next) => due = next,
+                None => return done.went,
             }
-            Err(error) => {
-                // The lease runs out and the payment is found again.
-                tracing::error!(%error, %id, "recording what became of a forwarded payment");
-                Some(POLL)
+        }
+        Went::Well
+    }
+
+    async fn deliver(&self, biller: &Biller, due: Due, takes_next: bool) -> Result<Done, PayError> {
+        let Due { lease, facts, what, sent_unknown, attempts } = due;
+        let limit = Instant::now() + self.queue.sending_max();
+        let sending = Sending { biller, facts, lease, attempts, limit, takes_next };
+        match what {
+            Waiting::Reversal(order) => self.deliver_reversal(&sending, &order).await,
+            Waiting::Payment(order, pin, needs_pin) => {
+                let payment = Payment { order, pin, needs_pin, sent_unknown };
+                self.deliver_payment(&sending, &payment).await
             }
         }
     }
 
-    async fn deliver(&self, biller: &Biller, due: Due) -> Result<&'static str, PayError> {
-        let Due { lease, facts, order, pin, sent_unknown, attempts } = due;
-        let request = biller.request(facts.id, &order, pin.as_ref().map(|pin| &pin.block));
-        let limit = Instant::now() + self.queue.sending_max();
-        let Sent { result, may_have_arrived } =
-            biller.send(&self.hsm, facts.id, &request, Way::later(limit)).await;
-        match result {
-            Ok(settlement) => {
-                self.settle(&facts, &lease, &settlement).await?;
-                let status = if settlement.paid { Status::Success } else { Status::Failed };
-                self.queue_event(facts.id, &facts.target, status).await;
-                Ok(if settlement.paid { "success" } else { "declined" })
-            }
-            Err(BackendError::Refused { .. }) if !sent_unknown && !may_have_arrived => {
-                self.settle(&facts, &lease, &Settlement::refused()).await?;
-                self.queue_event(facts.id, &facts.target, Status::Failed).await;
-                Ok("refused")
-            }
-            Err(BackendError::Refused { .. }) => {
-                self.store.hold(&lease, HoldReason::Ambiguous).await?;
-                self.queue_event(facts.id, &facts.target, Status::Held).await;
-                Ok("ambiguous")
-            }
-            Err(error) => {
-                // An earlier attempt at another URL may have arrived, whatever the last one says.
-                let unknown = BackendError::SentUnknown { why: "an earlier attempt" };
-                let decisive = if may_have_arrived { &unknown } else { &error };
-                let (retry_in, counts) = self.rest_after(decisive, attempts, facts.created_at);
-                let class = class(decisive);
-                let parking = Parking { retry_in, class, code: None, counts, pin: None };
-                match self.store.release(&lease, parking).await? {
-                    Parked::Failed => {
-                        self.queue_event(facts.id, &facts.target, Status::Failed).await
+    async fn deliver_payment(
+        &self,
+        sending: &Sending<'_>,
+        payment: &Payment,
+    ) -> Result<Done, PayError> {
+        let Sending { biller, facts, lease, limit, .. } = sending;
+        let route = biller.route;
+        let has_pin = !payment.needs_pin || payment.pin.is_some();
+        let may_send = has_pin && route.may_wait(payment.needs_pin);
+        let mut in_doubt = payment.sent_unknown;
+        if in_doubt {
+            match route.remedy(may_send) {
+                Remedy::Resend => {}
+                Remedy::Enquire => {
+                    let way = Way::later(*limit);
+                    match biller.enquire(&self.hsm, &facts.reference, way).await.result {
+                        Ok(Some(settlement)) => {
+                            return self.settle_later(sending, &settlement).await;
+                        }
+                        Ok(None) => in_doubt = false,
+                        Err(error) => return self.park(sending, &error, false).await,
                     }
-                    Parked::Held => self.queue_event(facts.id, &facts.target, Status::Held).await,
-                    Parked::Waiting | Parked::Stale => {}
                 }
-                Ok(error.outcome().name())
+                Remedy::Reverse => return self.reverse_later(sending, &payment.order).await,
+                Remedy::Hold => return self.hold_later(sending, HoldReason::Ambiguous).await,
             }
         }
+        if !route.deduplicates || !may_send {
+            let is_absent = payment.sent_unknown && !in_doubt;
+            match self.store.begin_send(lease, is_absent).await? {
+                Marked::Marked => {}
+                Marked::Stale => return Ok(Done::of("stale", Went::Well)),
+            }
+        }
+        if !may_send {
+            return self.fail_unsent(sending).await;
+        }
+        let block = payment.pin.as_ref().map(|pin| &pin.block);
+        let request = biller.payment(&facts.reference, &payment.order, block);
+        let Sent { result, may_have_arrived } =
+            biller.send(&self.hsm, &facts.reference, &request, Way::later(*limit)).await;
+        let in_doubt = in_doubt || may_have_arrived;
+        match result {
+            Ok(settlement) => self.settle_later(sending, &settlement).await,
+            Err(BackendError::Refused { .. }) if !in_doubt => {
+                self.settle_later(sending, &Settlement::refused()).await
+            }
+            Err(error) if !in_doubt => self.park(sending, &error, false).await,
+            Err(error) => {
+                let may_resend = !matches!(error, BackendError::Refused { .. });
+                match route.remedy(may_resend) {
+                    Remedy::Resend | Remedy::Enquire => {
+                        self.park(sending, &error, may_have_arrived).await
+                    }
+                    Remedy::Reverse => self.reverse_later(sending, &payment.order).await,
+                    Remedy::Hold => self.hold_later(sending, HoldReason::Ambiguous).await,
+                }
+            }
+        }
+    }
+
+    async fn deliver_reversal(
+        &self,
+        sending: &Sending<'_>,
+        order: &ReversalOrder,
+    ) -> Result<Done, PayError> {
+        let Sending { biller, facts, limit, .. } = sending;
+        let way = Way::later(*limit);
+        let Sent { result, may_have_arrived } =
+            biller.reverse(&self.hsm, &facts.reference, order, way).await;
+        match result {
+            Ok(TakenBack::Done) => {
+                let (outcome, code, answer) = (Outcome::Done, "00".to_owned(), None);
+                self.end(sending, Ending { outcome, code, answer }, Status::Success).await
+            }
+            Ok(TakenBack::NotAccepted) | Err(BackendError::Refused { .. }) => {
+                self.hold_later(sending, HoldReason::NotAccepted).await
+            }
+            Ok(TakenBack::NotNow) => {
+                let error = BackendError::TryAgain { status: 200, after: None };
+                self.park(sending, &error, may_have_arrived).await
+            }
+            Err(error) => self.park(sending, &error, may_have_arrived).await,
+        }
+    }
+
+    /// Records the biller's final word, with the answer that its client gets.
+    async fn settle_later(
+        &self,
+        sending: &Sending<'_>,
+        settlement: &Settlement,
+    ) -> Result<Done, PayError> {
+        let (facts, code) = (&sending.facts, &settlement.response_code);
+        let (outcome, status) = ended(settlement);
+        let body = final_answer(facts, status, code);
+        let ending = self.payments.ending(facts, outcome, code, (200, &body));
+        let done = self.end(sending, ending.map_err(PaymentError::from)?, status).await?;
+        self.count_payment(&facts.target, status);
+        Ok(done)
+    }
+
+    async fn end(
+        &self,
+        sending: &Sending<'_>,
+        ending: Ending,
+        status: Status,
+    ) -> Result<Done, PayError> {
+        let Sending { facts, lease, takes_next, .. } = sending;
+        let mut done =
+            Done::of(if status == Status::Success { "success" } else { "declined" }, Went::Well);
+        if *takes_next {
+            done.next = self.payments.finish_and_take(lease, ending).await?;
+        } else {
+            self.store.complete(lease, ending).await?;
+        }
+        self.queue_event(facts.id, &facts.target, status).await;
+        Ok(done)
+    }
+
+    /// Nothing of it arrived, and it may not be sent any more.
+    async fn fail_unsent(&self, sending: &Sending<'_>) -> Result<Done, PayError> {
+        let Sending { facts, lease, .. } = sending;
+        let status = match self.store.withdraw(lease, "not-received", KeyAfter::Kept).await? {
+            Settled::Recorded => Status::Failed,
+            Settled::Held => Status::Held,
+            Settled::Stale => return Ok(Done::of("stale", Went::Well)),
+        };
+        self.count_payment(&facts.target, status);
+        self.queue_event(facts.id, &facts.target, status).await;
+        Ok(Done::of("not-received", Went::Well))
+    }
+
+    async fn reverse_later(
+        &self,
+        sending: &Sending<'_>,
+        order: &PaymentOrder,
+    ) -> Result<Done, PayError> {
+        let reversed = self.reverse(&sending.facts, &sending.lease, order).await?;
+        Ok(Done::of(if reversed.is_some() { "reversed" } else { "stale" }, Went::Badly))
+    }
+
+    async fn hold_later(
+        &self,
+        sending: &Sending<'_>,
+        reason: HoldReason,
+    ) -> Result<Done, PayError> {
+        let Sending { facts, lease, .. } = sending;
+        self.store.hold(lease, reason).await?;
+        self.queue_event(facts.id, &facts.target, Status::Held).await;
+        Ok(Done::of(reason.name(), Went::Badly))
+    }
+
+    /// Lets it wait for its next attempt.
+    async fn park(
+        &self,
+        sending: &Sending<'_>,
+        error: &BackendError,
+        may_have_arrived: bool,
+    ) -> Result<Done, PayError> {
+        let Sending { biller, facts, lease, attempts, .. } = sending;
+        // An earlier attempt at another URL may have arrived, whatever the last one says.
+        let unknown = BackendError::SentUnknown { why: "an earlier attempt" };
+        let decisive = if may_have_arrived { &unknown } else { error };
+        let (mut retry_in, counts) = self.rest_after(decisive, *attempts, facts.created_at);
+        if may_have_arrived && !biller.route.deduplicates && facts.kind == PAYMENT {
+            retry_in = retry_in.max(self.queue.enquiry_after());
+        }
+        let class = class(decisive);
+        let parking = Parking { retry_in, class, code: None, counts, pin: None };
+        match self.store.release(lease, parking).await? {
+            Parked::Failed => self.queue_event(facts.id, &facts.target, Status::Failed).await,
+            Parked::Held => self.queue_event(facts.id, &facts.target, Status::Held).await,
+            Parked::Waiting | Parked::Stale => {}
+        }
+        Ok(Done::of(error.outcome().name(), Went::Badly))
     }
 
     /// When to try again, and whether the attempt counts towards the payment's own limit: what failed
@@ -174,6 +356,97 @@ impl Relay {
     }
 }
 
+/// One item that is being sent.
+struct Sending<'a> {
+    biller: &'a Biller,
+    facts: ItemFacts,
+    lease: Lease,
+    attempts: u32,
+    limit: Instant,
+    /// Whether the next of its lane is taken with its end.
+    takes_next: bool,
+}
+
+/// What is known of a payment that waits.
+struct Payment {
+    order: PaymentOrder,
+    pin: Option<WaitingPin>,
+    needs_pin: bool,
+    sent_unknown: bool,
+}
+
+/// What came of one item.
+struct Done {
+    /// For the figures.
+    outcome: &'static str,
+    went: Went,
+    next: Option<Due>,
+}
+
+impl Done {
+    fn of(outcome: &'static str, went: Went) -> Self {
+        Self { outcome, went, next: None }
+    }
+}
+
+/// What a sending says of its biller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Went {
+    Well,
+    Badly,
+}
+
+/// How many are sent at once.
+#[derive(Debug)]
+struct Width {
+    now: usize,
+    max: usize,
+}
+
+impl Width {
+    fn new(max: usize) -> Self {
+        Self { now: 1, max }
+    }
+
+    fn learn(&mut self, went: Went) {
+        self.now = match went {
+            Went::Well => (self.now * 2).min(self.max),
+            Went::Badly => 1,
+        };
+    }
+
+    fn room(&self, sending: usize) -> u32 {
+        u32::try_from(self.now.saturating_sub(sending)).unwrap_or(u32::MAX)
+    }
+}
+
+/// Items of one lane that one sender takes in a row: then the others have their turn by priority.
+const IN_A_ROW_MAX: u32 = 32;
+
 /// How often to look when nobody wakes us.
 const POLL: Duration = Duration::from_secs(1);
 const HSM_POLL: Duration = Duration::from_millis(200);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_biller_that_has_come_back_is_not_met_by_the_whole_queue() {
+        let mut width = Width::new(16);
+
+        let widths: Vec<_> = (0..6)
+            .map(|_| {
+                let now = width.now;
+                width.learn(Went::Well);
+                now
+            })
+            .collect();
+        assert_eq!(widths, [1, 2, 4, 8, 16, 16]);
+        assert_eq!(width.room(10), 6);
+
+        width.learn(Went::Badly);
+        assert_eq!(width.room(0), 1);
+        assert_eq!(width.room(5), 0);
+    }
+}

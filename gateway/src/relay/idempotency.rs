@@ -3,6 +3,7 @@
 use std::fmt;
 
 use sha2::{Digest, Sha256};
+use uuid::Uuid;
 
 use super::keys::{Keys, SealingUnavailable};
 use crate::store::{FINGERPRINT_BYTES, Idempotency};
@@ -58,6 +59,17 @@ impl fmt::Debug for Request<'_> {
 }
 
 impl Request<'_> {
+    /// What the biller knows the payment by. The same request gives the same one, also when its key was
+    /// forgotten: neither the store nor the biller takes it twice.
+    ///
+    /// # Errors
+    /// [`SealingUnavailable`].
+    pub fn reference(&self, keys: &Keys) -> Result<Uuid, SealingUnavailable> {
+        let Self { scope, key, method, path, body } = self;
+        let (scope, key) = (scope.as_bytes(), key.0.as_bytes());
+        keys.reference(&[b"payment", scope, key, method.as_bytes(), path.as_bytes(), body])
+    }
+
     /// What the store compares, remembered until `expires_at` (epoch milliseconds).
     ///
     /// # Errors

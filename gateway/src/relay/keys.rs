@@ -16,6 +16,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use hsm_adapter::protocol::ClearDataKey;
 use hsm_adapter::vocabulary::Pan;
 use sha2::Sha256;
+use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use super::sealing::{Cipher, Part, Tampered};
@@ -255,6 +256,16 @@ impl Keys {
         let hash = self.hash(b"ord/1", parts)?;
         let (left, _) = hash.split_first_chunk::<16>().ok_or(SealingUnavailable)?;
         Ok(OrdKey(*left))
+    }
+
+    /// What a biller knows something by: a UUID (version 8) of these parts, which tells nothing of them.
+    ///
+    /// # Errors
+    /// [`SealingUnavailable`].
+    pub fn reference(&self, parts: &[&[u8]]) -> Result<Uuid, SealingUnavailable> {
+        let hash = self.hash(b"ref/1", parts)?;
+        let (left, _) = hash.split_first_chunk::<16>().ok_or(SealingUnavailable)?;
+        Ok(uuid::Builder::from_custom_bytes(*left).into_uuid())
     }
 
     /// A request's fingerprint.

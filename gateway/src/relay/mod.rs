@@ -10,6 +10,7 @@ pub mod keys; // the queue's data keys
 pub mod pay; // a payment's first way
 pub mod payment; // order -> sealed row -> order
 pub mod sealing; // bytes bound to their row
+pub mod policy; // what may wait, be repeated or be taken back
 mod unheard; // what nobody waits for any more
 
 #[cfg(test)]

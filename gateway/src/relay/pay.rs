@@ -11,6 +11,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use compliance::{EventType, Outcome as AuditOutcome, Reason};
 use hsm_adapter::protocol::PinKey;
 use hsm_adapter::vocabulary::KeyName;
 use serde::Serialize;
@@ -22,15 +23,16 @@ use super::Relay;
 use super::biller::{Biller, Sent, Settlement, Way};
 use super::idempotency::{IdempotencyKey, Request};
 use super::keys::OpenError;
-use super::payment::{Intake, PaymentError, PaymentOrder, Waiting, WaitingPin};
+use super::payment::{Intake, PaymentError, PaymentOrder, WaitingPin};
+use super::policy::Remedy;
 use super::unheard::Unheard;
 use crate::guard::{GuardError, PinOrder};
 use crate::links::Deadline;
 use crate::links::backend::{BUSY, BackendError, NO_HSM, RESTING, TOO_LATE};
 use crate::links::pool::Fault as _;
 use crate::store::{
-    Begun, Class, HoldReason, ItemFacts, KeyAfter, Lease, Outcome, Parked, Parking, Priority,
-    Settled, Status, StoreError, insist,
+    Begun, Class, HoldReason, ItemFacts, KeyAfter, Lease, Marked, Outcome, Parked, Parking,
+    Priority, Reversed, Settled, Status, StoreError, insist,
 };
 
 /// A payment that its client may make, decoded and with its MAC verified.
@@ -89,7 +91,7 @@ struct FinalAnswer<'a> {
     id: Uuid,
     status: Status,
     response_code: &'a str,
-    reference: Uuid,
+    reference: &'a str,
 }
 
 impl Relay {
@@ -145,7 +147,7 @@ impl Relay {
             order: &order,
             pin: waiting_pin.as_ref(),
             priority,
-            waiting: Waiting { payment: biller.store, pin: biller.store_pin },
+            route: biller.route,
             request,
         };
         let (facts, lease) = match self.payments.begin(intake).await? {
@@ -154,13 +156,24 @@ impl Relay {
         };
         begun.is_durable(facts.id);
         let block = waiting_pin.as_ref().map(|pin| &pin.block);
-        let bytes = biller.request(facts.id, &order, block);
+        let bytes = biller.payment(&facts.reference, &order, block);
+        if !biller.route.deduplicates {
+            // Durable before the first byte: a kill between the two costs a person's look, no payment.
+            match recorded(|| self.store.begin_send(&lease, false)).await {
+                Ok(Marked::Marked) => {}
+                Ok(Marked::Stale) => return begun.receipt(),
+                Err(error) => {
+                    tracing::error!(%error, id = %facts.id, "marking a payment before it is sent");
+                    return begun.receipt();
+                }
+            }
+        }
         // From here on the payment has its own time: a client in a hurry is told that it is underway.
         let limit = Instant::now() + self.queue.sending_max();
         let Sent { result: sent, may_have_arrived } =
-            biller.send(&self.hsm, facts.id, &bytes, Way::first(limit)).await;
-        let (facts, lease) = (&facts, &lease);
-        let way = FirstWay { biller: &biller, facts, lease, begun, may_have_arrived };
+            biller.send(&self.hsm, &facts.reference, &bytes, Way::first(limit)).await;
+        let (facts, lease, order) = (&facts, &lease, &order);
+        let way = FirstWay { biller: &biller, facts, lease, order, begun, may_have_arrived };
         match self.after(way, sent, waiting_pin.as_ref()).await {
             // The row stands: its lease runs out, and the payment is found again.
             Err(error @ (PayError::Store(_) | PayError::Payment(_))) => {
@@ -179,9 +192,9 @@ impl Relay {
         sent: Result<Settlement, BackendError>,
         pin: Option<&WaitingPin>,
     ) -> Result<Receipt, PayError> {
-        let FirstWay { biller, facts, lease, begun, may_have_arrived } = way;
+        let FirstWay { biller, facts, lease, begun, may_have_arrived, .. } = way;
         let id = facts.id;
-        let may_wait = biller.store && (pin.is_none() || biller.store_pin);
+        let may_wait = biller.route.may_wait(pin.is_some());
         match sent {
             Ok(settlement) => {
                 let body = self.settle(facts, lease, &settlement).await?;
@@ -193,30 +206,22 @@ impl Relay {
                 let body = self.settle(facts, lease, &Settlement::refused()).await?;
                 Ok(Receipt::Final { status: 200, body, id, paid: false, replayed: false })
             }
-            Err(error) if may_wait && !matches!(error, BackendError::Refused { .. }) => {
-                let parking = Parking {
-                    retry_in: first_rest(&error),
-                    class: if may_have_arrived { Class::SentUnknown } else { class(&error) },
-                    code: None,
-                    counts: may_have_arrived,
-                    pin: None,
+            Err(error) if may_have_arrived => {
+                let may_resend = may_wait && !matches!(error, BackendError::Refused { .. });
+                let rest = match biller.route.remedy(may_resend) {
+                    Remedy::Resend => first_rest(&error),
+                    Remedy::Enquire => self.queue.enquiry_after(),
+                    Remedy::Reverse => return self.reverse_now(way).await,
+                    Remedy::Hold => {
+                        recorded(|| self.store.hold(lease, HoldReason::Ambiguous)).await?;
+                        self.count_payment(&biller.name, Status::Held);
+                        return Ok(Receipt::Accepted { id, status: Status::Held, replayed: false });
+                    }
                 };
-                let status =
-                    match recorded(|| self.payments.wait(lease, facts, parking.clone(), pin))
-                        .await?
-                    {
-                        Parked::Waiting | Parked::Stale => Status::Pending,
-                        Parked::Failed => Status::Failed,
-                        Parked::Held => Status::Held,
-                    };
-                metrics::counter!("tollgate_queue_enqueued_total").increment(1);
-                self.count_payment(&biller.name, status);
-                Ok(Receipt::Accepted { id, status, replayed: false })
+                self.let_wait(way, (Class::SentUnknown, rest), pin.filter(|_| may_wait)).await
             }
-            Err(_) if may_have_arrived => {
-                recorded(|| self.store.hold(lease, HoldReason::Ambiguous)).await?;
-                self.count_payment(&biller.name, Status::Held);
-                Ok(Receipt::Accepted { id, status: Status::Held, replayed: false })
+            Err(error) if may_wait => {
+                self.let_wait(way, (class(&error), first_rest(&error)), pin).await
             }
             Err(error) => {
                 // Whoever knows of the payment has asked for this one, and asks for its outcome under
@@ -242,6 +247,65 @@ impl Relay {
         }
     }
 
+    /// Lets a payment wait after its first way: its client is told "pending".
+    async fn let_wait(
+        &self,
+        way: FirstWay<'_>,
+        (class, retry_in): (Class, Duration),
+        pin: Option<&WaitingPin>,
+    ) -> Result<Receipt, PayError> {
+        let FirstWay { biller, facts, lease, .. } = way;
+        let counts = class == Class::SentUnknown;
+        let parking = Parking { retry_in, class, code: None, counts, pin: None };
+        let parked = recorded(|| self.payments.wait(lease, facts, parking.clone(), pin)).await?;
+        let status = match parked {
+            Parked::Waiting | Parked::Stale => Status::Pending,
+            Parked::Failed => Status::Failed,
+            Parked::Held => Status::Held,
+        };
+        metrics::counter!("tollgate_queue_enqueued_total").increment(1);
+        self.count_payment(&biller.name, status);
+        Ok(Receipt::Accepted { id: facts.id, status, replayed: false })
+    }
+
+    /// Tells the client that the payment failed, and queues what takes it back.
+    async fn reverse_now(&self, way: FirstWay<'_>) -> Result<Receipt, PayError> {
+        let FirstWay { facts, lease, order, begun, .. } = way;
+        match self.reverse(facts, lease, order).await? {
+            Some(body) => {
+                Ok(Receipt::Final { status: 200, body, id: facts.id, paid: false, replayed: false })
+            }
+            None => begun.receipt(),
+        }
+    }
+
+    /// Ends a payment as failed and queues its reversal, in one transaction. The answer that its client
+    /// gets; `None` when the lease was lost.
+    pub(super) async fn reverse(
+        &self,
+        facts: &ItemFacts,
+        lease: &Lease,
+        order: &PaymentOrder,
+    ) -> Result<Option<Bytes>, PayError> {
+        let reversal = self.payments.reversal(facts, order).map_err(PaymentError::from)?;
+        let body = final_answer(facts, Status::Failed, RESPONSE_TOO_LATE);
+        let answer = (200, &*body);
+        let ending = self
+            .payments
+            .ending(facts, Outcome::Failed, RESPONSE_TOO_LATE, answer)
+            .map_err(PaymentError::from)?;
+        let reverse = || self.store.reverse(lease, ending.clone(), reversal.clone());
+        match recorded(reverse).await? {
+            Reversed::Queued => {}
+            Reversed::QueueFull | Reversed::Stale => return Ok(None),
+        }
+        metrics::counter!("tollgate_queue_enqueued_total").increment(1);
+        self.count_payment(&facts.target, Status::Failed);
+        let queued = (EventType::QueueReverse, AuditOutcome::Success, Some(Reason::OutcomeUnknown));
+        self.payment_event(facts.id, &facts.target, queued).await;
+        Ok(Some(body))
+    }
+
     /// Records the biller's final word together with the answer that every repeat gets.
     pub(super) async fn settle(
         &self,
@@ -249,11 +313,8 @@ impl Relay {
         lease: &Lease,
         settlement: &Settlement,
     ) -> Result<Bytes, PayError> {
-        let (outcome, status) = match settlement.paid {
-            true => (Outcome::Done, Status::Success),
-            false => (Outcome::Failed, Status::Failed),
-        };
-        let body = final_answer(facts.id, status, &settlement.response_code);
+        let (outcome, status) = ended(settlement);
+        let body = final_answer(facts, status, &settlement.response_code);
         let (code, answer) = (&settlement.response_code, (200, &*body));
         recorded(|| self.payments.finish(lease, facts, outcome, code, answer)).await?;
         self.count_payment(&facts.target, status);
@@ -321,8 +382,16 @@ async fn recorded<T, E, F: Future<Output = Result<T, E>>>(record: impl Fn() -> F
     insist(record, |_| true).await
 }
 
-fn final_answer(id: Uuid, status: Status, response_code: &str) -> Bytes {
-    let answer = FinalAnswer { id, status, response_code, reference: id };
+pub(super) fn ended(settlement: &Settlement) -> (Outcome, Status) {
+    match settlement.paid {
+        true => (Outcome::Done, Status::Success),
+        false => (Outcome::Failed, Status::Failed),
+    }
+}
+
+/// What the client of a payment is told at its end, and at every repeat.
+pub(super) fn final_answer(facts: &ItemFacts, status: Status, response_code: &str) -> Bytes {
+    let answer = FinalAnswer { id: facts.id, status, response_code, reference: &facts.reference };
     // Texts only: such a value always has a JSON form.
     serde_json::to_vec(&answer).unwrap_or_default().into()
 }
@@ -334,6 +403,9 @@ pub(super) fn class(error: &BackendError) -> Class {
         BackendError::TryAgain { .. } | BackendError::Refused { .. } => Class::AnsweredRetryable,
     }
 }
+
+/// DE 39 of a payment whose answer did not come: 68, response received too late.
+const RESPONSE_TOO_LATE: &str = "68";
 
 /// When a payment that waits is first tried again.
 fn first_rest(error: &BackendError) -> Duration {
@@ -385,6 +457,7 @@ struct FirstWay<'a> {
     biller: &'a Biller,
     facts: &'a ItemFacts,
     lease: &'a Lease,
+    order: &'a PaymentOrder,
     begun: &'a Underway,
     /// A byte of it left and was not answered for.
     may_have_arrived: bool,

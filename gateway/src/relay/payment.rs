@@ -15,11 +15,12 @@ use zeroize::Zeroizing;
 
 use super::idempotency::Request;
 use super::keys::{Keys, OpenError, SealPinError, SealingUnavailable};
+use super::policy::Route;
 use super::sealing::Tampered;
 use crate::config::QueueConfig;
 use crate::store::{
-    Begun, Claim, Claimed, Ending, HoldReason, ItemFacts, Lease, NewPayment, Outcome, Parked,
-    Parking, Priority, Sealed, Settled, Store, StoreError,
+    Begun, Claim, Claimed, Ending, HoldReason, ItemFacts, Lease, NewPayment, Outcome, PAYMENT,
+    Parked, Parking, Priority, REVERSAL, Reversal, Sealed, Settled, Store, StoreError, Taker,
 };
 use crate::wire::Amount;
 
@@ -37,6 +38,20 @@ pub struct PaymentOrder {
     pub pan: Option<Pan>,
 }
 
+/// What is stored of a reversal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReversalOrder {
+    /// The reference of the payment that it takes back.
+    pub original: String,
+    /// Its bill.
+    pub bill_id: String,
+    /// Whose bill.
+    pub customer_id: String,
+    /// How much.
+    pub amount: Amount,
+}
+
 /// A PIN block under the biller's key, as it may wait.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -45,15 +60,6 @@ pub struct WaitingPin {
     pub key: PinKey,
     /// The block.
     pub block: PinBlock,
-}
-
-/// What the biller's route allows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Waiting {
-    /// A payment may wait.
-    pub payment: bool,
-    /// Also its PIN block, for `queue.pin_life_s`.
-    pub pin: bool,
 }
 
 /// A payment as it arrives.
@@ -69,13 +75,22 @@ pub struct Intake<'a> {
     pub pin: Option<&'a WaitingPin>,
     /// Its urgency.
     pub priority: Priority,
-    /// What may wait.
-    pub waiting: Waiting,
+    /// What the biller promises, and what is allowed for it.
+    pub route: Route,
     /// The request around it.
     pub request: Request<'a>,
 }
 
-/// A waiting payment whose turn has come.
+/// What waits, opened.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Waiting {
+    /// A payment, its PIN block, and whether it cannot be sent without one.
+    Payment(PaymentOrder, Option<WaitingPin>, bool),
+    /// A reversal.
+    Reversal(ReversalOrder),
+}
+
+/// Something whose turn has come.
 #[derive(Debug)]
 pub struct Due {
     /// The right to send it.
@@ -83,9 +98,7 @@ pub struct Due {
     /// What its answer is sealed to.
     pub facts: ItemFacts,
     /// What to send.
-    pub order: PaymentOrder,
-    /// Its PIN block.
-    pub pin: Option<WaitingPin>,
+    pub what: Waiting,
     /// It may have reached the biller before.
     pub sent_unknown: bool,
     /// Attempts that counted.
@@ -167,8 +180,70 @@ impl Payments {
         code: &str,
         answer: (u16, &[u8]),
     ) -> Result<Settled, PaymentError> {
-        let answer = Some(self.keys.seal_answer(facts, answer.0, answer.1)?);
-        Ok(self.store.complete(lease, Ending { outcome, code: code.to_owned(), answer }).await?)
+        let ending = self.ending(facts, outcome, code, answer)?;
+        Ok(self.store.complete(lease, ending).await?)
+    }
+
+    /// The same, and takes the next of the lane, when it is due.
+    ///
+    /// # Errors
+    /// As [`finish`](Self::finish).
+    pub async fn finish_and_take(
+        &self,
+        lease: &Lease,
+        ending: Ending,
+    ) -> Result<Option<Due>, PaymentError> {
+        let taker = Taker { owner: self.owner.clone(), lease: self.queue.lease() };
+        match self.store.complete_and_take(lease, ending, taker).await?.1 {
+            Some(next) => Ok(self.opened(next).await),
+            None => Ok(None),
+        }
+    }
+
+    /// The end of a payment with the answer that every repeat gets: HTTP status and body.
+    ///
+    /// # Errors
+    /// [`SealingUnavailable`].
+    pub fn ending(
+        &self,
+        facts: &ItemFacts,
+        outcome: Outcome,
+        code: &str,
+        (status, body): (u16, &[u8]),
+    ) -> Result<Ending, SealingUnavailable> {
+        let answer = Some(self.keys.seal_answer(facts, status, body)?);
+        Ok(Ending { outcome, code: code.to_owned(), answer })
+    }
+
+    /// What takes a payment back.
+    ///
+    /// # Errors
+    /// [`SealingUnavailable`].
+    pub fn reversal(
+        &self,
+        of: &ItemFacts,
+        order: &PaymentOrder,
+    ) -> Result<Reversal, SealingUnavailable> {
+        let now = self.store.now();
+        let facts = ItemFacts {
+            id: Uuid::now_v7(),
+            tenant: of.tenant.clone(),
+            kind: REVERSAL.to_owned(),
+            target: of.target.clone(),
+            reference: self.keys.reference(&[b"reversal", of.reference.as_bytes()])?.to_string(),
+            ord_key: of.ord_key,
+            prio: Priority::Critical,
+            created_at: now,
+            expires_at: now + millis(self.queue.reversal_life()),
+        };
+        let order = ReversalOrder {
+            original: of.reference.clone(),
+            bill_id: order.bill_id.clone(),
+            customer_id: order.customer_id.clone(),
+            amount: order.amount.clone(),
+        };
+        let payload = self.keys.seal_record(&facts, &text(&order))?;
+        Ok(Reversal { facts, payload })
     }
 
     /// Lets a payment wait. `pin` only where the route stores one, and at its first pause.
@@ -210,15 +285,23 @@ impl Payments {
         let (owner, lease) = (self.owner.clone(), self.queue.lease());
         let mut due = Vec::new();
         for claimed in self.store.claim(Claim { targets, rows, owner, lease }).await? {
-            match self.open(&claimed).await {
-                Ok((order, pin)) => {
-                    let Claimed { lease, facts, sent_unknown, attempts, .. } = claimed;
-                    due.push(Due { lease, facts, order, pin, sent_unknown, attempts });
-                }
-                Err(error) => self.put_back(&claimed, &error).await,
-            }
+            due.extend(self.opened(claimed).await);
         }
         Ok(due)
+    }
+
+    /// `None` when it did not open; then it is held, or waits a little longer.
+    async fn opened(&self, claimed: Claimed) -> Option<Due> {
+        match self.open(&claimed).await {
+            Ok(what) => {
+                let Claimed { lease, facts, sent_unknown, attempts, .. } = claimed;
+                Some(Due { lease, facts, what, sent_unknown, attempts })
+            }
+            Err(error) => {
+                self.put_back(&claimed, &error).await;
+                None
+            }
+        }
     }
 
     /// A claimed payment that did not open. If this is not taken, the lease runs out by itself.
@@ -240,16 +323,17 @@ impl Payments {
     }
 
     async fn seal(&self, intake: Intake<'_>) -> Result<NewPayment, PaymentError> {
-        let Intake { tenant, biller, order, pin, priority, waiting, request } = intake;
-        let (id, now) = (Uuid::now_v7(), self.store.now());
-        let may_wait = waiting.payment && (pin.is_none() || waiting.pin);
-        let life = if pin.is_some() { self.queue.pin_life() } else { self.queue.payment_life() };
+        let Intake { tenant, biller, order, pin, priority, route, request } = intake;
+        let now = self.store.now();
+        let has_pin = pin.is_some();
+        let may_wait = route.may_wait(has_pin);
+        let life = if has_pin { self.queue.pin_life() } else { self.queue.payment_life() };
         let facts = ItemFacts {
-            id,
+            id: Uuid::now_v7(),
             tenant: tenant.to_owned(),
-            kind: "payment".to_owned(),
+            kind: PAYMENT.to_owned(),
             target: biller.to_owned(),
-            reference: id.to_string(),
+            reference: request.reference(&self.keys)?.to_string(),
             ord_key: self.keys.ord_key(&[
                 biller.as_bytes(),
                 order.customer_id.as_bytes(),
@@ -259,34 +343,41 @@ impl Payments {
             created_at: now,
             expires_at: now + millis(life),
         };
-        let payload =
-            if may_wait { Some(self.keys.seal_record(&facts, &text(order))?) } else { None };
+        let payload = match route.keeps_order(has_pin) {
+            true => Some(self.keys.seal_record(&facts, &text(order))?),
+            false => None,
+        };
         let sealed_pin = match pin {
             Some(pin) if may_wait => Some(self.keys.seal_pin(&facts, &text(pin)).await?),
             Some(_) | None => None,
         };
         // A key pruned before a delayed repeat would be a second charge: the life of the payment
         // and the settlement day after it come first.
-        let from = if may_wait { facts.expires_at + millis(2 * DAY) } else { now };
+        let from = if payload.is_some() { facts.expires_at + millis(2 * DAY) } else { now };
         let idempotency = request.identify(&self.keys, from + millis(self.queue.idempotency()))?;
         Ok(NewPayment {
             facts,
             payload,
-            needs_pin: pin.is_some(),
+            needs_pin: has_pin,
             pin: sealed_pin,
+            may_wait,
+            is_marked: !route.deduplicates,
             idempotency,
             owner: self.owner.clone(),
             lease: self.queue.lease(),
         })
     }
 
-    async fn open(&self, row: &Claimed) -> Result<(PaymentOrder, Option<WaitingPin>), OpenError> {
-        let order = parse(&self.keys.open_record(&row.facts, &row.payload).await?)?;
+    async fn open(&self, row: &Claimed) -> Result<Waiting, OpenError> {
+        let payload = self.keys.open_record(&row.facts, &row.payload).await?;
+        if row.facts.kind == REVERSAL {
+            return Ok(Waiting::Reversal(parse(&payload)?));
+        }
         let pin = match &row.pin {
             Some(pin) => Some(parse(&self.keys.open_pin(&row.facts, pin).await?)?),
             None => None,
         };
-        Ok((order, pin))
+        Ok(Waiting::Payment(parse(&payload)?, pin, row.needs_pin))
     }
 }
 

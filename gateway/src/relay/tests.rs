@@ -15,12 +15,14 @@ use super::keys::{
     DataKey, DataKeySource, KeyLives, KeySourceError, Keys, OpenError, SealingUnavailable,
 };
 use super::payment::{Due, Intake, PaymentError, PaymentOrder, Payments, Waiting, WaitingPin};
+use super::policy::Route;
 use super::sealing::Tampered;
 use super::source_error;
 use crate::links::token::HsmError;
 use crate::store::tests::{On, World};
 use crate::store::{
-    Begun, Class, DekClass, ItemFacts, Lease, Outcome, Parked, Parking, Priority, Settled, Status,
+    Begun, Class, DekClass, ItemFacts, Lease, Outcome, Parked, Parking, Priority, Reversed,
+    Settled, Status,
 };
 use crate::wire::Amount;
 
@@ -101,14 +103,14 @@ impl House {
         &self,
         key: &str,
         pin: Option<&WaitingPin>,
-        waiting: Waiting,
+        route: Route,
     ) -> Result<(ItemFacts, Begun), PaymentError> {
         let key = IdempotencyKey::parse(&format!("\"{key}\"")).unwrap();
         let (method, path, body) = ("POST", "/v1/payments", b"{}".as_slice());
         let request = Request { scope: "acquirer-a", key: &key, method, path, body };
         let (tenant, biller, order) = ("acquirer-a", "pln", &order());
         let priority = Priority::Normal;
-        let intake = Intake { tenant, biller, order, pin, priority, waiting, request };
+        let intake = Intake { tenant, biller, order, pin, priority, route, request };
         self.payments.begin(intake).await
     }
 
@@ -140,7 +142,8 @@ impl House {
     }
 }
 
-const MAY_WAIT: Waiting = Waiting { payment: true, pin: true };
+const MAY_WAIT: Route =
+    Route { store: true, store_pin: true, deduplicates: true, enquiry: false, reversal: false };
 
 const PAN: &str = "4111111111111111";
 const BILL: &str = "BILL-CANARY-7781";
@@ -180,9 +183,53 @@ mod payments {
 
         let due = house.claim().await.remove(0);
 
-        assert_eq!((due.order, due.pin), (order(), Some(pin())));
+        assert_eq!(due.what, Waiting::Payment(order(), Some(pin()), true));
         assert_eq!(due.facts, facts);
         assert_eq!((due.attempts, due.sent_unknown), (1, false));
+    }
+
+    /// Its key was pruned, the payment was not: neither we nor the biller take it for another one.
+    #[tokio::test]
+    async fn a_request_has_one_reference_for_ever_and_no_two_requests_share_one() {
+        let house = House::new().await;
+        let reference = |key: &str, body: &[u8], scope: &str| {
+            let key = IdempotencyKey::parse(&format!("\"{key}\"")).unwrap();
+            let request = Request { scope, key: &key, method: "POST", path: "/v1/payments", body };
+            request.reference(&house.keys).unwrap()
+        };
+
+        let first = reference("k1", b"{}", "acquirer-a");
+
+        assert_eq!(first.get_version_num(), 8);
+        assert_eq!(reference("k1", b"{}", "acquirer-a"), first);
+        for other in [
+            reference("k2", b"{}", "acquirer-a"),
+            reference("k1", b"{ }", "acquirer-a"),
+            reference("k1", b"{}", "acquirer-b"),
+        ] {
+            assert_ne!(other, first);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_payment_is_taken_back_in_its_own_lane_before_all_others() {
+        let house = House::new().await;
+        let route = Route { deduplicates: false, reversal: true, ..MAY_WAIT };
+        let (facts, begun) = house.begin("k1", None, route).await.unwrap();
+        let Begun::Forward(lease) = begun else { panic!() };
+        house.world.store.begin_send(&lease, false).await.unwrap();
+        let reversal = house.payments.reversal(&facts, &order()).unwrap();
+        let ending = house.payments.ending(&facts, Outcome::Failed, "68", (200, b"{}")).unwrap();
+
+        let reversed = house.world.store.reverse(&lease, ending, reversal).await.unwrap();
+        let due = house.claim().await.remove(0);
+
+        assert_eq!(reversed, Reversed::Queued);
+        let Waiting::Reversal(taken_back) = due.what else { panic!("{:?}", due.what) };
+        assert_eq!(taken_back.original, facts.reference);
+        assert_eq!((taken_back.bill_id, taken_back.amount), (BILL.into(), order().amount));
+        assert_eq!((due.facts.ord_key, due.facts.prio), (facts.ord_key, Priority::Critical));
+        assert_ne!(due.facts.reference, facts.reference);
     }
 
     #[tokio::test]
@@ -206,11 +253,11 @@ mod payments {
     #[tokio::test]
     async fn a_payment_whose_pin_may_not_be_stored_may_not_wait() {
         let house = House::new().await;
-        let waiting = Waiting { payment: true, pin: false };
-        let (facts, begun) = house.begin("k1", Some(&pin()), waiting).await.unwrap();
+        let route = Route { store_pin: false, ..MAY_WAIT };
+        let (facts, begun) = house.begin("k1", Some(&pin()), route).await.unwrap();
         let Begun::Forward(lease) = begun else { panic!() };
 
-        let (_, behind) = house.begin("k2", Some(&pin()), waiting).await.unwrap();
+        let (_, behind) = house.begin("k2", Some(&pin()), route).await.unwrap();
         let parked = house.payments.wait(&lease, &facts, pause(), None).await.unwrap();
 
         assert_eq!(behind, Begun::Busy);
@@ -398,8 +445,7 @@ mod key_life {
         next.keys.obtain().await.unwrap();
         let due = next.claim().await;
 
-        assert_eq!(due[0].order, order());
-        assert_eq!(due[0].pin, Some(pin()));
+        assert_eq!(due[0].what, Waiting::Payment(order(), Some(pin()), true));
         let new = next.keys.seal_record(&facts, b"x").unwrap();
         assert_ne!(old.dek_id, new.dek_id);
         let lane = next.keys.ord_key(&[b"pln", b"customer-1", BILL.as_bytes()]).unwrap();

@@ -67,6 +67,8 @@ pub(crate) struct PaymentState {
     /// PENDING PROCESSING SUCCESS FAILED EXPIRED CANCELLED HELD.
     #[schema(value_type = String, example = "SUCCESS")]
     status: Status,
+    /// What the biller knows the payment by.
+    reference: String,
     /// Once the biller has answered.
     #[serde(skip_serializing_if = "Option::is_none")]
     response_code: Option<String>,
@@ -201,6 +203,7 @@ pub(super) async fn read_payment(
         Json(PaymentState {
             id: view.id,
             status: view.status,
+            reference: view.reference,
             response_code: view.response_code,
             attempts: view.attempts,
             created_at: timestamp(view.created_at),

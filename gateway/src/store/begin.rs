@@ -195,7 +195,7 @@ impl Round<'_> {
             // Every lane was put in above.
             let Some(lane) = lanes.get_mut(&payment.facts.ord_key) else { continue };
             let behind = !lane.is_free || lane.behind;
-            if behind && !payment.may_wait() {
+            if behind && !payment.may_wait {
                 query(FORGET)
                     .bind(&payment.idempotency.scope)
                     .bind(payment.idempotency.key_hash.as_slice())
@@ -446,10 +446,15 @@ fn item(payment: &NewPayment, behind: bool, now: i64) -> [Value; ITEM_COLUMNS] {
         pin.map(|sealed| sealed.dek_id).into(),
         pin.map(|sealed| sealed.nonce.as_slice()).into(),
         pin.map(|sealed| sealed.bytes.as_slice()).into(),
+        payment.is_marked.then_some(UNSENT).into(),
+        None::<Uuid>.into(),
     ]
 }
 
-const ITEM_COLUMNS: usize = 19;
+pub(super) const ITEM_COLUMNS: usize = 21;
+
+/// `send_mark` of what is marked before its first byte and was not sent yet.
+pub(super) const UNSENT: i64 = 0;
 
 /// The head of a lane that has none yet.
 const FREE: i64 = 0;
@@ -507,11 +512,11 @@ const ADD_LANES: Table = add_lanes!("DO NOTHING");
 const LOCK_LANES: Table =
     add_lanes!("DO UPDATE SET target = saf_lane.target RETURNING ord_key, head_seq");
 
-const INSERT: Table = Table {
+pub(super) const INSERT: Table = Table {
     before: "
 INSERT INTO saf_item (id, tenant, kind, target, reference, ord_key, prio, queued, needs_pin,
                       created_at, expires_at, updated_at, enc_v, dek_id, nonce, ct,
-                      pin_dek_id, pin_nonce, pin_ct)
+                      pin_dek_id, pin_nonce, pin_ct, send_mark, reverses)
 SELECT * FROM",
     columns: ITEM_COLUMNS,
     after: Sql::Both(

@@ -37,6 +37,8 @@ pub struct Claimed {
     pub payload: Sealed,
     /// The sealed PIN block, where one waits.
     pub pin: Option<Sealed>,
+    /// It cannot be sent without one.
+    pub needs_pin: bool,
     /// It may have reached the backend: the same reference again where the backend deduplicates,
     /// an enquiry or a person where it does not.
     pub sent_unknown: bool,
@@ -117,8 +119,10 @@ pub(super) async fn open(
         let enc_v = row.get("enc_v")?;
         let payload = Sealed::read(&row, enc_v, ["dek_id", "nonce", "ct"])?;
         let pin = Sealed::read(&row, enc_v, ["pin_dek_id", "pin_nonce", "pin_ct"])?;
+        let sent_unknown: bool = row.get("sent_unknown")?;
         let needs_pin: bool = row.get("needs_pin")?;
-        let (Some(payload), true) = (payload, !needs_pin || pin.is_some()) else {
+        let is_workable = !needs_pin || pin.is_some() || sent_unknown;
+        let (Some(payload), true) = (payload, is_workable) else {
             hold(lease, db, batch).await?;
             continue;
         };
@@ -127,7 +131,8 @@ pub(super) async fn open(
             facts: ItemFacts::read(&row)?,
             payload,
             pin,
-            sent_unknown: row.get("sent_unknown")?,
+            needs_pin,
+            sent_unknown,
             attempts: row.number("attempts")?,
         });
     }

@@ -105,6 +105,7 @@ value_from! {
     &[u8] => |it| Self::Bytes(Some(it.to_owned()));
     Option<&[u8]> => |it| Self::Bytes(it.map(<[u8]>::to_owned));
     Uuid => |it| Self::Id(Some(it));
+    Option<Uuid> => |it| Self::Id(it);
     Vec<i64> => |it| Self::Ints(it);
     Vec<String> => |it| Self::Texts(it);
 }
@@ -332,10 +333,10 @@ const ROWS_MAX: usize = 256;
 
 /// A statement that locks the rows which it reads, where the database does not do so by itself.
 macro_rules! locking {
-    ($text:literal) => {
+    ($text:expr) => {
         $crate::store::db::locking!($text, "FOR UPDATE")
     };
-    ($text:literal, $how:literal) => {
+    ($text:expr, $how:literal) => {
         $crate::store::db::Sql::Each { sqlite: $text, postgres: concat!($text, " ", $how) }
     };
 }

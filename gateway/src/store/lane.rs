@@ -4,6 +4,8 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use uuid::Uuid;
+
 use super::clock::ms;
 use super::db::{Db, Row, Sql, Table, Value, locking, query};
 use super::row::new_token;
@@ -24,10 +26,14 @@ pub(super) use item_columns;
 
 /// The item's row as a transition needs it.
 pub(super) struct Item {
+    pub(super) id: Uuid,
+    pub(super) kind: String,
     pub(super) sent_unknown: bool,
+    /// Whether the lease that holds it was the first under which a byte may have left.
+    pub(super) is_own_mark: bool,
     pub(super) attempts: i64,
-    /// Whether what is stored is enough to send it.
-    pub(super) sendable: bool,
+    /// Whether what is stored is enough to go on with it.
+    pub(super) workable: bool,
 }
 
 /// The item, if this lease still holds it. A lease that has run out holds until it is rescued.
@@ -40,9 +46,12 @@ pub(super) async fn leased(db: &mut Db<'_>, lease: &Lease) -> Result<Option<Item
         .await?;
     row.map(|row| {
         Ok(Item {
+            id: row.get("id")?,
+            kind: row.get("kind")?,
             sent_unknown: row.get("sent_unknown")?,
+            is_own_mark: row.get::<Option<i64>>("send_mark")? == Some(lease.token),
             attempts: row.get("attempts")?,
-            sendable: row.get("sendable")?,
+            workable: row.get("workable")?,
         })
     })
     .transpose()
@@ -234,8 +243,8 @@ pub(super) async fn late(
 
 const LEASED: Sql = locking!(
     "
-SELECT i.sent_unknown, i.attempts,
-       i.ct IS NOT NULL AND (NOT i.needs_pin OR i.pin_ct IS NOT NULL) AS sendable
+SELECT i.id, i.kind, i.sent_unknown, i.send_mark, i.attempts,
+       i.ct IS NOT NULL AND (NOT i.needs_pin OR i.pin_ct IS NOT NULL OR i.sent_unknown) AS workable
 FROM saf_lane l JOIN saf_item i ON i.seq = l.head_seq
 WHERE l.ord_key = $1 AND l.leased AND l.lease_token = $2 AND l.head_seq = $3 AND i.state = 0",
     "FOR UPDATE OF l"

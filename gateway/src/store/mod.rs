@@ -28,6 +28,7 @@ mod prune;
 mod read;
 mod row;
 mod sqlite;
+mod unknown;
 mod upkeep;
 mod writer;
 
@@ -62,8 +63,9 @@ pub use prune::{PruneRule, Pruned};
 pub use read::{Depth, HistoryEntry, PaymentView, Stats};
 pub use row::{
     Class, ENC_V, FINGERPRINT_BYTES, HoldReason, Idempotency, ItemFacts, Lease, NewPayment, OrdKey,
-    Priority, Sealed, Status,
+    PAYMENT, Priority, REVERSAL, Reversal, Sealed, Status,
 };
+pub use unknown::{Marked, Reversed};
 pub use upkeep::{Expired, Rescued};
 
 use crate::config::{PostgresConfig, QueueConfig, StoreConfig};
@@ -210,6 +212,45 @@ impl Store {
         taker: Taker,
     ) -> Result<(Settled, Option<Claimed>), StoreError> {
         self.writer.ask(outcome::Complete { held: held.clone(), ending, next: Some(taker) }).await
+    }
+
+    /// Marks a payment as possibly sent, before its first byte: for billers that may not be sent it
+    /// twice. `is_absent`: the biller has said that no earlier attempt arrived. A report under this
+    /// lease that nothing was sent takes the mark back.
+    ///
+    /// # Errors
+    /// As [`complete`](Self::complete): send nothing.
+    pub async fn begin_send(&self, held: &Lease, is_absent: bool) -> Result<Marked, StoreError> {
+        self.writer.ask(unknown::BeginSend { held: held.clone(), is_absent }).await
+    }
+
+    /// Ends a leased payment as failed and queues what takes it back: one transaction. May be
+    /// repeated.
+    ///
+    /// # Errors
+    /// As [`complete`](Self::complete).
+    pub async fn reverse(
+        &self,
+        held: &Lease,
+        ending: Ending,
+        reversal: Reversal,
+    ) -> Result<Reversed, StoreError> {
+        let whose = unknown::Whose::Leased(held.clone());
+        self.writer.ask(unknown::Reverse { whose, ending, reversal }).await
+    }
+
+    /// The same for a payment that a person holds.
+    ///
+    /// # Errors
+    /// As [`complete`](Self::complete).
+    pub async fn reverse_held(
+        &self,
+        id: Uuid,
+        ending: Ending,
+        reversal: Reversal,
+    ) -> Result<Reversed, StoreError> {
+        let whose = unknown::Whose::Held(id);
+        self.writer.ask(unknown::Reverse { whose, ending, reversal }).await
     }
 
     /// Takes back a payment of which nothing was sent and that may not wait: failed. A payment that

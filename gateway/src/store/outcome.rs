@@ -9,7 +9,7 @@ use super::db::{Db, Sql, Table, locking, query};
 use super::lane::{self, Settling, Taker};
 use super::order::{Job, Order};
 use super::writer::Batch;
-use super::{Class, HoldReason, Lease, OrdKey, Sealed, StoreError};
+use super::{Class, HoldReason, Lease, OrdKey, REVERSAL, Sealed, StoreError};
 
 /// How a payment ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -206,16 +206,14 @@ impl Order for Withdraw {
         let Some(item) = lane::leased(db, lease).await? else {
             return stale(db, batch, lease, what, code).await;
         };
-        if item.sent_unknown {
+        if item.sent_unknown && !item.is_own_mark {
             hold(db, batch, lease, HoldReason::Ambiguous).await?;
             return Ok(Settled::Held);
         }
         lane::end(db, batch, lease.seq, FAILED, &self.code, 0).await?;
         if self.key == KeyAfter::Freed {
-            query("DELETE FROM idem_key WHERE item_id = (SELECT id FROM saf_item WHERE seq = $1)")
-                .bind(lease.seq)
-                .execute(db)
-                .await?;
+            query(FORGET_KEY).bind(lease.seq).execute(db).await?;
+            query(FREE_REFERENCE).bind(lease.seq).execute(db).await?;
         }
         recorded(db, batch, lease, what, code).await?;
         lane::settle(db, batch, lease.ord_key, Settling::EndLease).await?;
@@ -252,7 +250,9 @@ impl Order for Release {
             });
         };
         let attempts = i64::from(parking.counts);
-        let sent = before.sent_unknown || parking.class == Class::SentUnknown;
+        // What this lease marked, and did not send after all, is as it was.
+        let was_sent = before.sent_unknown && !before.is_own_mark;
+        let sent = was_sent || parking.class == Class::SentUnknown;
         let pin = parking.pin.as_ref();
         query(WAIT)
             .bind(lease.seq)
@@ -266,10 +266,11 @@ impl Order for Release {
             .execute(db)
             .await?;
         recorded(db, batch, lease, what, code).await?;
-        let exhausted = before.attempts + attempts >= batch.attempts_max;
+        // A reversal is repeated until it is answered.
+        let exhausted = before.kind != REVERSAL && before.attempts + attempts >= batch.attempts_max;
         // Read again: the PIN block that came with the report may be what was missing.
-        let sendable = lane::leased(db, lease).await?.is_some_and(|item| item.sendable);
-        if sendable && !exhausted {
+        let workable = lane::leased(db, lease).await?.is_some_and(|item| item.workable);
+        if workable && !exhausted {
             lane::park(db, batch, lease.ord_key, batch.steady + ms(parking.retry_in)).await?;
             return Ok(Parked::Waiting);
         }
@@ -277,7 +278,7 @@ impl Order for Release {
             hold(db, batch, lease, HoldReason::Ambiguous).await?;
             return Ok(Parked::Held);
         }
-        let why = if exhausted { "attempts-exhausted" } else { "not-storable" };
+        let why = if exhausted { "attempts-exhausted" } else { NOT_STORABLE };
         lane::end(db, batch, lease.seq, FAILED, why, 0).await?;
         recorded(db, batch, lease, "failed", Some(why)).await?;
         lane::settle(db, batch, lease.ord_key, Settling::EndLease).await?;
@@ -339,7 +340,17 @@ async fn stale(
     Ok(if repeated { Settled::Recorded } else { Settled::Stale })
 }
 
-const FAILED: i64 = 3;
+pub(super) const FAILED: i64 = 3;
+
+/// Nothing was sent, and it may not wait.
+pub(super) const NOT_STORABLE: &str = "not-storable";
+
+const FORGET_KEY: &str =
+    "DELETE FROM idem_key WHERE item_id = (SELECT id FROM saf_item WHERE seq = $1)";
+
+/// The same request makes another payment, under this reference.
+const FREE_REFERENCE: &str =
+    "UPDATE saf_item SET reference = reference || ':' || seq WHERE seq = $1";
 
 const HELD: Table = Table {
     before: "SELECT l.head_seq FROM",
@@ -353,17 +364,17 @@ WHERE l.leased AND i.state = 0",
     ),
 };
 
-const END: Table = Table {
+pub(super) const END: Table = Table {
     before: "
 UPDATE saf_item
-SET state = ending.column2, last_code = ending.column3, attempts = attempts + 1,
+SET state = ending.column2, hold_reason = NULL, last_code = ending.column3, attempts = attempts + 1,
     dek_id = NULL, nonce = NULL, ct = NULL, pin_dek_id = NULL, pin_nonce = NULL, pin_ct = NULL,
     updated_at = ending.column4, terminal_at = ending.column4,
     res_dek_id = ending.column5, res_nonce = ending.column6, res_ct = ending.column7
 FROM",
     columns: 7,
     after: Sql::Both(
-        "ending WHERE saf_item.seq = ending.column1 AND saf_item.state = 0
+        "ending WHERE saf_item.seq = ending.column1 AND saf_item.state < 2
 RETURNING saf_item.target",
     ),
 };

@@ -10,6 +10,8 @@ use super::{Priority, Status, StoreError};
 pub struct PaymentView {
     /// Its identity.
     pub id: Uuid,
+    /// What its biller knows it by.
+    pub reference: String,
     /// Its status.
     pub status: Status,
     /// The final answer's code, once there is one.
@@ -83,6 +85,7 @@ pub(super) async fn payment(
     let code: Option<String> = row.get("last_code")?;
     Ok(Some(PaymentView {
         id,
+        reference: row.get("reference")?,
         status: Status::of(state, row.get("leased")?)?,
         response_code: code.filter(|_| state >= 2),
         attempts: row.number("attempts")?,
@@ -117,7 +120,7 @@ pub(super) async fn stats(readers: &Readers, now: i64) -> Result<Stats, StoreErr
 }
 
 const PAYMENT: &str = "
-SELECT i.seq, i.state, i.last_code, i.attempts, i.created_at, i.updated_at,
+SELECT i.seq, i.reference, i.state, i.last_code, i.attempts, i.created_at, i.updated_at,
        EXISTS (SELECT 1 FROM saf_lane l
                WHERE l.ord_key = i.ord_key AND l.head_seq = i.seq AND l.leased) AS leased
 FROM saf_item i WHERE i.id = $1 AND i.tenant = $2";

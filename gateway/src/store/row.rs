@@ -114,6 +114,8 @@ pub enum HoldReason {
     Poison,
     /// Its row was changed: it does not open.
     Tampered,
+    /// A reversal that its biller answered and did not take.
+    NotAccepted,
 }
 
 impl HoldReason {
@@ -124,6 +126,7 @@ impl HoldReason {
             Self::Ambiguous => "ambiguous",
             Self::Poison => "poison",
             Self::Tampered => "tampered",
+            Self::NotAccepted => "not-accepted",
         }
     }
 }
@@ -151,6 +154,12 @@ impl Class {
     }
 }
 
+/// `kind` of a payment.
+pub const PAYMENT: &str = "payment";
+
+/// `kind` of what takes a payment back: it is repeated until it is answered.
+pub const REVERSAL: &str = "reversal";
+
 /// What never changes in a payment's row. Sealed bytes are bound to all of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ItemFacts {
@@ -158,7 +167,7 @@ pub struct ItemFacts {
     pub id: Uuid,
     /// The client.
     pub tenant: String,
-    /// What it is: `payment`.
+    /// What it is: [`PAYMENT`] or [`REVERSAL`].
     pub kind: String,
     /// The biller.
     pub target: String,
@@ -241,13 +250,18 @@ pub struct Idempotency {
 pub struct NewPayment {
     /// Its identity.
     pub facts: ItemFacts,
-    /// Its sealed payload, which has no PIN in it. `None`: it may not wait, only be forwarded now.
+    /// Its sealed payload, which has no PIN in it. `None`: once it was sent, nothing can be done about it.
     pub payload: Option<Sealed>,
     /// Whether it is worth nothing without its PIN block.
     pub needs_pin: bool,
     /// The sealed PIN block, where the route stores one. Written only when the payment has to
     /// queue behind another.
     pub pin: Option<Sealed>,
+    /// Whether it may wait behind others of its lane.
+    pub may_wait: bool,
+    /// Whether [`begin_send`](super::Store::begin_send) comes before its first byte, each time. Otherwise
+    /// every lease of it counts as sent.
+    pub is_marked: bool,
     /// The client's key.
     pub idempotency: Idempotency,
     /// Who forwards it, for the record.
@@ -256,11 +270,13 @@ pub struct NewPayment {
     pub lease: Duration,
 }
 
-impl NewPayment {
-    /// Whether it could be sent later from what is stored.
-    pub(super) fn may_wait(&self) -> bool {
-        self.payload.is_some() && (!self.needs_pin || self.pin.is_some())
-    }
+/// What takes a payment back, to make durable in the payment's own lane.
+#[derive(Debug, Clone)]
+pub struct Reversal {
+    /// Its identity; its lane is the payment's.
+    pub facts: ItemFacts,
+    /// Its sealed payload.
+    pub payload: Sealed,
 }
 
 /// The right to send one payment, until it runs out. Its token is unique for ever: whoever comes

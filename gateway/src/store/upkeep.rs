@@ -3,23 +3,26 @@
 use super::db::{Db, Sql, locking, query};
 use super::lane::{self, Settling};
 use super::order::Order;
+use super::outcome::{FAILED, NOT_STORABLE};
 use super::writer::Batch;
-use super::{HoldReason, OrdKey, StoreError};
+use super::{HoldReason, OrdKey, REVERSAL, StoreError};
 
 /// What a rescue found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Rescued {
     /// Payments that wait again. They count as sent.
     pub freed: u32,
-    /// Payments left to a person: not sendable from what is stored, or poisonous.
+    /// Payments left to a person: nothing can be done from what is stored, or poisonous.
     pub held: u32,
+    /// Payments of which nothing was sent and that may not wait: failed.
+    pub failed: u32,
 }
 
 impl Rescued {
     /// Whether there was anything.
     #[must_use]
     pub fn any(self) -> bool {
-        self.freed + self.held > 0
+        self.freed + self.held + self.failed > 0
     }
 }
 
@@ -52,7 +55,17 @@ impl Order for Rescue {
             let tries = row.get::<i64>("attempts")? + abandoned;
             query(ABANDON).bind(seq).bind(batch.now).execute(db).await?;
             lane::note(db, batch, seq, lease, "lease-lost", None, false).await?;
-            let reason = if !row.get::<bool>("sendable")? {
+            let was_sent: bool = row.get("was_sent")?;
+            let is_workable =
+                row.get::<bool>("is_kept")? && (was_sent || !row.get::<bool>("lacks_pin")?);
+            if !is_workable && !was_sent {
+                lane::end(db, batch, seq, FAILED, NOT_STORABLE, 0).await?;
+                lane::note(db, batch, seq, None, "failed", Some(NOT_STORABLE), false).await?;
+                lane::settle(db, batch, ord_key, Settling::EndLease).await?;
+                rescued.failed += 1;
+                continue;
+            }
+            let reason = if !is_workable {
                 Some(HoldReason::Ambiguous)
             } else if abandoned >= ABANDONED_MAX {
                 Some(HoldReason::Poison)
@@ -90,7 +103,8 @@ pub(super) async fn expire_due(db: &mut Db<'_>, batch: &mut Batch) -> Result<Exp
     let mut expired = Expired::default();
     for row in &due {
         let seq: i64 = row.get("seq")?;
-        if row.get::<bool>("sent_unknown")? {
+        // A reversal that was never taken says that the payment may still stand.
+        if row.get::<bool>("sent_unknown")? || row.get::<String>("kind")? == REVERSAL {
             let reason = HoldReason::Ambiguous;
             lane::hold(db, batch, seq, reason).await?;
             lane::note(db, batch, seq, None, "held", Some(reason.name()), false).await?;
@@ -127,7 +141,8 @@ const EXPIRED: i64 = 4;
 const LOST: Sql = locking!(
     "
 SELECT l.ord_key, l.head_seq, l.lease_token, l.leased_at, i.attempts, i.abandoned,
-       i.ct IS NOT NULL AND (NOT i.needs_pin OR i.pin_ct IS NOT NULL) AS sendable
+       i.sent_unknown OR i.send_mark IS NULL AS was_sent, i.ct IS NOT NULL AS is_kept,
+       i.needs_pin AND i.pin_ct IS NULL AS lacks_pin
 FROM saf_lane l JOIN saf_item i ON i.seq = l.head_seq
 WHERE l.leased AND l.lease_until <= $1
 ORDER BY l.lease_until LIMIT $2",
@@ -136,12 +151,12 @@ ORDER BY l.lease_until LIMIT $2",
 
 const ABANDON: &str = "
 UPDATE saf_item
-SET sent_unknown = TRUE, abandoned = abandoned + 1, queued = TRUE, updated_at = $2
+SET sent_unknown = (sent_unknown OR send_mark IS NULL), abandoned = abandoned + 1, queued = TRUE, updated_at = $2
 WHERE seq = $1";
 
 const DUE: Sql = locking!(
     "
-SELECT i.seq, i.ord_key, i.sent_unknown FROM saf_item i JOIN saf_lane l ON l.ord_key = i.ord_key
+SELECT i.seq, i.ord_key, i.kind, i.sent_unknown FROM saf_item i JOIN saf_lane l ON l.ord_key = i.ord_key
 WHERE i.state = 0 AND i.expires_at <= $1 AND NOT (l.leased AND l.head_seq = i.seq)
 ORDER BY i.expires_at LIMIT $2",
     "FOR UPDATE OF l SKIP LOCKED"

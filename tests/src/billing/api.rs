@@ -8,20 +8,21 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use axum::body::{Body, Bytes};
-use axum::extract::{DefaultBodyLimit, Extension, Path, Request, State};
+use axum::extract::{DefaultBodyLimit, Extension, Request, State};
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde_json::{Value, json};
+use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::fault::{Fault, Faults, Mode};
 use super::ledger::{Ledger, LedgerReport, Settled};
-use super::order::{Keys, Order, PAID};
+use super::order::{Enquiry, Keys, Order, PAID, ReversalOrder};
 
 /// Who the client certificate says the client is.
 #[derive(Debug, Clone)]
@@ -52,7 +53,8 @@ impl App {
     pub(crate) fn router(self) -> Router {
         let payments = Router::new()
             .route("/v1/payments", post(pay))
-            .route("/v1/payments/{reference}", get(enquire))
+            .route("/v1/enquiries", post(enquire))
+            .route("/v1/reversals", post(reverse))
             .layer(from_fn_with_state(self.clone(), misbehave))
             .layer(from_fn(only_tollgate));
         Router::new()
@@ -101,6 +103,39 @@ impl App {
         answer
     }
 
+    /// 422 unless the MAC is right.
+    fn unproved(&self, headers: &HeaderMap, body: &[u8]) -> Option<Response> {
+        let code = headers.get(TOLLGATE_MAC).and_then(|value| value.to_str().ok());
+        if code.is_some_and(|code| self.keys.proves(code, body)) {
+            return None;
+        }
+        self.ledger.mac_refused.fetch_add(1, Relaxed);
+        let title = "The MAC is missing or does not match";
+        let (status, reference) = (StatusCode::UNPROCESSABLE_ENTITY, reference_of(body));
+        Some(self.problem(status, "mac-refused", title, reference))
+    }
+
+    fn settled(
+        &self,
+        reference: Uuid,
+        settled: Result<std::io::Result<Settled>, JoinError>,
+    ) -> Response {
+        match settled {
+            Ok(Ok(Settled::Now { response_code })) => {
+                self.result(&reference, &response_code, false)
+            }
+            Ok(Ok(Settled::Before { response_code })) => {
+                self.result(&reference, &response_code, true)
+            }
+            Ok(Ok(Settled::Conflict)) => {
+                let title = "The reference was used for another body";
+                self.problem(StatusCode::CONFLICT, "reference-reused", title, Some(reference))
+            }
+            Ok(Err(error)) => journal_failed(&error),
+            Err(error) => journal_failed(&error),
+        }
+    }
+
     fn result(&self, reference: &Uuid, response_code: &str, replayed: bool) -> Response {
         let status = if response_code == PAID { "SUCCESS" } else { "FAILED" };
         let body = json!({"reference": reference, "status": status, "response_code": response_code,
@@ -114,12 +149,8 @@ impl App {
 /// 200 with the result, paid or not; 422 when the MAC is missing or wrong; 400 when the body is
 /// no order; 409 when the reference was used for another body; 500 when the disk refuses.
 async fn pay(State(app): State<App>, headers: HeaderMap, body: Bytes) -> Response {
-    let code = headers.get(TOLLGATE_MAC).and_then(|value| value.to_str().ok());
-    if !code.is_some_and(|code| app.keys.proves(code, &body)) {
-        app.ledger.mac_refused.fetch_add(1, Relaxed);
-        let title = "The MAC is missing or does not match";
-        let (status, reference) = (StatusCode::UNPROCESSABLE_ENTITY, reference_of(&body));
-        return app.problem(status, "mac-refused", title, reference);
+    if let Some(refusal) = app.unproved(&headers, &body) {
+        return refusal;
     }
     let order = match Order::parse(&body) {
         Ok(order) => order,
@@ -137,35 +168,56 @@ async fn pay(State(app): State<App>, headers: HeaderMap, body: Bytes) -> Respons
     let reference = order.reference;
     let ledger = app.ledger.clone();
     let task = tokio::task::spawn_blocking(move || ledger.settle(&order, verdict, fingerprint));
+    app.settled(reference, task.await)
+}
+
+/// POST /v1/enquiries: 200 with the recorded result, or `UNKNOWN`; never what was said before.
+async fn enquire(State(app): State<App>, headers: HeaderMap, body: Bytes) -> Response {
+    if let Some(refusal) = app.unproved(&headers, &body) {
+        return refusal;
+    }
+    let Ok(Enquiry { enquiry, reference, .. }) = serde_json::from_slice(&body) else {
+        let (status, title) = (StatusCode::BAD_REQUEST, "body is no enquiry");
+        return app.problem(status, "malformed-request", title, reference_of(&body));
+    };
+    let ledger = app.ledger.clone();
+    let task = tokio::task::spawn_blocking(move || ledger.find(&reference));
     match task.await {
-        Ok(Ok(Settled::Now { response_code })) => app.result(&reference, &response_code, false),
-        Ok(Ok(Settled::Before { response_code })) => app.result(&reference, &response_code, true),
-        Ok(Ok(Settled::Conflict)) => {
-            let title = "The reference was used for another body";
-            app.problem(StatusCode::CONFLICT, "reference-reused", title, Some(reference))
+        Ok(Ok(found)) => {
+            let status = match found.as_deref() {
+                Some(PAID) => "SUCCESS",
+                Some(_) => "FAILED",
+                None => "UNKNOWN",
+            };
+            let response_code = found.unwrap_or_default();
+            let body = json!({"enquiry": enquiry, "reference": reference, "status": status,
+                "response_code": response_code});
+            app.answer(StatusCode::OK, "application/json", &body)
         }
         Ok(Err(error)) => journal_failed(&error),
         Err(error) => journal_failed(&error),
     }
 }
 
-/// GET /v1/payments/{reference}: the recorded result, or 404.
-async fn enquire(State(app): State<App>, Path(reference): Path<String>) -> Response {
-    let ledger = app.ledger.clone();
-    let parsed = Uuid::try_parse(&reference).ok();
-    let task = tokio::task::spawn_blocking(move || match parsed {
-        Some(reference) => Ok(ledger.find(&reference)?.map(|code| (reference, code))),
-        None => Ok::<_, std::io::Error>(None),
-    });
-    match task.await {
-        Ok(Ok(Some((reference, code)))) => app.result(&reference, &code, true),
-        Ok(Ok(None)) => {
-            let title = "No such reference";
-            app.problem(StatusCode::NOT_FOUND, "unknown-payment", title, parsed)
-        }
-        Ok(Err(error)) => journal_failed(&error),
-        Err(error) => journal_failed(&error),
+/// POST /v1/reversals: 200, also when the payment never arrived; 409 when the reference was used for
+/// another body.
+async fn reverse(State(app): State<App>, headers: HeaderMap, body: Bytes) -> Response {
+    if let Some(refusal) = app.unproved(&headers, &body) {
+        return refusal;
     }
+    let Ok(order) = serde_json::from_slice::<ReversalOrder>(&body) else {
+        let (status, title) = (StatusCode::BAD_REQUEST, "body is no reversal");
+        return app.problem(status, "malformed-request", title, reference_of(&body));
+    };
+    if order.bill_id.starts_with("irreversible-") {
+        return app.result(&order.reference, "57", false);
+    }
+    let Ok(fingerprint) = app.keys.fingerprint(&body) else {
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    };
+    let (reference, ledger) = (order.reference, app.ledger.clone());
+    let task = tokio::task::spawn_blocking(move || ledger.reverse(&order, fingerprint));
+    app.settled(reference, task.await)
 }
 
 /// POST /control: 204, and the fault is in force; 400 when it makes no sense.
@@ -211,8 +263,11 @@ async fn misbehave(
     request: Request,
     next: Next,
 ) -> Response {
-    let counter =
-        if request.method() == Method::POST { &app.ledger.requests } else { &app.ledger.enquiries };
+    let counter = match request.uri().path() {
+        "/v1/enquiries" => &app.ledger.enquiries,
+        "/v1/reversals" => &app.ledger.reversal_requests,
+        _ => &app.ledger.requests,
+    };
     counter.fetch_add(1, Relaxed);
     let fault = app.faults.take();
     match fault.mode {

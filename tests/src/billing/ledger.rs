@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::journal::Journal;
-use super::order::{Amount, Order, PAID, Verdict};
+use super::order::{Amount, Order, PAID, ReversalOrder, Verdict};
 
 /// A payment that took place.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,13 +31,28 @@ pub struct Effect {
     pub pin_seen: bool,
 }
 
+/// A payment that was taken back, or may not take place any more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reversal {
+    /// Its own reference.
+    pub reference: Uuid,
+    /// The payment's.
+    pub original: Uuid,
+    /// Whether the payment had taken place.
+    pub was_paid: bool,
+}
+
 /// What `GET /control/ledger` answers. The counters start anew with the process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LedgerReport {
     /// In order of effect.
     pub effects: Vec<Effect>,
+    /// In the order of their arrival; the effect that one takes back stays listed.
+    pub reversals: Vec<Reversal>,
     /// Payment orders that arrived, spoiled ones too.
     pub requests: u64,
+    /// Reversal orders that arrived, repeats and spoiled ones too.
+    pub reversal_requests: u64,
     /// Enquiries that arrived.
     pub enquiries: u64,
     /// Orders answered from the record.
@@ -71,6 +86,9 @@ struct Line {
     pin_seen: bool,
     response_code: String,
     fingerprint: String,
+    /// Of a reversal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    original: Option<Uuid>,
 }
 
 struct Record {
@@ -83,6 +101,7 @@ struct Record {
 struct Book {
     records: HashMap<Uuid, Record>,
     effects: Vec<Effect>,
+    reversals: Vec<Reversal>,
 }
 
 /// The book, its journal and its counters.
@@ -90,6 +109,7 @@ pub(crate) struct Ledger {
     book: Mutex<Book>,
     journal: Journal,
     pub(crate) requests: AtomicU64,
+    pub(crate) reversal_requests: AtomicU64,
     pub(crate) enquiries: AtomicU64,
     pub(crate) mac_refused: AtomicU64,
     duplicates: AtomicU64,
@@ -110,6 +130,7 @@ impl Ledger {
             book: Mutex::new(book),
             journal,
             requests: AtomicU64::new(0),
+            reversal_requests: AtomicU64::new(0),
             enquiries: AtomicU64::new(0),
             mac_refused: AtomicU64::new(0),
             duplicates: AtomicU64::new(0),
@@ -128,8 +149,47 @@ impl Ledger {
         verdict: Verdict,
         fingerprint: String,
     ) -> io::Result<Settled> {
-        let (settled, end) = self.enter(order, verdict, fingerprint)?;
+        let (settled, end) = self.enter(|book| Line {
+            reference: order.reference,
+            bill_id: order.bill_id.clone(),
+            biller: order.biller.clone(),
+            amount: order.amount.clone(),
+            at: jiff::Timestamp::now().to_string(),
+            pin_seen: order.has_pin(),
+            response_code: match book.is_reversed(&order.reference) {
+                true => TOO_LATE.to_owned(),
+                false => verdict.response_code.to_owned(),
+            },
+            fingerprint,
+            original: None,
+        })?;
+        if matches!(settled, Settled::Now { .. }) {
+            self.pin_refused.fetch_add(u64::from(verdict.pin_refused), Relaxed);
+        }
         // Also for a duplicate: its first sending may be waiting for the disk this moment.
+        self.journal.sync(end)?;
+        Ok(settled)
+    }
+
+    /// Takes a payment back, whether it has arrived or not; returns when it is on the disk.
+    ///
+    /// Blocks for a disk write: not for a runtime thread.
+    pub(crate) fn reverse(
+        &self,
+        order: &ReversalOrder,
+        fingerprint: String,
+    ) -> io::Result<Settled> {
+        let (settled, end) = self.enter(|_| Line {
+            reference: order.reference,
+            bill_id: order.bill_id.clone(),
+            biller: order.biller.clone(),
+            amount: order.amount.clone(),
+            at: jiff::Timestamp::now().to_string(),
+            pin_seen: false,
+            response_code: PAID.to_owned(),
+            fingerprint,
+            original: Some(order.original),
+        })?;
         self.journal.sync(end)?;
         Ok(settled)
     }
@@ -148,6 +208,8 @@ impl Ledger {
     pub(crate) fn report(&self) -> LedgerReport {
         LedgerReport {
             effects: self.book().effects.clone(),
+            reversals: self.book().reversals.clone(),
+            reversal_requests: self.reversal_requests.load(Relaxed),
             requests: self.requests.load(Relaxed),
             enquiries: self.enquiries.load(Relaxed),
             duplicates_suppressed: self.duplicates.load(Relaxed),
@@ -158,15 +220,11 @@ impl Ledger {
         }
     }
 
-    fn enter(
-        &self,
-        order: &Order,
-        verdict: Verdict,
-        fingerprint: String,
-    ) -> io::Result<(Settled, u64)> {
+    fn enter(&self, line: impl FnOnce(&Book) -> Line) -> io::Result<(Settled, u64)> {
         let mut book = self.book();
-        if let Some(record) = book.records.get(&order.reference) {
-            if record.fingerprint != fingerprint {
+        let line = line(&book);
+        if let Some(record) = book.records.get(&line.reference) {
+            if record.fingerprint != line.fingerprint {
                 self.conflicts.fetch_add(1, Relaxed);
                 return Ok((Settled::Conflict, 0));
             }
@@ -177,22 +235,10 @@ impl Ledger {
         if book.records.len() >= RECORDS_MAX {
             return Err(io::Error::other("the ledger is full: start with a new journal"));
         }
-
-        let response_code = verdict.response_code.to_owned();
-        let line = Line {
-            reference: order.reference,
-            bill_id: order.bill_id.clone(),
-            biller: order.biller.clone(),
-            amount: order.amount.clone(),
-            at: jiff::Timestamp::now().to_string(),
-            pin_seen: order.has_pin(),
-            response_code: response_code.clone(),
-            fingerprint,
-        };
+        let response_code = line.response_code.clone();
         let end = self.journal.append(&line)?;
         book.enter(line, end);
         self.declined.fetch_add(u64::from(response_code != PAID), Relaxed);
-        self.pin_refused.fetch_add(u64::from(verdict.pin_refused), Relaxed);
         Ok((Settled::Now { response_code }, end))
     }
 
@@ -202,8 +248,16 @@ impl Ledger {
 }
 
 impl Book {
+    fn is_reversed(&self, reference: &Uuid) -> bool {
+        self.reversals.iter().any(|reversal| reversal.original == *reference)
+    }
+
     fn enter(&mut self, line: Line, end: u64) {
-        if line.response_code == PAID {
+        if let Some(original) = line.original {
+            let paid = self.records.get(&original).is_some_and(|it| it.response_code == PAID);
+            let reference = line.reference;
+            self.reversals.push(Reversal { reference, original, was_paid: paid });
+        } else if line.response_code == PAID {
             self.effects.push(Effect {
                 sequence: self.effects.len() as u64 + 1,
                 reference: line.reference,
@@ -218,6 +272,9 @@ impl Book {
         self.records.insert(line.reference, Record { fingerprint, response_code, end });
     }
 }
+
+/// A payment that comes after its reversal (DE 39: invalid transaction).
+const TOO_LATE: &str = "12";
 
 /// A million answers are some 400 MB; a run that needs more starts a new journal.
 const RECORDS_MAX: usize = 1_000_000;

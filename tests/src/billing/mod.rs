@@ -14,7 +14,7 @@ mod control; // the client that sets faults and reads the ledger
 
 pub use control::Control;
 pub use fault::{Fault, Mode};
-pub use ledger::{Effect, LedgerReport};
+pub use ledger::{Effect, LedgerReport, Reversal};
 pub use order::{Amount, CUSTOMER_PINS};
 pub use server::{Options, Server, serve};
 

@@ -35,6 +35,29 @@ pub(crate) struct Order {
     pin_format: Option<String>,
 }
 
+/// What `POST /v1/reversals` carries.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ReversalOrder {
+    pub(crate) reference: Uuid,
+    pub(crate) original: Uuid,
+    pub(crate) biller: String,
+    pub(crate) bill_id: String,
+    #[serde(rename = "customer_id")]
+    _customer_id: String,
+    pub(crate) amount: Amount,
+}
+
+/// What `POST /v1/enquiries` carries.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Enquiry {
+    pub(crate) enquiry: Uuid,
+    pub(crate) reference: Uuid,
+    #[serde(rename = "biller")]
+    _biller: String,
+}
+
 impl Order {
     /// Reads an order. The error names what is wrong, never a value.
     pub(crate) fn parse(body: &[u8]) -> Result<Self, &'static str> {

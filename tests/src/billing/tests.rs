@@ -163,8 +163,13 @@ async fn an_enquiry_finds_what_was_paid_and_nothing_else() {
     let unknown = biller.enquire(&reference(2)).await;
     let nonsense = biller.enquire("nonsense").await;
 
-    assert_eq!(known.result(), ("SUCCESS", "00", true));
-    assert_eq!((unknown.status, nonsense.status), (StatusCode::NOT_FOUND, StatusCode::NOT_FOUND));
+    assert_eq!(
+        (&known.json()["status"], &known.json()["response_code"]),
+        (&json!("SUCCESS"), &json!("00"))
+    );
+    assert_eq!(known.json()["enquiry"], ENQUIRY);
+    assert_eq!((unknown.status, &unknown.json()["status"]), (StatusCode::OK, &json!("UNKNOWN")));
+    assert_eq!(nonsense.status, StatusCode::BAD_REQUEST);
     assert!(known.has_right_mac() && unknown.has_right_mac() && nonsense.has_right_mac());
     assert_eq!(biller.ledger().await.enquiries, 3);
 }
@@ -330,7 +335,7 @@ async fn only_the_gateway_may_pay_or_enquire() {
             .header("tollgate-mac", mac_of(&body))
             .body(body.clone().into())
     };
-    let enquiry = Request::get(format!("/v1/payments/{}", reference(1))).body(Body::empty());
+    let enquiry = Request::post("/v1/enquiries").body(Body::empty());
 
     let stranger = biller.send("acquirer-a", payment()).await;
     let curious = biller.send("operator", enquiry).await;
@@ -338,6 +343,28 @@ async fn only_the_gateway_may_pay_or_enquire() {
     assert_eq!((stranger.status, curious.status), (StatusCode::FORBIDDEN, StatusCode::FORBIDDEN));
     let ledger = biller.ledger().await;
     assert_eq!((ledger.requests, ledger.effects.len()), (0, 0));
+}
+
+#[tokio::test]
+async fn a_payment_is_taken_back_once_and_not_made_after_its_reversal() {
+    let mut biller = Biller::new();
+    biller.pay(&order(1, "bill-1")).await;
+
+    let first = biller.reverse(101, 1).await;
+    let again = biller.reverse(101, 1).await;
+    let unseen = biller.reverse(102, 2).await;
+    biller.restart();
+    let late = biller.pay(&order(2, "bill-2")).await;
+
+    assert_eq!(first.result(), ("SUCCESS", "00", false));
+    assert_eq!(again.result(), ("SUCCESS", "00", true));
+    assert_eq!(unseen.result(), ("SUCCESS", "00", false));
+    assert_eq!(late.result(), ("FAILED", "12", false));
+    let ledger = biller.ledger().await;
+    let reversed: Vec<_> =
+        ledger.reversals.iter().map(|it| (it.original.to_string(), it.was_paid)).collect();
+    assert_eq!(reversed, [(reference(1), true), (reference(2), false)]);
+    assert_eq!(ledger.effects.len(), 1);
 }
 
 /// A simulator without sockets.
@@ -364,8 +391,16 @@ impl Biller {
     }
 
     async fn enquire(&self, reference: &str) -> Answer {
-        let request = Request::get(format!("/v1/payments/{reference}")).body(Body::empty());
-        self.send("tollgate", request).await
+        let body = json!({"enquiry": ENQUIRY, "reference": reference, "biller": "pln"}).to_string();
+        self.post("/v1/enquiries", Some(&mac_of(body.as_bytes())), body.as_bytes()).await
+    }
+
+    async fn reverse(&self, own: usize, original: usize) -> Answer {
+        let body = json!({"reference": reference(own), "original": reference(original),
+            "biller": "pln", "bill_id": "bill-1", "customer_id": "customer-1",
+            "amount": {"value": "127000.00", "currency": "IDR"}})
+        .to_string();
+        self.post("/v1/reversals", Some(&mac_of(body.as_bytes())), body.as_bytes()).await
     }
 
     async fn set(&self, fault: Fault) {
@@ -395,6 +430,8 @@ impl Biller {
         Answer { status: head.status, headers: head.headers, body }
     }
 }
+
+const ENQUIRY: &str = "0190a0b0-0000-7000-8000-000000000001";
 
 struct Answer {
     status: StatusCode,

@@ -34,7 +34,8 @@ mod support; // what several stories share
 mod terminal; // what a DUKPT terminal sends
 mod tls;
 mod two_links; // two tokens, the same keys
-mod unheard; // clients that do not wait
+mod unheard;
+mod unknown_outcomes; // billers that may not be sent a payment twice // clients that do not wait
 mod vector_keys; // the keys of the known-answer vectors, as a token has them
 mod vectors_api;
 mod vectors_dukpt;

@@ -88,7 +88,7 @@ async fn a_lost_lease_changes_nothing_and_leaves_evidence(on: On) {
     ];
     let released = world.store.release(&lost, parking(Class::NotSent)).await.unwrap();
 
-    assert_eq!(rescued, Rescued { freed: 1, held: 0 });
+    assert_eq!(rescued, Rescued { freed: 1, held: 0, failed: 0 });
     assert_eq!(late, [Settled::Stale; 3]);
     assert_eq!(released, Parked::Stale);
     let view = world.view(payment.facts.id).await;
@@ -126,8 +126,8 @@ async fn the_fifth_lost_sender_is_the_last(on: On) {
         world.claim(1).await;
     }
 
-    assert_eq!(rescues[..4], [Rescued { freed: 1, held: 0 }; 4]);
-    assert_eq!(rescues[4], Rescued { freed: 0, held: 1 });
+    assert_eq!(rescues[..4], [Rescued { freed: 1, held: 0, failed: 0 }; 4]);
+    assert_eq!(rescues[4], Rescued { freed: 0, held: 1, failed: 0 });
     assert_eq!(world.status(payment.facts.id).await, Status::Held);
     assert_eq!(world.held().await, [("poison".to_owned(), 1)]);
 }
@@ -144,7 +144,7 @@ async fn a_lost_payment_that_cannot_be_sent_again_is_left_to_a_person(on: On) {
 
     let rescued = world.store.rescue().await.unwrap();
 
-    assert_eq!(rescued, Rescued { freed: 0, held: 2 });
+    assert_eq!(rescued, Rescued { freed: 0, held: 2, failed: 0 });
     assert_eq!(world.held().await, [("ambiguous".to_owned(), 2)]);
     world.clock.advance(LEASE);
     assert!(world.claim(10).await.is_empty());

@@ -28,6 +28,7 @@ mod lanes;
 mod looking;
 mod pins;
 mod schema;
+mod unknown;
 
 use std::collections::HashSet;
 use std::os::unix::fs::PermissionsExt;
@@ -202,7 +203,7 @@ pub(crate) fn new_payment(now: i64, lane: u8) -> NewPayment {
         facts: ItemFacts {
             id,
             tenant: "acquirer-a".into(),
-            kind: "payment".into(),
+            kind: PAYMENT.into(),
             target: "pln".into(),
             reference: id.to_string(),
             ord_key: OrdKey([lane; 16]),
@@ -213,6 +214,8 @@ pub(crate) fn new_payment(now: i64, lane: u8) -> NewPayment {
         payload: Some(sealed(b"payload")),
         needs_pin: false,
         pin: None,
+        may_wait: true,
+        is_marked: false,
         idempotency: Idempotency {
             scope: "acquirer-a".into(),
             key_hash,

@@ -7,6 +7,7 @@
 //! user + system from the operating system. Ratio = CPU per operation / (TLS + PKCS#11 floor).
 #![forbid(unsafe_code)]
 
+mod backlog;
 mod cpu;
 mod endurance;
 mod links;
@@ -72,6 +73,8 @@ enum Part {
     Endurance,
     /// The queue's database: in and out.
     Store,
+    /// A long queue whose biller comes back.
+    Backlog,
     /// Links that die, hang and come back, and what their layers cost.
     Links,
 }
@@ -177,6 +180,9 @@ async fn measure(arguments: &Arguments) -> anyhow::Result<()> {
     }
     if wanted(Part::Endurance) {
         figures.extend(endurance::measure().await?);
+    }
+    if wanted(Part::Backlog) {
+        figures.extend(backlog::measure().await?);
     }
     if wanted(Part::Store) {
         figures.extend(store::measure(arguments.seconds).await?);

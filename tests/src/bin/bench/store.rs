@@ -422,6 +422,8 @@ fn payment(now: i64, account: Option<u32>) -> NewPayment {
         payload: Some(sealed(PAYLOAD)),
         needs_pin: false,
         pin: None,
+        may_wait: true,
+        is_marked: false,
         idempotency: Idempotency {
             scope: "acquirer-a".into(),
             key_hash,

@@ -1,0 +1,228 @@
+//! Payments that may not be sent twice: what is known of them, and how they are taken back.
+
+use super::*;
+
+both! {
+    a_mark_is_durable_before_the_first_byte_and_taken_back_when_none_left,
+    a_lost_lease_without_a_mark_sent_nothing,
+    what_was_never_sent_and_may_not_wait_has_failed_when_its_sender_is_lost,
+    a_mark_stands_when_another_lease_sent_nothing,
+    what_the_biller_never_saw_is_as_good_as_unsent,
+    who_lost_the_lease_may_send_nothing,
+    a_payment_ends_and_its_reversal_waits_in_one_transaction,
+    a_reversal_may_pass_where_payments_find_no_room,
+    a_held_payment_is_taken_back_and_frees_its_lane,
+    a_reversal_is_repeated_without_end_and_never_expires_silently,
+    a_freed_key_makes_a_new_payment_under_the_same_reference,
+    a_payment_whose_key_was_forgotten_is_found_by_its_reference,
+}
+
+fn marked(now: i64, lane: u8) -> NewPayment {
+    NewPayment { is_marked: true, ..new_payment(now, lane) }
+}
+
+fn reversal(of: &ItemFacts) -> Reversal {
+    let id = Uuid::now_v7();
+    let facts = ItemFacts {
+        id,
+        kind: REVERSAL.into(),
+        reference: id.to_string(),
+        prio: Priority::Critical,
+        ..of.clone()
+    };
+    Reversal { facts, payload: sealed(b"reversal") }
+}
+
+fn too_late() -> Ending {
+    Ending { outcome: Outcome::Failed, code: "68".into(), answer: Some(sealed(b"answer")) }
+}
+
+/// Puts a leased payment back as unsent, and leases it again.
+async fn again(world: &World, lease: &Lease, class: Class) -> Claimed {
+    let now = Parking { retry_in: Duration::ZERO, ..parking(class) };
+    assert_eq!(world.store.release(lease, now).await.unwrap(), Parked::Waiting);
+    world.claim(1).await.remove(0)
+}
+
+async fn a_mark_is_durable_before_the_first_byte_and_taken_back_when_none_left(on: On) {
+    let world = World::new(on).await;
+    let lease = world.forward(marked(world.store.now(), 1)).await;
+    let second = world.forward(marked(world.store.now(), 2)).await;
+
+    let mark = world.store.begin_send(&lease, false).await.unwrap();
+    world.store.begin_send(&second, false).await.unwrap();
+    let unsent = again(&world, &lease, Class::NotSent).await;
+    let sent = again(&world, &second, Class::SentUnknown).await;
+
+    assert_eq!(mark, Marked::Marked);
+    assert_eq!((unsent.sent_unknown, sent.sent_unknown), (false, true));
+}
+
+async fn a_lost_lease_without_a_mark_sent_nothing(on: On) {
+    let world = World::new(on).await;
+    world.forward(marked(world.store.now(), 1)).await;
+    let begun = world.forward(marked(world.store.now(), 2)).await;
+    world.store.begin_send(&begun, false).await.unwrap();
+    world.forward(new_payment(world.store.now(), 3)).await;
+
+    let world = world.after_a_crash().await;
+    world.clock.advance(Duration::from_secs(5));
+    let mut claimed = world.claim(3).await;
+
+    claimed.sort_by_key(|one| one.lease.ord_key);
+    let sent: Vec<_> = claimed.iter().map(|one| one.sent_unknown).collect();
+    assert_eq!(sent, [false, true, true]);
+}
+
+async fn what_was_never_sent_and_may_not_wait_has_failed_when_its_sender_is_lost(on: On) {
+    let world = World::new(on).await;
+    let mut payment = marked(world.store.now(), 1);
+    (payment.payload, payment.may_wait) = (None, false);
+    world.forward(payment.clone()).await;
+
+    let world = world.after_a_crash().await;
+
+    assert_eq!(world.status(payment.facts.id).await, Status::Failed);
+}
+
+async fn a_mark_stands_when_another_lease_sent_nothing(on: On) {
+    let world = World::new(on).await;
+    let lease = world.forward(marked(world.store.now(), 1)).await;
+    world.store.begin_send(&lease, false).await.unwrap();
+    let sent = again(&world, &lease, Class::SentUnknown).await;
+
+    world.store.begin_send(&sent.lease, false).await.unwrap();
+    let still = again(&world, &sent.lease, Class::NotSent).await;
+
+    assert!(still.sent_unknown);
+}
+
+async fn what_the_biller_never_saw_is_as_good_as_unsent(on: On) {
+    let world = World::new(on).await;
+    let lease = world.forward(marked(world.store.now(), 1)).await;
+    world.store.begin_send(&lease, false).await.unwrap();
+    let sent = again(&world, &lease, Class::SentUnknown).await;
+
+    world.store.begin_send(&sent.lease, true).await.unwrap();
+    let unsent = again(&world, &sent.lease, Class::NotSent).await;
+
+    assert!(!unsent.sent_unknown);
+}
+
+async fn who_lost_the_lease_may_send_nothing(on: On) {
+    let world = World::new(on).await;
+    let lease = world.forward(marked(world.store.now(), 1)).await;
+    world.clock.advance(LEASE);
+    world.store.rescue().await.unwrap();
+
+    let mark = world.store.begin_send(&lease, false).await.unwrap();
+
+    assert_eq!(mark, Marked::Stale);
+}
+
+async fn a_payment_ends_and_its_reversal_waits_in_one_transaction(on: On) {
+    let world = World::new(on).await;
+    let (payment, behind) = (marked(world.store.now(), 1), new_payment(world.store.now(), 1));
+    let lease = world.forward(payment.clone()).await;
+    world.queue(behind.clone()).await;
+    world.store.begin_send(&lease, false).await.unwrap();
+    let reversal = reversal(&payment.facts);
+
+    let reversed = world.store.reverse(&lease, too_late(), reversal.clone()).await.unwrap();
+    let repeated = world.store.reverse(&lease, too_late(), reversal.clone()).await.unwrap();
+
+    assert_eq!((reversed, repeated), (Reversed::Queued, Reversed::Queued));
+    let view = world.view(payment.facts.id).await;
+    assert_eq!((view.status, view.response_code.as_deref()), (Status::Failed, Some("68")));
+    // First come, first served within the lane; the lane itself is as urgent as its reversal.
+    let first = world.claim(5).await.remove(0);
+    assert_eq!(first.facts.id, behind.facts.id);
+    world.store.complete(&first.lease, done()).await.unwrap();
+    let second = world.claim(5).await.remove(0);
+    assert_eq!((second.facts.kind.as_str(), second.facts.id), (REVERSAL, reversal.facts.id));
+    world.store.complete(&second.lease, done()).await.unwrap();
+    assert_eq!(world.count("saf_lane").await, 0);
+}
+
+async fn a_reversal_may_pass_where_payments_find_no_room(on: On) {
+    let queue = QueueConfig { rows_max: 2, ..QueueConfig::default() };
+    let world = World::with(on, queue).await;
+    let payment = marked(world.store.now(), 1);
+    let lease = world.forward(payment.clone()).await;
+    world.forward(new_payment(world.store.now(), 2)).await;
+    let full = world.store.begin(new_payment(world.store.now(), 3)).await.unwrap();
+
+    let reversed = world.store.reverse(&lease, too_late(), reversal(&payment.facts)).await.unwrap();
+
+    assert_eq!((full, reversed), (Begun::QueueFull, Reversed::Queued));
+    let still_full = world.store.begin(new_payment(world.store.now(), 4)).await.unwrap();
+    assert_eq!(still_full, Begun::QueueFull);
+}
+
+async fn a_held_payment_is_taken_back_and_frees_its_lane(on: On) {
+    let world = World::new(on).await;
+    let (payment, behind) = (marked(world.store.now(), 1), new_payment(world.store.now(), 1));
+    let lease = world.forward(payment.clone()).await;
+    world.queue(behind.clone()).await;
+    let id = payment.facts.id;
+    let early = world.store.reverse_held(id, too_late(), reversal(&payment.facts)).await.unwrap();
+    world.store.hold(&lease, HoldReason::Ambiguous).await.unwrap();
+    assert!(world.claim(5).await.is_empty(), "its lane is blocked");
+
+    let reversed =
+        world.store.reverse_held(id, too_late(), reversal(&payment.facts)).await.unwrap();
+
+    assert_eq!((early, reversed), (Reversed::Stale, Reversed::Queued));
+    assert_eq!(world.status(id).await, Status::Failed);
+    assert_eq!(world.claim(5).await.remove(0).facts.id, behind.facts.id);
+}
+
+async fn a_reversal_is_repeated_without_end_and_never_expires_silently(on: On) {
+    let queue = QueueConfig { attempts_max: 2, ..QueueConfig::default() };
+    let world = World::with(on, queue).await;
+    let payment = marked(world.store.now(), 1);
+    let lease = world.forward(payment.clone()).await;
+    let reversal = reversal(&payment.facts);
+    let id = reversal.facts.id;
+    world.store.reverse(&lease, too_late(), reversal).await.unwrap();
+    let mut lease = world.claim(1).await.remove(0).lease;
+    for _ in 0..5 {
+        lease = again(&world, &lease, Class::NotSent).await.lease;
+    }
+    world.store.release(&lease, parking(Class::NotSent)).await.unwrap();
+
+    world.clock.advance(Duration::from_secs(3_601));
+    let expired = world.store.expire().await.unwrap();
+
+    assert_eq!(expired, Expired { expired: 0, held: 1 });
+    assert_eq!(world.status(id).await, Status::Held);
+}
+
+async fn a_freed_key_makes_a_new_payment_under_the_same_reference(on: On) {
+    let world = World::new(on).await;
+    let first = world.new_payment(1);
+    let lease = world.forward(first.clone()).await;
+    world.store.withdraw(&lease, "backend-unavailable", KeyAfter::Freed).await.unwrap();
+    let facts = ItemFacts { id: Uuid::now_v7(), ..first.facts.clone() };
+
+    let begun = world.store.begin(NewPayment { facts, ..first.clone() }).await.unwrap();
+
+    assert!(matches!(begun, Begun::Forward(_)), "{begun:?}");
+    assert_eq!(world.status(first.facts.id).await, Status::Failed);
+}
+
+async fn a_payment_whose_key_was_forgotten_is_found_by_its_reference(on: On) {
+    let world = World::new(on).await;
+    let first = world.new_payment(1);
+    let lease = world.forward(first.clone()).await;
+    world.store.complete(&lease, done()).await.unwrap();
+    let db = &mut world.intruder().await;
+    query("DELETE FROM idem_key").execute(&mut db.db()).await.unwrap();
+    let facts = ItemFacts { id: Uuid::now_v7(), ..first.facts.clone() };
+
+    let begun = world.store.begin(NewPayment { facts, ..first.clone() }).await.unwrap();
+
+    let Begun::Replay { facts, status, .. } = begun else { panic!("{begun:?}") };
+    assert_eq!((facts.id, status), (first.facts.id, Status::Success));
+    assert_eq!(world.count("saf_item").await, 1);
+}

@@ -1,0 +1,147 @@
+//! A biller that comes back to a long queue: how long it takes to be paid all of it, in order, without
+//! being felled again; and what the queue's length costs in memory.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use harness::acquirer::{Acquirer, Payment};
+use harness::world::World;
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+
+use super::figure;
+
+/// Payments that wait.
+const BACKLOG: u32 = 10_000;
+
+/// Payments of one bill, which leave in their order.
+const EACH: u32 = 5;
+
+const CLIENTS: u32 = 64;
+
+/// Prints a line and gives the figures.
+pub(crate) async fn measure() -> anyhow::Result<Vec<Value>> {
+    let mut world = World::start().await?;
+    let gateway = world.gateway().context("the gateway")?.id();
+    // What grows with use and not with the queue has grown by then.
+    pay(&world, "warm", BACKLOG / 2).await?;
+    until_empty(&world).await?;
+    let empty = rss_mib(gateway)?;
+    world.kill_billing();
+    let begun = Instant::now();
+    pay(&world, "bill", BACKLOG).await?;
+    let enqueued_s = begun.elapsed().as_secs_f64();
+    let waiting = world.metric(DEPTH).await.unwrap_or_default();
+    let full = rss_mib(gateway)?;
+    world.start_billing().await?;
+    let opened = world.metric(OPENED).await.unwrap_or_default();
+    let begun = Instant::now();
+    until_empty(&world).await?;
+    let drained_s = begun.elapsed().as_secs_f64();
+    let trips = world.metric(OPENED).await.unwrap_or_default() - opened;
+    let (twice, inversions) = check(&world).await?;
+    let grown = full - empty;
+    println!(
+        "\na queue of {BACKLOG} ({waiting} seen), {CLIENTS} clients, {EACH} a bill: taken in {enqueued_s:.1} s, \
+         paid in {drained_s:.1} s after the biller is back; breaker trips {trips}, paid twice {twice}, out of \
+         order {inversions}; gateway {empty:.1} MiB empty, {full:.1} MiB full"
+    );
+    let parts = json!({"enqueued_s": enqueued_s, "breaker_trips": trips, "paid_twice": twice,
+        "inversions": inversions});
+    let clean = trips == 0.0 && twice == 0 && inversions == 0;
+    let met = Some((30.0, drained_s <= 30.0 && clean));
+    Ok(vec![
+        figure("backlog_10000_s", drained_s, "s", Some(parts), met),
+        figure(
+            "backlog_10000_rss_growth_mib",
+            grown,
+            "MiB",
+            Some(json!({"empty_mib": empty, "full_mib": full})),
+            Some((10.0, grown.abs() <= 10.0)),
+        ),
+    ])
+}
+
+/// Pays so many, [`EACH`] to a bill, one after the other within it.
+async fn pay(world: &World, name: &'static str, payments: u32) -> anyhow::Result<()> {
+    let mut clients = JoinSet::new();
+    let bills = payments / EACH;
+    for client in 0..CLIENTS {
+        let (acquirer, to) = (Acquirer::a(), world.client("acquirer-a")?);
+        clients.spawn(async move {
+            for bill in (client..bills).step_by(CLIENTS as usize) {
+                for turn in 1..=EACH {
+                    let bill_id = format!("{name}-{bill}");
+                    let payment =
+                        Payment { value: format!("{turn}.00"), ..Payment::of("pdam", &bill_id) };
+                    let body = acquirer
+                        .payment_body(&payment)
+                        .map_err(|error| anyhow::anyhow!("{error:?}"))?;
+                    let key = format!("{bill_id}-{turn}");
+                    let answer = to.pay(&acquirer, &key, body).await?;
+                    ensure!(matches!(answer.status.as_u16(), 200 | 202), "{key}: {answer:?}");
+                }
+            }
+            anyhow::Ok(())
+        });
+    }
+    while let Some(done) = clients.join_next().await {
+        done??;
+    }
+    Ok(())
+}
+
+async fn until_empty(world: &World) -> anyhow::Result<()> {
+    let limit = Instant::now() + Duration::from_secs(300);
+    let wanted = |report: &harness::billing::LedgerReport| report.effects.len();
+    let control = world.billing_control()?;
+    let (mut before, mut since) = (0, Instant::now());
+    loop {
+        ensure!(Instant::now() < limit, "the queue is not empty after five minutes");
+        let now = wanted(&control.ledger().await?);
+        if now != before {
+            (before, since) = (now, Instant::now());
+        }
+        // Every bill of both rounds was paid, or nothing moves any more.
+        let all = [BACKLOG / 2, BACKLOG / 2 + BACKLOG].contains(&u32::try_from(now)?);
+        if all || since.elapsed() > Duration::from_secs(20) {
+            return Ok(());
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Bills paid more than once in one turn, and turns that came before an earlier one.
+async fn check(world: &World) -> anyhow::Result<(usize, usize)> {
+    let ledger = world.billing_control()?.ledger().await?;
+    ensure!(
+        ledger.effects.len() == (BACKLOG + BACKLOG / 2) as usize,
+        "{} effects of {}",
+        ledger.effects.len(),
+        BACKLOG + BACKLOG / 2
+    );
+    let mut bills: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for effect in &ledger.effects {
+        bills.entry(&effect.bill_id).or_default().push(&effect.amount.value);
+    }
+    let (mut twice, mut inversions) = (0, 0);
+    for turns in bills.values() {
+        twice += turns.len().saturating_sub(EACH as usize);
+        inversions += turns.windows(2).filter(|pair| pair[0] > pair[1]).count();
+    }
+    Ok((twice, inversions))
+}
+
+/// Of the gateway itself; its workers know nothing of the queue.
+fn rss_mib(id: u32) -> anyhow::Result<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{id}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()).context("VmRSS")?;
+    Ok(kib.parse::<f64>()? / 1024.0)
+}
+
+const DEPTH: &str = "tollgate_queue_depth{";
+const OPENED: &str =
+    "tollgate_breaker_transitions_total{name=\"biller.pdam\",from=\"closed\",to=\"open\"";

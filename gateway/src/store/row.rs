@@ -77,6 +77,17 @@ pub enum Status {
 }
 
 impl Status {
+    /// Every member.
+    pub const ALL: [Self; 7] = [
+        Self::Pending,
+        Self::Processing,
+        Self::Success,
+        Self::Failed,
+        Self::Expired,
+        Self::Cancelled,
+        Self::Held,
+    ];
+
     /// `PENDING` and so on, as in the API.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -88,6 +99,18 @@ impl Status {
             Self::Expired => "EXPIRED",
             Self::Cancelled => "CANCELLED",
             Self::Held => "HELD",
+        }
+    }
+
+    /// As the database says it; "leased" is the lane's.
+    pub(super) fn state(self) -> i64 {
+        match self {
+            Self::Pending | Self::Processing => 0,
+            Self::Held => 1,
+            Self::Success => 2,
+            Self::Failed => 3,
+            Self::Expired => 4,
+            Self::Cancelled => 5,
         }
     }
 
@@ -114,6 +137,8 @@ pub enum HoldReason {
     Poison,
     /// Its row was changed: it does not open.
     Tampered,
+    /// An operator wanted it so.
+    Operator,
 }
 
 impl HoldReason {
@@ -124,6 +149,7 @@ impl HoldReason {
             Self::Ambiguous => "ambiguous",
             Self::Poison => "poison",
             Self::Tampered => "tampered",
+            Self::Operator => "operator",
         }
     }
 }

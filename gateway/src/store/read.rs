@@ -30,7 +30,8 @@ pub struct HistoryEntry {
     /// Epoch milliseconds.
     pub at: i64,
     /// `accepted`, `not-sent`, `sent-unknown`, `answered-retryable`, `lease-lost`, `done`,
-    /// `failed`, `withdrawn`, `expired`, `held`.
+    /// `failed`, `withdrawn`, `expired`, `held`; by an operator's hand also `released`, `retried`,
+    /// `cancelled`.
     pub what: String,
     /// The response code, or our own word for the cause.
     pub code: Option<String>,

@@ -321,7 +321,7 @@ async fn recorded<T, E, F: Future<Output = Result<T, E>>>(record: impl Fn() -> F
     insist(record, |_| true).await
 }
 
-fn final_answer(id: Uuid, status: Status, response_code: &str) -> Bytes {
+pub(super) fn final_answer(id: Uuid, status: Status, response_code: &str) -> Bytes {
     let answer = FinalAnswer { id, status, response_code, reference: id };
     // Texts only: such a value always has a JSON form.
     serde_json::to_vec(&answer).unwrap_or_default().into()

@@ -53,6 +53,13 @@ closed! {
         QueueHold = "queue.hold",
         QueueExpire = "queue.expire",
         QueueReverse = "queue.reverse",
+        QueueRelease = "queue.release",
+        QueueRetry = "queue.retry",
+        QueueCancel = "queue.cancel",
+        QueueSettle = "queue.settle",
+        QueueWithdraw = "queue.withdraw",
+        QueuePause = "queue.pause",
+        QueueResume = "queue.resume",
         // DSS 10.2.1.2: administration
         AdminRead = "admin.read",
         ConfigChange = "config.change",
@@ -141,7 +148,8 @@ closed! {
         OutcomeUnknown = "outcome-unknown",
         AttemptsSpent = "attempts-spent",
         Expired = "expired",
-        // the steps of a key's change; the others are `refused` and `expired`
+        NotInThisState = "not-in-this-state",
+        // the steps of a key's change or of an operator's decision; the others are `refused` and `expired`
         Proposed = "proposed",
         Approved = "approved",
         Withdrawn = "withdrawn",
@@ -232,8 +240,9 @@ mod tests {
         let names: Vec<_> = EventType::ALL.iter().map(|event| event.as_str()).collect();
 
         let expected = "pin.translate pin.verify mac.generate mac.verify payment.accept \
-            payment.read queue.enqueue queue.deliver queue.hold queue.expire admin.read \
-            config.change hsm.login hsm.mode hsm.probe breaker.force breaker.transition \
+            payment.read queue.enqueue queue.deliver queue.hold queue.expire queue.release \
+            queue.retry queue.cancel queue.settle queue.withdraw queue.pause queue.resume \
+            admin.read config.change hsm.login hsm.mode hsm.probe breaker.force breaker.transition \
             link.reset key.import key.activate key.retire key.compromise \
             key.change key.quarantine key.substitution tls.reject authz.deny limit.exceeded \
             http.reject request.malformed pin.codebook_suspect pin.sanity_burst mac.guess_suspect \

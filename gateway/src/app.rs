@@ -196,6 +196,8 @@ impl App {
             tasks.spawn(named("modes", tell_modes(link, audit, told, background.clone())));
         }
         tasks.spawn(named("queue", Arc::clone(&relay).keep(background.clone())));
+        let names = self.admin_state.billers.iter().map(|biller| biller.name.clone()).collect();
+        tasks.spawn(named("paused", Arc::clone(&relay).tell_paused(names, background.clone())));
         let officers = Arc::clone(&self.admin_state.officers);
         tasks.spawn(named("officers", officers.keep(background.clone())));
         let (breakers, stopping) = (Arc::clone(&self.admin_state.breakers), background.clone());

@@ -220,7 +220,7 @@ fn import_body(profile: &Path, block: &Path, under: &str, reason: &str) -> anyho
 }
 
 /// Heads and fields of a table.
-type Columns = [(&'static str, &'static str)];
+pub(crate) type Columns = [(&'static str, &'static str)];
 
 const KEY_COLUMNS: [(&str, &str); 9] = [
     ("KEY", "label"),
@@ -255,11 +255,12 @@ fn print_rows(answer: &Value, name: &str, columns: &Columns, as_json: bool) -> a
     Ok(())
 }
 
-fn table(rows: &[Value], columns: &Columns) -> String {
+/// Words of officers and operators are among the cells: no terminal obeys one.
+pub(crate) fn table(rows: &[Value], columns: &Columns) -> String {
     let heads = columns.iter().map(|(head, _)| (*head).to_owned()).collect();
     let cell = |value: &Value| match value {
         Value::Null => String::new(),
-        Value::String(text) => text.clone(),
+        Value::String(text) => text.replace(char::is_control, " "),
         Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => value.to_string(),
     };
     let mut lines: Vec<Vec<String>> = vec![heads];

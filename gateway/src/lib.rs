@@ -23,6 +23,8 @@ pub mod telemetry; // every metric name in one table; logs
 pub mod check; // preflight: everything that `serve` needs
 pub mod operator; // the command line as a client of the admin API
 pub mod key_desk; // `tollgate keys`
+pub mod queue_desk; // `tollgate queue`
+mod progress; // a bar for who waits
 pub mod probe; // a container's health check
 pub mod hardening; // no cores, no ptrace
 

@@ -9,6 +9,7 @@ use gateway::app::App;
 use gateway::config::Config;
 use gateway::key_desk::{self, KeyCommand};
 use gateway::operator::{Access, BreakerOrder};
+use gateway::queue_desk::{self, QueueCommand};
 use gateway::{check, operator, probe, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -47,6 +48,9 @@ enum Order {
     /// The token's keys, and their changes under dual control.
     #[command(subcommand)]
     Keys(KeyCommand),
+    /// The payments that wait, and the billers that they wait for.
+    #[command(subcommand)]
+    Queue(QueueCommand),
     /// The HSM links and the breakers of a running gateway, over its admin API.
     Links {
         #[command(subcommand)]
@@ -110,6 +114,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             probe::ask(&access, path).await.map(|()| ExitCode::SUCCESS)
         }
         Order::Keys(command) => key_desk::run(&command).await.map(|()| ExitCode::SUCCESS),
+        Order::Queue(command) => queue_desk::run(&command).await,
         Order::Links { order } => {
             let told = match order {
                 LinksOrder::List { access, json } => operator::list_links(&access, json).await?,

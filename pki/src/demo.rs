@@ -6,9 +6,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use crate::{Authority, Issued, Leaf, PkiError};
 
 /// Issues the servers `gateway` and `billing` (localhost, 127.0.0.1) and the clients `tollgate` (the
-/// gateway towards its backends), `acquirer-a`, `acquirer-b`, `terminal-1`, `operator`, `auditor`,
-/// `monitor` and the two key officers, `key-officer` and `key-officer-2`, each known as
-/// `spiffe://tollgate.test/<name>`; in this order.
+/// gateway towards its backends), `acquirer-a`, `acquirer-b`, `terminal-1`, the two operators,
+/// `operator` and `operator-2`, `auditor`, `monitor` and the two key officers, `key-officer` and
+/// `key-officer-2`, each known as `spiffe://tollgate.test/<name>`; in this order.
 ///
 /// # Errors
 /// As [`Authority::issue`].
@@ -21,12 +21,13 @@ pub fn issue_demo(authority: &mut Authority) -> Result<Vec<Issued>, PkiError> {
 
 const SERVERS: [&str; 2] = ["gateway", "billing"];
 
-const CLIENTS: [&str; 9] = [
+const CLIENTS: [&str; 10] = [
     "tollgate",
     "acquirer-a",
     "acquirer-b",
     "terminal-1",
     "operator",
+    "operator-2",
     "auditor",
     "monitor",
     "key-officer",

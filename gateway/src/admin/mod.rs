@@ -1,10 +1,10 @@
-//! The admin listener: health, readiness, figures, the API document, links, breakers and keys. Every
-//! path needs a role.
+//! The admin listener: health, readiness, figures, the API document, links, breakers, keys and the
+//! queue. Every path needs a role.
 
 mod breakers;
-mod links;
-
 mod keys;
+mod links;
+mod queue;
 
 use std::sync::Arc;
 
@@ -60,6 +60,7 @@ pub fn router(admin: Admin) -> Router {
         .route("/openapi.json", get(openapi))
         .merge(keys::router())
         .merge(breakers::router())
+        .merge(queue::router())
         .route("/v1/links", get(links::list_links))
         .with_state(admin)
 }

@@ -261,6 +261,7 @@ impl Record {
                 | Slug::PinBlockRefused
                 | Slug::MacRefused
                 | Slug::IdempotencyKeyReused
+                | Slug::NotInThisState
                 | Slug::HsmUnavailable
                 | Slug::BackendUnavailable
                 | Slug::QueueFull
@@ -346,6 +347,7 @@ fn outcome_of(slug: Option<Slug>) -> Outcome {
             | Slug::PinBlockRefused
             | Slug::MacRefused
             | Slug::IdempotencyKeyReused
+            | Slug::NotInThisState
             | Slug::NotFound
             | Slug::MethodNotAllowed
             | Slug::UnsupportedMediaType,
@@ -363,6 +365,7 @@ fn reason_of(slug: Slug) -> Option<Reason> {
         Slug::PinBlockRefused => Reason::Refused,
         Slug::MacRefused => Reason::MacRefused,
         Slug::IdempotencyKeyReused => Reason::IdempotencyKeyReused,
+        Slug::NotInThisState => Reason::NotInThisState,
         Slug::TooManyRequests => Reason::TooManyRequests,
         Slug::HsmUnavailable => Reason::HsmUnavailable,
         Slug::BackendUnavailable => Reason::BackendUnavailable,

@@ -7,6 +7,7 @@ pub mod biller; // one biller and the form of the exchange
 mod forwarder; // a payment's later ways
 pub mod idempotency; // what a client's key stands for
 pub mod keys; // the queue's data keys
+pub mod operate; // the operators' hand on the queue
 pub mod pay; // a payment's first way
 pub mod payment; // order -> sealed row -> order
 pub mod sealing; // bytes bound to their row

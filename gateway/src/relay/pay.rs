@@ -22,7 +22,7 @@ use uuid::Uuid;
 use super::Relay;
 use super::biller::{Biller, Sent, Settlement, Way};
 use super::idempotency::{IdempotencyKey, Request};
-use super::keys::OpenError;
+use super::keys::{OpenError, SealingUnavailable};
 use super::payment::{Intake, PaymentError, PaymentOrder, WaitingPin};
 use super::policy::Remedy;
 use super::unheard::Unheard;
@@ -32,7 +32,7 @@ use crate::links::backend::{BUSY, BackendError, NO_HSM, RESTING, TOO_LATE};
 use crate::links::pool::Fault as _;
 use crate::store::{
     Begun, Class, HoldReason, ItemFacts, KeyAfter, Lease, Marked, Outcome, Parked, Parking,
-    Priority, Reversed, Settled, Status, StoreError, insist,
+    Priority, Reversed, Settled, Status, StoreError, TakingBack, insist,
 };
 
 /// A payment that its client may make, decoded and with its MAC verified.
@@ -287,23 +287,34 @@ impl Relay {
         lease: &Lease,
         order: &PaymentOrder,
     ) -> Result<Option<Bytes>, PayError> {
-        let reversal = self.payments.reversal(facts, order).map_err(PaymentError::from)?;
-        let body = final_answer(facts, Status::Failed, RESPONSE_TOO_LATE);
-        let answer = (200, &*body);
-        let ending = self
-            .payments
-            .ending(facts, Outcome::Failed, RESPONSE_TOO_LATE, answer)
-            .map_err(PaymentError::from)?;
-        let reverse = || self.store.reverse(lease, ending.clone(), reversal.clone());
-        match recorded(reverse).await? {
+        let (taking, body) = self.taking_back(facts, order).map_err(PaymentError::from)?;
+        match recorded(|| self.store.reverse(lease, taking.clone())).await? {
             Reversed::Queued => {}
-            Reversed::QueueFull | Reversed::Stale => return Ok(None),
+            Reversed::Stale => return Ok(None),
         }
-        metrics::counter!("tollgate_queue_enqueued_total").increment(1);
         self.count_payment(&facts.target, Status::Failed);
-        let queued = (EventType::QueueReverse, AuditOutcome::Success, Some(Reason::OutcomeUnknown));
-        self.payment_event(facts.id, &facts.target, queued).await;
+        self.is_taken_back(facts.id, &facts.target).await;
         Ok(Some(body))
+    }
+
+    /// The end of a payment that is taken back, its reversal, and the answer that its client gets.
+    pub(super) fn taking_back(
+        &self,
+        facts: &ItemFacts,
+        order: &PaymentOrder,
+    ) -> Result<(TakingBack, Bytes), SealingUnavailable> {
+        let reversal = self.payments.reversal(facts, order)?;
+        let body = final_answer(facts, Status::Failed, RESPONSE_TOO_LATE);
+        let (outcome, answer) = (Outcome::Failed, (200, &*body));
+        let ending = self.payments.ending(facts, outcome, RESPONSE_TOO_LATE, answer)?;
+        Ok((TakingBack { ending, reversal }, body))
+    }
+
+    /// A reversal is in the queue.
+    pub(super) async fn is_taken_back(&self, id: Uuid, biller: &str) {
+        metrics::counter!("tollgate_queue_enqueued_total").increment(1);
+        let queued = (EventType::QueueReverse, AuditOutcome::Success, Some(Reason::OutcomeUnknown));
+        self.payment_event(id, biller, queued).await;
     }
 
     /// Records the biller's final word together with the answer that every repeat gets.

@@ -264,6 +264,18 @@ impl Payments {
         Ok(self.store.release(lease, Parking { pin, ..parking }).await?)
     }
 
+    /// What a stored payment orders, without its PIN block.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub async fn order(
+        &self,
+        facts: &ItemFacts,
+        payload: &Sealed,
+    ) -> Result<PaymentOrder, OpenError> {
+        Ok(parse(&self.keys.open_record(facts, payload).await?)?)
+    }
+
     /// The stored answer of a replay: status and body, byte for byte.
     ///
     /// # Errors

@@ -220,8 +220,9 @@ mod payments {
         house.world.store.begin_send(&lease, false).await.unwrap();
         let reversal = house.payments.reversal(&facts, &order()).unwrap();
         let ending = house.payments.ending(&facts, Outcome::Failed, "68", (200, b"{}")).unwrap();
+        let taking = TakingBack { ending, reversal };
 
-        let reversed = house.world.store.reverse(&lease, ending, reversal).await.unwrap();
+        let reversed = house.world.store.reverse(&lease, taking).await.unwrap();
         let due = house.claim().await.remove(0);
 
         assert_eq!(reversed, Reversed::Queued);

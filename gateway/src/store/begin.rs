@@ -46,7 +46,8 @@ pub enum Begun {
     KeyReused,
     /// As many payments to this target are open as may be. Nothing was stored.
     QueueFull,
-    /// It would have to wait behind others of its lane, and it may not wait. Nothing was stored.
+    /// It would have to wait, behind others of its lane or because its target is paused, and it may
+    /// not. Nothing was stored.
     Busy,
 }
 
@@ -194,7 +195,9 @@ impl Round<'_> {
         for (at, payment) in open {
             // Every lane was put in above.
             let Some(lane) = lanes.get_mut(&payment.facts.ord_key) else { continue };
-            let behind = !lane.is_free || lane.behind;
+            // Nothing leaves for a target that is paused: even the first has to wait.
+            let is_paused = batch.depth.is_paused(&payment.facts.target);
+            let behind = !lane.is_free || lane.behind || is_paused;
             if behind && !payment.may_wait {
                 query(FORGET)
                     .bind(&payment.idempotency.scope)

@@ -16,7 +16,7 @@ use super::{Class, HoldReason, ItemFacts, Lease, OrdKey, Parking, Sealed, StoreE
 /// What a forwarder is ready for.
 #[derive(Debug, Clone)]
 pub struct Claim {
-    /// Targets that are neither paused nor behind an open breaker.
+    /// Targets that are not behind an open breaker. Those that are paused are passed over.
     pub targets: Vec<String>,
     /// At most this many.
     pub rows: u32,
@@ -57,6 +57,11 @@ impl Order for Claim {
     async fn run(&self, db: &mut Db<'_>, batch: &mut Batch) -> Result<Vec<Claimed>, StoreError> {
         // Some of what is past its time leaves the queue here; the statement skips the rest.
         expire_due(db, batch).await?;
+        let targets: Vec<String> =
+            self.targets.iter().filter(|it| !batch.depth.is_paused(it)).cloned().collect();
+        if targets.is_empty() {
+            return Ok(Vec::new());
+        }
         let claims = batch.claims.fetch_add(1, Ordering::Relaxed) + 1;
         let statement = if claims.is_multiple_of(10) { CLAIM_OLDEST } else { CLAIM };
         let lanes = query(statement)
@@ -64,7 +69,7 @@ impl Order for Claim {
             .bind(batch.now)
             .bind(batch.steady + ms(self.lease))
             .bind(batch.steady)
-            .bind(self.targets.clone())
+            .bind(targets)
             .bind(self.rows)
             .all(db)
             .await?;

@@ -98,6 +98,7 @@ value_from! {
     u32 => |it| Self::Int(Some(it.into()));
     Option<u32> => |it| Self::Int(it.map(i64::from));
     bool => |it| Self::Bool(Some(it));
+    Option<bool> => |it| Self::Bool(it);
     &str => |it| Self::Text(Some(it.to_owned()));
     &String => |it| Self::Text(Some(it.clone()));
     Option<String> => |it| Self::Text(it);

@@ -133,4 +133,5 @@ WHERE class = $1 AND not_after < $2 AND wrapped IS NOT NULL
   AND NOT EXISTS (SELECT 1 FROM saf_item i WHERE i.dek_id = saf_dek.dek_id)
   AND NOT EXISTS (SELECT 1 FROM saf_item i WHERE i.pin_dek_id = saf_dek.dek_id)
   AND NOT EXISTS (SELECT 1 FROM saf_item i WHERE i.res_dek_id = saf_dek.dek_id)
+  AND NOT EXISTS (SELECT 1 FROM saf_dead_letter d WHERE d.dek_id = saf_dek.dek_id)
 RETURNING dek_id";

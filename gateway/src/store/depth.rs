@@ -1,6 +1,6 @@
-//! How many payments are open, without counting them each time.
+//! How many payments are open and which billers are paused, without asking each time.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,6 +12,10 @@ pub(super) struct Depths {
     pub(super) counted: HashMap<String, i64>,
     /// By this transaction.
     pub(super) added: HashMap<String, i64>,
+    /// Targets of which nothing is leased.
+    pub(super) paused: HashSet<String>,
+    /// This transaction pauses or resumes some.
+    pub(super) moved: bool,
 }
 
 impl Depths {
@@ -23,6 +27,19 @@ impl Depths {
     pub(super) fn add(&mut self, target: &str, rows: i64) {
         add(&mut self.added, target, rows);
     }
+
+    pub(super) fn is_paused(&self, target: &str) -> bool {
+        self.paused.contains(target)
+    }
+
+    pub(super) fn pause(&mut self, target: &str, paused: bool) {
+        self.moved = true;
+        if paused {
+            self.paused.insert(target.to_owned());
+        } else {
+            self.paused.remove(target);
+        }
+    }
 }
 
 fn add(depths: &mut HashMap<String, i64>, target: &str, rows: i64) {
@@ -32,32 +49,35 @@ fn add(depths: &mut HashMap<String, i64>, target: &str, rows: i64) {
     }
 }
 
-/// The depths as the writers know them, and since when. Other gateways change them too.
+/// What the writers know without asking, and since when. Other gateways change it too.
 #[derive(Debug, Default)]
-pub(super) struct Known(Mutex<Option<(Instant, HashMap<String, i64>)>>);
+pub(super) struct Known(Mutex<Option<(Instant, Facts)>>);
+
+/// Open payments and paused targets.
+type Facts = (HashMap<String, i64>, HashSet<String>);
 
 impl Known {
-    pub(super) fn get(&self, fresh_for: Option<Duration>) -> Option<HashMap<String, i64>> {
+    pub(super) fn get(&self, fresh_for: Option<Duration>) -> Option<Facts> {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (since, depths) = known.as_ref()?;
+        let (since, facts) = known.as_ref()?;
         let is_fresh = fresh_for.is_none_or(|limit| since.elapsed() < limit);
-        is_fresh.then(|| depths.clone())
+        is_fresh.then(|| facts.clone())
     }
 
-    pub(super) fn set(&self, depths: HashMap<String, i64>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), depths));
+    pub(super) fn set(&self, facts: Facts) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), facts));
     }
 
     pub(super) fn add(&self, added: &HashMap<String, i64>) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, depths)) = known.as_mut() {
+        if let Some((_, (depths, _))) = known.as_mut() {
             for (target, rows) in added {
                 add(depths, target, *rows);
             }
         }
     }
 
-    /// They have to be counted again.
+    /// It has to be asked again.
     pub(super) fn forget(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }

@@ -159,7 +159,9 @@ pub(super) async fn settle_all(
         };
         let seq: i64 = head.get("seq")?;
         let hold_reason: Option<String> = head.get("hold_reason")?;
-        let is_due = hold_reason.is_none() && head.get::<i64>("expires_at")? > batch.now;
+        let is_due = hold_reason.is_none()
+            && head.get::<i64>("expires_at")? > batch.now
+            && !batch.depth.is_paused(&head.get::<String>("target")?);
         batch.wake |= hold_reason.is_none() && !matches!(settling, Settling::PassOn(_));
         let pointed = [key, seq.into(), head.get::<i64>("lane_prio")?.into(), hold_reason.into()];
         let taker = match settling {
@@ -261,6 +263,7 @@ RETURNING target";
 const HOLD: &str = "
 UPDATE saf_item
 SET state = 1, hold_reason = $2, queued = TRUE, updated_at = $3,
+    sent_unknown = (sent_unknown OR $2 IN ('ambiguous', 'not-accepted')),
     pin_dek_id = NULL, pin_nonce = NULL, pin_ct = NULL
 WHERE seq = $1 AND state = 0
 RETURNING target";

@@ -12,14 +12,18 @@ mod begin;
 mod breaker_order;
 mod claim;
 mod clock;
+mod control;
 mod db;
+mod decision;
 mod dek;
 mod depth;
 mod dukpt;
 mod error;
 mod key_change;
 mod lane;
+mod listing;
 mod look;
+mod operate;
 mod order;
 mod outcome;
 mod pin_counters;
@@ -48,6 +52,8 @@ pub use begin::Begun;
 pub use breaker_order::{BreakerOrder, BreakerOrders, OrderedState, StandingOrder};
 pub use claim::{Claim, Claimed};
 pub(crate) use clock::Clock;
+pub use control::{Control, StandingControl};
+pub use decision::OpenDecision;
 pub use dek::{DekClass, DekRow, NewDek};
 pub use dukpt::{Advanced, DukptPurpose, DukptUse};
 pub use error::StoreError;
@@ -55,7 +61,9 @@ pub use key_change::{
     Decided, Decision, KeyChange, KeyChangeKind, KeyChangeState, KeyImport, NewKeyChange, Proposed,
 };
 pub use lane::Taker;
+pub use listing::{Cell, LIST_MAX, ListFilter, Listed, QueueStats, Shown, Told};
 pub use look::Seen;
+pub use operate::{Action, Operated, Operation};
 pub use outcome::{Ending, KeyAfter, Outcome, Parked, Parking, Settled};
 pub use pin_counters::{Counted, GuardScope, Try, TryEnd, Window};
 pub use postgres::ServerSeen;
@@ -63,7 +71,7 @@ pub use prune::{PruneRule, Pruned};
 pub use read::{Depth, HistoryEntry, PaymentView, Stats};
 pub use row::{
     Class, ENC_V, FINGERPRINT_BYTES, HoldReason, Idempotency, ItemFacts, Lease, NewPayment, OrdKey,
-    PAYMENT, Priority, REVERSAL, Reversal, Sealed, Status,
+    PAYMENT, Priority, REVERSAL, Reversal, Sealed, Status, TakingBack,
 };
 pub use unknown::{Marked, Reversed};
 pub use upkeep::{Expired, Rescued};
@@ -229,28 +237,8 @@ impl Store {
     ///
     /// # Errors
     /// As [`complete`](Self::complete).
-    pub async fn reverse(
-        &self,
-        held: &Lease,
-        ending: Ending,
-        reversal: Reversal,
-    ) -> Result<Reversed, StoreError> {
-        let whose = unknown::Whose::Leased(held.clone());
-        self.writer.ask(unknown::Reverse { whose, ending, reversal }).await
-    }
-
-    /// The same for a payment that a person holds.
-    ///
-    /// # Errors
-    /// As [`complete`](Self::complete).
-    pub async fn reverse_held(
-        &self,
-        id: Uuid,
-        ending: Ending,
-        reversal: Reversal,
-    ) -> Result<Reversed, StoreError> {
-        let whose = unknown::Whose::Held(id);
-        self.writer.ask(unknown::Reverse { whose, ending, reversal }).await
+    pub async fn reverse(&self, held: &Lease, taking: TakingBack) -> Result<Reversed, StoreError> {
+        self.writer.ask(unknown::Reverse { held: held.clone(), taking }).await
     }
 
     /// Takes back a payment of which nothing was sent and that may not wait: failed. A payment that
@@ -403,6 +391,14 @@ impl Store {
     /// [`StoreError::Unavailable`].
     pub async fn payment(&self, id: Uuid, tenant: &str) -> Result<Option<PaymentView>, StoreError> {
         error::within(read::payment(&self.readers, id, tenant)).await
+    }
+
+    /// What is stored of a payment that has not ended: its facts and its sealed payload.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn payload(&self, id: Uuid) -> Result<Option<(ItemFacts, Sealed)>, StoreError> {
+        error::within(read::payload(&self.readers, id)).await
     }
 
     /// What waits.

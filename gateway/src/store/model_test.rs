@@ -1,5 +1,6 @@
 //! Random sequences of operations against a model of the promises: one in flight for each account,
-//! in order; a lost lease changes nothing; nothing accepted is lost, over any number of crashes.
+//! in order; a lost lease changes nothing; nothing accepted is lost, over any number of crashes; what may
+//! have been made is moved by two operators or nobody.
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -14,6 +15,7 @@ enum Step {
     Complete { lease: prop::sample::Index },
     Release { lease: prop::sample::Index, sent: bool },
     Hold { lease: prop::sample::Index },
+    Operate { item: prop::sample::Index, action: Action },
     LoseLeases,
     Expire,
     Crash,
@@ -27,10 +29,25 @@ fn step() -> impl Strategy<Value = Step> {
         5 => lease().prop_map(|lease| Step::Complete { lease }),
         4 => (lease(), any::<bool>()).prop_map(|(lease, sent)| Step::Release { lease, sent }),
         1 => lease().prop_map(|lease| Step::Hold { lease }),
+        4 => (lease(), action()).prop_map(|(item, action)| Step::Operate { item, action }),
         2 => Just(Step::LoseLeases),
         1 => Just(Step::Expire),
         1 => Just(Step::Crash),
     ]
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    let answer = None;
+    let paid = Ending { outcome: Outcome::Done, code: "00".to_owned(), answer };
+    let actions = vec![
+        Action::Hold,
+        Action::Release,
+        Action::Retry,
+        Action::Cancel(None),
+        Action::Settle(paid),
+        Action::Withdraw,
+    ];
+    prop::sample::select(actions)
 }
 
 struct Item {
@@ -56,6 +73,23 @@ struct Given {
 struct Model {
     items: Vec<Item>,
     given: Vec<Given>,
+}
+
+impl Item {
+    /// What two operators in a row can make of it; `None`: neither of them anything.
+    fn after(&self, action: &Action, now: i64) -> Option<Status> {
+        let is_young = self.expires_at > now;
+        match (action, self.status) {
+            (Action::Hold, Status::Pending) => Some(Status::Held),
+            (Action::Retry, Status::Pending) => Some(Status::Pending),
+            (Action::Release | Action::Retry, Status::Held) if is_young => Some(Status::Pending),
+            (Action::Cancel(None), Status::Pending | Status::Held) if !self.sent => {
+                Some(Status::Cancelled)
+            }
+            (Action::Settle(_), Status::Held) if self.sent => Some(Status::Success),
+            _ => None,
+        }
+    }
 }
 
 impl Model {
@@ -161,12 +195,37 @@ async fn run(on: On, steps: Vec<Step>) {
                 let given = model.given.iter_mut().find(|it| it.lease == given).unwrap();
                 if std::mem::take(&mut given.valid) {
                     given.held = true;
-                    model.items[given.item].status = Status::Held;
+                    let item = &mut model.items[given.item];
+                    (item.status, item.sent) = (Status::Held, true);
                 }
                 let expected = if given.held { Settled::Recorded } else { Settled::Stale };
                 assert_eq!(settled, expected);
             }
-            Step::Complete { .. } | Step::Release { .. } | Step::Hold { .. } => {}
+            Step::Operate { item, action } if !model.items.is_empty() => {
+                let item = &mut model.items[item.index(model.items.len())];
+                let after = item.after(&action, world.store.now());
+                let two = item.sent && !matches!(action, Action::Hold);
+                for (actor, last) in [("op-1", !two), ("op-2", two)] {
+                    let (id, action) = (item.id, action.clone());
+                    let (actor, reason) = (actor.to_owned(), "r".to_owned());
+                    let word = Operation { id, action, actor, reason };
+                    let operated = world.store.operate(word).await.unwrap();
+                    let done = matches!(operated, Operated::Done { .. });
+                    assert_eq!(done, after.is_some() && last, "{operated:?}");
+                    if !two {
+                        break;
+                    }
+                }
+                if let Some(status) = after {
+                    let is_fresh = matches!(action, Action::Retry) && item.status == Status::Held;
+                    item.abandoned = if is_fresh { 0 } else { item.abandoned };
+                    item.status = status;
+                }
+            }
+            Step::Complete { .. }
+            | Step::Release { .. }
+            | Step::Hold { .. }
+            | Step::Operate { .. } => {}
             Step::LoseLeases => {
                 world.clock.advance(LEASE);
                 world.store.rescue().await.unwrap();

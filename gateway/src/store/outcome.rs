@@ -7,6 +7,7 @@ use super::claim::{self, Claimed};
 use super::clock::ms;
 use super::db::{Db, Sql, Table, locking, query};
 use super::lane::{self, Settling, Taker};
+use super::operate;
 use super::order::{Job, Order};
 use super::writer::Batch;
 use super::{Class, HoldReason, Lease, OrdKey, REVERSAL, Sealed, StoreError};
@@ -21,14 +22,14 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    fn state(self) -> i64 {
+    pub(super) fn state(self) -> i64 {
         match self {
             Self::Done => 2,
             Self::Failed => FAILED,
         }
     }
 
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Done => "done",
             Self::Failed => "failed",
@@ -279,6 +280,9 @@ impl Order for Release {
             return Ok(Parked::Held);
         }
         let why = if exhausted { "attempts-exhausted" } else { NOT_STORABLE };
+        if exhausted {
+            operate::keep_dead_letter(db, lease.seq).await?;
+        }
         lane::end(db, batch, lease.seq, FAILED, why, 0).await?;
         recorded(db, batch, lease, "failed", Some(why)).await?;
         lane::settle(db, batch, lease.ord_key, Settling::EndLease).await?;

@@ -23,6 +23,8 @@ pub struct Pruned {
     pub keys: u64,
     /// Payments, with their history.
     pub payments: u64,
+    /// Sealed payloads of payments whose attempts are used up and whose time is over.
+    pub dead_letters: u64,
     /// Tombstones of data keys.
     pub deks: u64,
     /// Counters of PINs and MACs whose windows have ended.
@@ -33,7 +35,7 @@ impl Pruned {
     /// Whether anything went: then there may be more.
     #[must_use]
     pub fn any(self) -> bool {
-        self.keys + self.payments + self.deks + self.counters > 0
+        self.keys + self.payments + self.dead_letters + self.deks + self.counters > 0
     }
 }
 
@@ -45,10 +47,12 @@ impl Order for PruneRule {
         let answered = keys.iter().map(|row| Ok(row.get::<Uuid>("item_id")?.into()));
         EMPTY.execute(answered.collect::<Result<_, StoreError>>()?, db).await?;
         let payments = query(PAYMENTS).bind(self.ended_before).execute(db).await?;
+        let dead_letters = query(DEAD_LETTERS).bind(batch.now).execute(db).await?;
         let deks = query(DEKS).bind(self.ended_before).execute(db).await?;
         let pruned = Pruned {
             keys: keys.len() as u64,
             payments,
+            dead_letters,
             deks,
             counters: pin_counters::prune(db, batch).await?,
         };
@@ -78,6 +82,12 @@ DELETE FROM saf_item WHERE seq IN (
     WHERE state >= 2 AND terminal_at < $1
       AND NOT EXISTS (SELECT 1 FROM idem_key k WHERE k.item_id = saf_item.id)
     ORDER BY terminal_at LIMIT 256)";
+
+/// Nobody may try them again.
+const DEAD_LETTERS: &str = "
+DELETE FROM saf_dead_letter WHERE item_seq IN (
+    SELECT d.item_seq FROM saf_dead_letter d JOIN saf_item i ON i.seq = d.item_seq
+    WHERE i.expires_at <= $1 LIMIT 256)";
 
 const DEKS: &str = "
 DELETE FROM saf_dek WHERE dek_id IN (

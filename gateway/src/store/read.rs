@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use super::db::{Readers, query};
-use super::{Priority, Status, StoreError};
+use super::{ItemFacts, Priority, Sealed, Status, StoreError};
 
 /// One payment as its client may see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,7 +32,8 @@ pub struct HistoryEntry {
     /// Epoch milliseconds.
     pub at: i64,
     /// `accepted`, `not-sent`, `sent-unknown`, `answered-retryable`, `lease-lost`, `done`,
-    /// `failed`, `withdrawn`, `expired`, `held`.
+    /// `failed`, `withdrawn`, `expired`, `held`; by an operator's hand also `released`, `retried`,
+    /// `cancelled`.
     pub what: String,
     /// The response code, or our own word for the cause.
     pub code: Option<String>,
@@ -95,6 +96,18 @@ pub(super) async fn payment(
     }))
 }
 
+pub(super) async fn payload(
+    readers: &Readers,
+    id: Uuid,
+) -> Result<Option<(ItemFacts, Sealed)>, StoreError> {
+    let mut reader = readers.acquire().await?;
+    let Some(row) = query(PAYLOAD).bind(id).optional(&mut reader.db()).await? else {
+        return Ok(None);
+    };
+    let sealed = Sealed::read(&row, row.get("enc_v")?, ["dek_id", "nonce", "ct"])?;
+    Ok(sealed.map(|sealed| Ok((ItemFacts::read(&row)?, sealed))).transpose()?)
+}
+
 pub(super) async fn stats(readers: &Readers, now: i64) -> Result<Stats, StoreError> {
     let mut stats = Stats::default();
     for status in [Status::Pending, Status::Processing, Status::Held] {
@@ -124,6 +137,11 @@ SELECT i.seq, i.reference, i.state, i.last_code, i.attempts, i.created_at, i.upd
        EXISTS (SELECT 1 FROM saf_lane l
                WHERE l.ord_key = i.ord_key AND l.head_seq = i.seq AND l.leased) AS leased
 FROM saf_item i WHERE i.id = $1 AND i.tenant = $2";
+
+const PAYLOAD: &str = "
+SELECT id, tenant, kind, target, reference, ord_key, prio, created_at, expires_at, enc_v, dek_id,
+       nonce, ct
+FROM saf_item WHERE id = $1 AND state < 2 AND ct IS NOT NULL";
 
 const HISTORY: &str = "
 SELECT ended_at, what, code, late FROM saf_attempt WHERE item_seq = $1 ORDER BY n";

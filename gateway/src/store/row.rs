@@ -6,8 +6,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::StoreError;
 use super::db::Row;
+use super::{Ending, StoreError};
 
 /// The form of the sealed bytes, bound into each of them.
 pub const ENC_V: i64 = 1;
@@ -77,6 +77,17 @@ pub enum Status {
 }
 
 impl Status {
+    /// Every member.
+    pub const ALL: [Self; 7] = [
+        Self::Pending,
+        Self::Processing,
+        Self::Success,
+        Self::Failed,
+        Self::Expired,
+        Self::Cancelled,
+        Self::Held,
+    ];
+
     /// `PENDING` and so on, as in the API.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -88,6 +99,18 @@ impl Status {
             Self::Expired => "EXPIRED",
             Self::Cancelled => "CANCELLED",
             Self::Held => "HELD",
+        }
+    }
+
+    /// As the database says it; "leased" is the lane's.
+    pub(super) fn state(self) -> i64 {
+        match self {
+            Self::Pending | Self::Processing => 0,
+            Self::Held => 1,
+            Self::Success => 2,
+            Self::Failed => 3,
+            Self::Expired => 4,
+            Self::Cancelled => 5,
         }
     }
 
@@ -116,6 +139,8 @@ pub enum HoldReason {
     Tampered,
     /// A reversal that its biller answered and did not take.
     NotAccepted,
+    /// An operator wanted it so.
+    Operator,
 }
 
 impl HoldReason {
@@ -127,6 +152,7 @@ impl HoldReason {
             Self::Poison => "poison",
             Self::Tampered => "tampered",
             Self::NotAccepted => "not-accepted",
+            Self::Operator => "operator",
         }
     }
 }
@@ -277,6 +303,15 @@ pub struct Reversal {
     pub facts: ItemFacts,
     /// Its sealed payload.
     pub payload: Sealed,
+}
+
+/// The end of a payment, and what takes it back.
+#[derive(Debug, Clone)]
+pub struct TakingBack {
+    /// Failed, with the answer that its client gets.
+    pub ending: Ending,
+    /// Its reversal.
+    pub reversal: Reversal,
 }
 
 /// The right to send one payment, until it runs out. Its token is unique for ever: whoever comes

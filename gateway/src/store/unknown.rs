@@ -7,12 +7,12 @@
 use uuid::Uuid;
 
 use super::begin::{INSERT, ITEM_COLUMNS, UNSENT};
-use super::db::{Db, Sql, Value, locking, query};
+use super::db::{Db, Value, query};
 use super::lane::{self, Settling};
 use super::order::Order;
 use super::outcome::{END, FAILED};
 use super::writer::Batch;
-use super::{Ending, Lease, Reversal, StoreError};
+use super::{Lease, Reversal, StoreError, TakingBack};
 
 /// Whether a payment may be sent now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,82 +51,71 @@ impl Order for BeginSend {
     }
 }
 
-/// Which payment is taken back.
-#[derive(Debug, Clone)]
-pub(super) enum Whose {
-    /// That of the lease.
-    Leased(Lease),
-    /// One that a person holds.
-    Held(Uuid),
-}
-
 /// Whether a payment is being taken back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reversed {
     /// It failed, and its reversal is queued.
     Queued,
-    /// As many items of the target are open as may be, reversals included. Nothing was done.
-    QueueFull,
-    /// It is not there any more as it was. Nothing was done.
+    /// The lease was lost: only evidence was written.
     Stale,
 }
 
-/// Ends a payment and queues what takes it back.
+/// Ends a leased payment and queues what takes it back.
 pub(super) struct Reverse {
-    pub(super) whose: Whose,
-    pub(super) ending: Ending,
-    pub(super) reversal: Reversal,
+    pub(super) held: Lease,
+    pub(super) taking: TakingBack,
 }
 
 impl Order for Reverse {
     type Answer = Reversed;
 
     fn key(&self) -> &[u8] {
-        &self.reversal.facts.ord_key.0
+        &self.held.ord_key.0
     }
 
     async fn run(&self, db: &mut Db<'_>, batch: &mut Batch) -> Result<Reversed, StoreError> {
-        let (reversal, ending) = (&self.reversal, &self.ending);
-        let (ord_key, target) = (reversal.facts.ord_key, &reversal.facts.target);
-        let (seq, id, lease, settling, was_open) = match &self.whose {
-            Whose::Leased(lease) => {
-                let Some(item) = lane::leased(db, lease).await? else {
-                    let code = Some(&*ending.code);
-                    let repeated = lane::late(db, batch, lease, REVERSED, code).await?;
-                    return Ok(if repeated { Reversed::Queued } else { Reversed::Stale });
-                };
-                let held = Some((lease.token, lease.leased_at));
-                (lease.seq, item.id, held, Settling::EndLease, true)
-            }
-            Whose::Held(id) => {
-                let key = ord_key.0.as_slice();
-                let Some(row) = query(HELD).bind(*id).bind(key).optional(db).await? else {
-                    return Ok(Reversed::Stale);
-                };
-                if batch.depth.of(target) >= batch.depth_max + batch.depth_max / RESERVE {
-                    return Ok(Reversed::QueueFull);
-                }
-                (row.value()?, *id, None, Settling::KeepLease, false)
-            }
+        let (lease, code) = (&self.held, Some(&*self.taking.ending.code));
+        let Some(item) = lane::leased(db, lease).await? else {
+            let repeated = lane::late(db, batch, lease, REVERSED, code).await?;
+            return Ok(if repeated { Reversed::Queued } else { Reversed::Stale });
         };
-        let answer = ending.answer.as_ref();
-        let end = [
-            seq.into(),
-            FAILED.into(),
-            (&ending.code).into(),
-            batch.now.into(),
-            answer.map(|sealed| sealed.dek_id).into(),
-            answer.map(|sealed| sealed.nonce.as_slice()).into(),
-            answer.map(|sealed| sealed.bytes.as_slice()).into(),
-        ];
-        END.execute(end.to_vec(), db).await?;
-        lane::note(db, batch, seq, lease, REVERSED, Some(&ending.code), false).await?;
-        INSERT.execute(item(reversal, id, batch.now).to_vec(), db).await?;
-        lane::settle(db, batch, ord_key, settling).await?;
-        batch.depth.add(target, if was_open { 0 } else { 1 });
-        batch.wake = true;
+        let held = Some((lease.token, lease.leased_at));
+        lane::note(db, batch, lease.seq, held, REVERSED, code, false).await?;
+        take_back(lease.seq, item.id, &self.taking, db, batch).await?;
+        lane::settle(db, batch, lease.ord_key, Settling::EndLease).await?;
         Ok(Reversed::Queued)
     }
+}
+
+/// Ends a payment, open or held, and puts its reversal behind it. Its lane is locked, and is settled by the
+/// caller.
+pub(super) async fn take_back(
+    seq: i64,
+    id: Uuid,
+    taking: &TakingBack,
+    db: &mut Db<'_>,
+    batch: &mut Batch,
+) -> Result<(), StoreError> {
+    let TakingBack { ending, reversal } = taking;
+    let answer = ending.answer.as_ref();
+    let end = [
+        seq.into(),
+        FAILED.into(),
+        (&ending.code).into(),
+        batch.now.into(),
+        answer.map(|sealed| sealed.dek_id).into(),
+        answer.map(|sealed| sealed.nonce.as_slice()).into(),
+        answer.map(|sealed| sealed.bytes.as_slice()).into(),
+    ];
+    END.execute(end.to_vec(), db).await?;
+    INSERT.execute(item(reversal, id, batch.now).to_vec(), db).await?;
+    batch.wake = true;
+    Ok(())
+}
+
+/// Whether there is room for the reversal of a payment that is open no more.
+pub(super) fn has_room(target: &str, batch: &Batch) -> bool {
+    batch.depth.of(target) < batch.depth_max + batch.depth_max / RESERVE
 }
 
 /// The columns of [`INSERT`].
@@ -170,10 +159,3 @@ UPDATE saf_item
 SET sent_unknown = TRUE, updated_at = $3,
     send_mark = CASE WHEN $2 > 0 THEN $2 ELSE send_mark END
 WHERE seq = $1";
-
-const HELD: Sql = locking!(
-    "
-SELECT i.seq FROM saf_lane l JOIN saf_item i ON i.ord_key = l.ord_key
-WHERE i.id = $1 AND l.ord_key = $2 AND i.state = 1",
-    "FOR UPDATE OF l"
-);

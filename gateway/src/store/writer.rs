@@ -22,7 +22,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use super::db::{Db, Readers, Session, Sql, query};
+use super::control::PAUSED;
+use super::db::{Db, Readers, Row, Session, Sql, query};
 use super::depth::{Depths, Known};
 use super::error::within;
 use super::order::{Group, Job, Order, Waiting, merge, orders_in};
@@ -311,6 +312,9 @@ impl Desk {
         match self.try_transact(group).await {
             Ok(batch) => {
                 self.known.add(&batch.depth.added);
+                if batch.depth.moved {
+                    self.known.forget();
+                }
                 if batch.wake {
                     self.wake.notify_waiters();
                 }
@@ -353,21 +357,24 @@ impl Desk {
         if self.clock.is_stale() {
             self.clock.set(query(CLOCK).one(db).await?.value()?);
         }
-        let counted = match self.known.get(self.home.depth_holds()) {
-            Some(counted) => counted,
+        let (counted, paused) = match self.known.get(self.home.depth_holds()) {
+            Some(known) => known,
             None => {
                 let mut counted = HashMap::new();
                 for row in query(DEPTHS).all(db).await? {
                     counted.insert(row.get("target")?, row.get("open")?);
                 }
-                self.known.set(counted.clone());
-                counted
+                let paused = query(PAUSED).all(db).await?;
+                let paused = paused.iter().map(Row::value).collect::<Result<_, _>>()?;
+                let known = (counted, paused);
+                self.known.set(known.clone());
+                known
             }
         };
         let mut batch = Batch {
             now: self.clock.wall(),
             steady: self.clock.steady(),
-            depth: Depths { counted, added: HashMap::new() },
+            depth: Depths { counted, paused, ..Depths::default() },
             depth_max: self.depth_max,
             attempts_max: self.attempts_max,
             wake: false,

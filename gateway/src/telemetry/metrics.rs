@@ -86,6 +86,7 @@ table! {
     QUEUE_OLDEST = "queue_oldest_seconds" Gauge Seconds [] "Age of the oldest payment that waits.";
     QUEUE_ENQUEUED = "queue_enqueued_total" Counter Count [] "Payments stored for later.";
     QUEUE_FORWARDED = "queue_forwarded_total" Counter Count ["outcome"] "Stored payments handed to their backend, by outcome.";
+    QUEUE_PAUSED = "queue_paused" Gauge Count ["biller"] "1 while operators keep the biller paused, else 0.";
     QUEUE_COMMIT = "queue_commit_seconds" Histogram Seconds [] "Time of one commit of the queue.";
     PAYMENTS = "payments_total" Counter Count ["biller", "status"] "Payments that reached a status.";
     RATE_LIMITED = "rate_limited_total" Counter Count ["limit"] "Requests refused because a limit was used up.";
@@ -224,6 +225,11 @@ pub fn show_sessions(link: &'static str, state: &'static str, count: u32) {
 pub fn show_workers(link: &'static str, restarts: u64, latched: bool) {
     counter!(HSM_WORKER_RESTARTS, "link" => link).absolute(restarts);
     gauge!(HSM_LATCHED, "link" => link).set(if latched { 1.0 } else { 0.0 });
+}
+
+/// Shows whether operators keep a biller paused.
+pub fn show_paused(biller: &str, paused: bool) {
+    gauge!(QUEUE_PAUSED, "biller" => biller.to_owned()).set(if paused { 1.0 } else { 0.0 });
 }
 
 /// Counts a connection that was refused or cut.

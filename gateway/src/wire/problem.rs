@@ -33,6 +33,8 @@ pub enum Slug {
     MacRefused,
     /// One idempotency key, two bodies.
     IdempotencyKeyReused,
+    /// The payment's state, or a decision on it that is open, does not allow this.
+    NotInThisState,
     /// A limit is used up.
     TooManyRequests,
     /// No HSM link answered in time.
@@ -57,7 +59,7 @@ pub enum Slug {
 
 impl Slug {
     /// Every member.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::MalformedRequest,
         Self::NotAllowed,
         Self::UnknownPayment,
@@ -65,6 +67,7 @@ impl Slug {
         Self::PinBlockRefused,
         Self::MacRefused,
         Self::IdempotencyKeyReused,
+        Self::NotInThisState,
         Self::TooManyRequests,
         Self::HsmUnavailable,
         Self::BackendUnavailable,
@@ -112,6 +115,9 @@ impl Slug {
                 S::UNPROCESSABLE_ENTITY,
                 "The idempotency key belongs to another request",
             ),
+            Self::NotInThisState => {
+                ("not-in-this-state", S::CONFLICT, "The state does not allow this")
+            }
             Self::TooManyRequests => {
                 ("too-many-requests", S::TOO_MANY_REQUESTS, "A limit is used up")
             }
@@ -180,7 +186,7 @@ pub struct ProblemBody {
 impl Problem {
     /// The refusal with a sentence that says what to do.
     #[must_use]
-    pub fn with_detail(self, detail: &'static str) -> Self {
+    pub fn with_detail(self, detail: impl Into<Cow<'static, str>>) -> Self {
         Self { detail: Some(detail.into()), ..self }
     }
 

@@ -287,8 +287,8 @@ fn the_demo_set_holds_every_name_of_the_contract() {
         ("gateway", "DNSName(localhost) IPAddress(7f:00:00:01)".to_owned(), (true, false)),
         ("billing", "DNSName(localhost) IPAddress(7f:00:00:01)".to_owned(), (true, false)),
     ];
-    let clients = "tollgate acquirer-a acquirer-b terminal-1 operator auditor monitor key-officer \
-        key-officer-2";
+    let clients = "tollgate acquirer-a acquirer-b terminal-1 operator operator-2 auditor monitor \
+        key-officer key-officer-2";
     for name in clients.split(' ') {
         expected.push((name, format!("URI(spiffe://tollgate.test/{name})"), (false, true)));
     }

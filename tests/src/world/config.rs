@@ -259,6 +259,11 @@ uri = "spiffe://tollgate.test/operator"
 roles = ["operator"]
 
 [[client]]
+id = "operator-2"
+uri = "spiffe://tollgate.test/operator-2"
+roles = ["operator"]
+
+[[client]]
 id = "auditor"
 uri = "spiffe://tollgate.test/auditor"
 roles = ["auditor"]

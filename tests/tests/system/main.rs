@@ -24,6 +24,7 @@ mod opencryptoki; // another token; by `make test-opencryptoki` alone
 mod payments;
 mod pin_blocks;
 mod pin_verify;
+mod queue_desk; // operators at the queue
 mod random_operations;
 mod return_codes;
 mod second_gateway;

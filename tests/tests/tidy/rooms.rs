@@ -38,13 +38,17 @@ const ROOMS: &[Room] = &[
     },
     Room {
         name: "wire",
-        // A problem says why the edge refused; an order carries the store's priority, a plain enum.
+        // A problem says why the edge refused; an order carries the store's priority, a plain enum, and
+        // a list what the store lists by.
         opens: &[
             "edge::BodyRefused",
             "edge::Limited",
             "edge::NotAdmitted",
             "edge::RateLimit",
+            "store::LIST_MAX",
+            "store::ListFilter",
             "store::Priority",
+            "store::Status",
         ],
         never: &[
             SOCKETS,
@@ -135,11 +139,23 @@ const ROOMS: &[Room] = &[
             "store::KeyChangeKind",
             "store::KeyChangeState",
             "store::Proposed",
+            // The queue as operators see it; its rows come from `relay`.
+            "store::Cell",
+            "store::Listed",
+            "store::OpenDecision",
+            "store::Operated",
+            "store::Priority",
+            "store::QueueStats",
+            "store::Shown",
+            "store::StandingControl",
+            "store::Status",
+            "store::Told",
             "store::StoreError",
             "telemetry",
             "wire::body",
             "wire::key_orders",
             "wire::problem",
+            "wire::queue_orders",
             "wire::reason",
         ],
         never: &["sqlx", "rustls", "tokio_rustls", "reqwest", "hyper", "hyper_util", SOCKETS],

@@ -26,6 +26,7 @@ mod idempotency;
 mod key_changes;
 mod lanes;
 mod looking;
+mod operators;
 mod pins;
 mod schema;
 mod unknown;

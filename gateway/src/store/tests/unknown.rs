@@ -11,7 +11,7 @@ both! {
     who_lost_the_lease_may_send_nothing,
     a_payment_ends_and_its_reversal_waits_in_one_transaction,
     a_reversal_may_pass_where_payments_find_no_room,
-    a_held_payment_is_taken_back_and_frees_its_lane,
+    a_held_payment_is_taken_back_by_two_operators_and_frees_its_lane,
     a_reversal_is_repeated_without_end_and_never_expires_silently,
     a_freed_key_makes_a_new_payment_under_the_same_reference,
     a_payment_whose_key_was_forgotten_is_found_by_its_reference,
@@ -33,8 +33,10 @@ fn reversal(of: &ItemFacts) -> Reversal {
     Reversal { facts, payload: sealed(b"reversal") }
 }
 
-fn too_late() -> Ending {
-    Ending { outcome: Outcome::Failed, code: "68".into(), answer: Some(sealed(b"answer")) }
+fn taking_back(of: &ItemFacts) -> TakingBack {
+    let answer = Some(sealed(b"answer"));
+    let ending = Ending { outcome: Outcome::Failed, code: "68".into(), answer };
+    TakingBack { ending, reversal: reversal(of) }
 }
 
 /// Puts a leased payment back as unsent, and leases it again.
@@ -126,10 +128,10 @@ async fn a_payment_ends_and_its_reversal_waits_in_one_transaction(on: On) {
     let lease = world.forward(payment.clone()).await;
     world.queue(behind.clone()).await;
     world.store.begin_send(&lease, false).await.unwrap();
-    let reversal = reversal(&payment.facts);
+    let taking = taking_back(&payment.facts);
 
-    let reversed = world.store.reverse(&lease, too_late(), reversal.clone()).await.unwrap();
-    let repeated = world.store.reverse(&lease, too_late(), reversal.clone()).await.unwrap();
+    let reversed = world.store.reverse(&lease, taking.clone()).await.unwrap();
+    let repeated = world.store.reverse(&lease, taking.clone()).await.unwrap();
 
     assert_eq!((reversed, repeated), (Reversed::Queued, Reversed::Queued));
     let view = world.view(payment.facts.id).await;
@@ -139,7 +141,7 @@ async fn a_payment_ends_and_its_reversal_waits_in_one_transaction(on: On) {
     assert_eq!(first.facts.id, behind.facts.id);
     world.store.complete(&first.lease, done()).await.unwrap();
     let second = world.claim(5).await.remove(0);
-    assert_eq!((second.facts.kind.as_str(), second.facts.id), (REVERSAL, reversal.facts.id));
+    assert_eq!((second.facts.kind.as_str(), second.facts.id), (REVERSAL, taking.reversal.facts.id));
     world.store.complete(&second.lease, done()).await.unwrap();
     assert_eq!(world.count("saf_lane").await, 0);
 }
@@ -152,29 +154,41 @@ async fn a_reversal_may_pass_where_payments_find_no_room(on: On) {
     world.forward(new_payment(world.store.now(), 2)).await;
     let full = world.store.begin(new_payment(world.store.now(), 3)).await.unwrap();
 
-    let reversed = world.store.reverse(&lease, too_late(), reversal(&payment.facts)).await.unwrap();
+    let reversed = world.store.reverse(&lease, taking_back(&payment.facts)).await.unwrap();
 
     assert_eq!((full, reversed), (Begun::QueueFull, Reversed::Queued));
     let still_full = world.store.begin(new_payment(world.store.now(), 4)).await.unwrap();
     assert_eq!(still_full, Begun::QueueFull);
 }
 
-async fn a_held_payment_is_taken_back_and_frees_its_lane(on: On) {
+async fn a_held_payment_is_taken_back_by_two_operators_and_frees_its_lane(on: On) {
     let world = World::new(on).await;
     let (payment, behind) = (marked(world.store.now(), 1), new_payment(world.store.now(), 1));
     let lease = world.forward(payment.clone()).await;
     world.queue(behind.clone()).await;
-    let id = payment.facts.id;
-    let early = world.store.reverse_held(id, too_late(), reversal(&payment.facts)).await.unwrap();
     world.store.hold(&lease, HoldReason::Ambiguous).await.unwrap();
     assert!(world.claim(5).await.is_empty(), "its lane is blocked");
+    let id = payment.facts.id;
+    let cancel = |actor: &str| Operation {
+        id,
+        action: Action::Cancel(Some(Box::new(taking_back(&payment.facts)))),
+        actor: actor.to_owned(),
+        reason: "the biller takes it back".to_owned(),
+    };
 
-    let reversed =
-        world.store.reverse_held(id, too_late(), reversal(&payment.facts)).await.unwrap();
+    let first = world.store.operate(cancel("op-1")).await.unwrap();
+    let alone = world.store.operate(cancel("op-1")).await.unwrap();
+    let second = world.store.operate(cancel("op-2")).await.unwrap();
 
-    assert_eq!((early, reversed), (Reversed::Stale, Reversed::Queued));
+    assert!(matches!(first, Operated::Proposed(_)), "{first:?}");
+    assert!(matches!(alone, Operated::NotBy(_)), "{alone:?}");
+    let (target, proposer) = ("pln".to_owned(), Some("op-1".to_owned()));
+    assert_eq!(second, Operated::Done { status: Status::Failed, target, proposer });
     assert_eq!(world.status(id).await, Status::Failed);
-    assert_eq!(world.claim(5).await.remove(0).facts.id, behind.facts.id);
+    let next = world.claim(5).await.remove(0);
+    assert_eq!(next.facts.id, behind.facts.id);
+    world.store.complete(&next.lease, done()).await.unwrap();
+    assert_eq!(world.claim(5).await.remove(0).facts.kind, REVERSAL);
 }
 
 async fn a_reversal_is_repeated_without_end_and_never_expires_silently(on: On) {
@@ -182,9 +196,9 @@ async fn a_reversal_is_repeated_without_end_and_never_expires_silently(on: On) {
     let world = World::with(on, queue).await;
     let payment = marked(world.store.now(), 1);
     let lease = world.forward(payment.clone()).await;
-    let reversal = reversal(&payment.facts);
-    let id = reversal.facts.id;
-    world.store.reverse(&lease, too_late(), reversal).await.unwrap();
+    let taking = taking_back(&payment.facts);
+    let id = taking.reversal.facts.id;
+    world.store.reverse(&lease, taking).await.unwrap();
     let mut lease = world.claim(1).await.remove(0).lease;
     for _ in 0..5 {
         lease = again(&world, &lease, Class::NotSent).await.lease;

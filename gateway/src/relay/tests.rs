@@ -22,7 +22,7 @@ use crate::links::token::HsmError;
 use crate::store::tests::{On, World};
 use crate::store::{
     Begun, Class, DekClass, ItemFacts, Lease, Outcome, Parked, Parking, Priority, Reversed,
-    Settled, Status,
+    Settled, Status, TakingBack,
 };
 use crate::wire::Amount;
 

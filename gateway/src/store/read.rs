@@ -105,7 +105,7 @@ pub(super) async fn payload(
         return Ok(None);
     };
     let sealed = Sealed::read(&row, row.get("enc_v")?, ["dek_id", "nonce", "ct"])?;
-    Ok(sealed.map(|sealed| Ok((ItemFacts::read(&row)?, sealed))).transpose()?)
+    sealed.map(|sealed| Ok((ItemFacts::read(&row)?, sealed))).transpose()
 }
 
 pub(super) async fn stats(readers: &Readers, now: i64) -> Result<Stats, StoreError> {

@@ -52,6 +52,9 @@ closed! {
         QueueDeliver = "queue.deliver",
         QueueHold = "queue.hold",
         QueueExpire = "queue.expire",
+        // the database is an old copy, and an operator has seen it
+        QueueRollback = "queue.rollback",
+        QueueAcknowledge = "queue.acknowledge",
         // DSS 10.2.1.2: administration
         AdminRead = "admin.read",
         ConfigChange = "config.change",
@@ -140,6 +143,8 @@ closed! {
         OutcomeUnknown = "outcome-unknown",
         AttemptsSpent = "attempts-spent",
         Expired = "expired",
+        Tampered = "tampered",
+        RolledBack = "rolled-back",
         // the steps of a key's change; the others are `refused` and `expired`
         Proposed = "proposed",
         Approved = "approved",
@@ -231,7 +236,8 @@ mod tests {
         let names: Vec<_> = EventType::ALL.iter().map(|event| event.as_str()).collect();
 
         let expected = "pin.translate pin.verify mac.generate mac.verify payment.accept \
-            payment.read queue.enqueue queue.deliver queue.hold queue.expire admin.read \
+            payment.read queue.enqueue queue.deliver queue.hold queue.expire queue.rollback \
+            queue.acknowledge admin.read \
             config.change hsm.login hsm.mode hsm.probe breaker.force breaker.transition \
             link.reset key.import key.activate key.retire key.compromise \
             key.change key.quarantine key.substitution tls.reject authz.deny limit.exceeded \

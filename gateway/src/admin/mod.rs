@@ -5,6 +5,7 @@ mod breakers;
 mod links;
 
 mod keys;
+mod rollback;
 
 use std::sync::Arc;
 
@@ -60,6 +61,7 @@ pub fn router(admin: Admin) -> Router {
         .route("/openapi.json", get(openapi))
         .merge(keys::router())
         .merge(breakers::router())
+        .merge(rollback::router())
         .route("/v1/links", get(links::list_links))
         .with_state(admin)
 }

@@ -45,7 +45,7 @@ impl Relay {
         if !rest.is_zero() {
             return Some(rest.min(POLL));
         }
-        if !self.hsm.is_usable() || !self.keys.ready() {
+        if !self.hsm.is_usable() || !self.is_ready() {
             return Some(HSM_POLL);
         }
         let due = match self.payments.claim(vec![biller.name.clone()], 1).await {
@@ -143,6 +143,10 @@ impl Relay {
                 () = sleep(jitter(Duration::from_secs(5), 0.1)) => {}
             }
             rounds += 1;
+            self.look_at_epoch().await;
+            if self.rollback.waits() {
+                continue;
+            }
             if let Err(error) = self.keep_once(rounds.is_multiple_of(60)).await {
                 tracing::error!(%error, "keeping the queue");
             }

@@ -9,6 +9,7 @@ pub mod idempotency; // what a client's key stands for
 pub mod keys; // the queue's data keys
 pub mod pay; // a payment's first way
 pub mod payment; // order -> sealed row -> order
+pub mod rollback; // an old copy of the database
 pub mod sealing; // bytes bound to their row
 mod unheard; // what nobody waits for any more
 
@@ -26,6 +27,7 @@ use uuid::Uuid;
 
 use self::keys::{DataKey, DataKeySource, KeySourceError, Keys};
 use self::payment::Payments;
+use self::rollback::{Rollback, RollbackError};
 use crate::audit::AuditLog;
 use crate::config::QueueConfig;
 use crate::guard::Guard;
@@ -40,15 +42,19 @@ pub struct Relay {
     store: Store,
     keys: Keys,
     payments: Payments,
+    rollback: Rollback,
     queue: QueueConfig,
     audit: AuditLog,
     tasks: TaskTracker,
 }
 
 impl Relay {
-    /// `owner` names this process in leases.
-    #[must_use]
-    pub fn new(
+    /// Compares the database with what this gateway has last seen of it. `owner` names this process in
+    /// leases.
+    ///
+    /// # Errors
+    /// [`RollbackError`].
+    pub async fn start(
         hsm: Arc<Hsm>,
         guard: Arc<Guard>,
         store: Store,
@@ -56,10 +62,11 @@ impl Relay {
         queue: QueueConfig,
         audit: AuditLog,
         owner: String,
-    ) -> Self {
+    ) -> Result<Self, RollbackError> {
         let payments = Payments::new(store.clone(), keys.clone(), queue.clone(), owner);
+        let rollback = Rollback::start(store.clone(), audit.clone()).await?;
         let tasks = TaskTracker::new();
-        Self { hsm, guard, store, keys, payments, queue, audit, tasks }
+        Ok(Self { hsm, guard, store, keys, payments, rollback, queue, audit, tasks })
     }
 
     /// One payment of one client.
@@ -73,7 +80,13 @@ impl Relay {
     /// Whether payments can be made durable now.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.keys.ready()
+        self.keys.ready() && !self.rollback.waits()
+    }
+
+    /// Whether the database is the one that this gateway knows.
+    #[must_use]
+    pub fn rollback(&self) -> &Rollback {
+        &self.rollback
     }
 
     /// Whether the database takes writes now.
@@ -86,6 +99,15 @@ impl Relay {
     pub async fn finish(&self) {
         self.tasks.close();
         self.tasks.wait().await;
+        // What was done since the last look must not be undone by a copy from between.
+        self.look_at_epoch().await;
+    }
+
+    /// One more look at the database's epoch.
+    async fn look_at_epoch(&self) {
+        if let Err(error) = self.rollback.look().await {
+            tracing::error!(%error, "comparing the database with its witness");
+        }
     }
 
     /// A payment of the queue reached a status that no client's request tells of.

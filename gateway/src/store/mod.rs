@@ -16,6 +16,7 @@ mod db;
 mod dek;
 mod depth;
 mod dukpt;
+mod epoch;
 mod error;
 mod key_change;
 mod lane;
@@ -49,6 +50,7 @@ pub use claim::{Claim, Claimed};
 pub(crate) use clock::Clock;
 pub use dek::{DekClass, DekRow, NewDek};
 pub use dukpt::{Advanced, DukptPurpose, DukptUse};
+pub use epoch::Epoch;
 pub use error::StoreError;
 pub use key_change::{
     Decided, Decision, KeyChange, KeyChangeKind, KeyChangeState, KeyImport, NewKeyChange, Proposed,
@@ -403,6 +405,31 @@ impl Store {
     /// [`StoreError::Busy`], [`StoreError::Unavailable`].
     pub async fn destroy_deks(&self, class: DekClass, before: i64) -> Result<Vec<i64>, StoreError> {
         self.writer.ask(dek::Destroy { class, before }).await
+    }
+
+    /// Raises the database's epoch; durable when this answers.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`], [`StoreError::Unavailable`].
+    pub async fn raise_epoch(&self) -> Result<Epoch, StoreError> {
+        self.writer.ask(epoch::Raise).await
+    }
+
+    /// Takes the database for an old copy, whose epoch was `seen` before: every open payment counts as
+    /// possibly sent, and every gateway on it waits.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`], [`StoreError::Unavailable`].
+    pub async fn roll_back(&self, seen: i64) -> Result<Epoch, StoreError> {
+        self.writer.ask(epoch::RollBack { seen }).await
+    }
+
+    /// Ends that wait. How many payments are open; `None` when nobody waited.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`], [`StoreError::Unavailable`].
+    pub async fn acknowledge_rollback(&self) -> Result<Option<u64>, StoreError> {
+        self.writer.ask(epoch::Acknowledge).await
     }
 
     /// Records a change of a key: proposed, or approved already when it must not wait.

@@ -87,6 +87,7 @@ table! {
     QUEUE_ENQUEUED = "queue_enqueued_total" Counter Count [] "Payments stored for later.";
     QUEUE_FORWARDED = "queue_forwarded_total" Counter Count ["outcome"] "Stored payments handed to their backend, by outcome.";
     QUEUE_COMMIT = "queue_commit_seconds" Histogram Seconds [] "Time of one commit of the queue.";
+    QUEUE_ROLLED_BACK = "queue_rolled_back" Gauge Count [] "1 while the database is an old copy that no operator has acknowledged: nothing is forwarded.";
     PAYMENTS = "payments_total" Counter Count ["biller", "status"] "Payments that reached a status.";
     RATE_LIMITED = "rate_limited_total" Counter Count ["limit"] "Requests refused because a limit was used up.";
     BLOCKED = "blocked_total" Counter Count ["scope"] "Requests refused because a card, a key or a device is blocked.";

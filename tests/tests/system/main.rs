@@ -26,6 +26,7 @@ mod pin_blocks;
 mod pin_verify;
 mod random_operations;
 mod return_codes;
+mod rollback; // an old backup
 mod second_gateway;
 mod smoke;
 mod start_without;

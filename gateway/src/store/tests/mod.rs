@@ -21,6 +21,7 @@ macro_rules! both {
 
 pub(crate) mod breaker_orders;
 mod durability;
+mod epoch;
 mod guards;
 mod idempotency;
 mod key_changes;
@@ -38,7 +39,7 @@ use cluster::Database;
 use sqlx::ConnectOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 
-use super::db::{Session, query};
+use super::db::{Session, Value, query};
 use super::order::Order;
 use super::writer::Batch;
 use super::*;
@@ -130,6 +131,12 @@ impl World {
     pub(crate) async fn file_intruder(&self) -> SqliteConnection {
         let file = self.store.path().unwrap();
         SqliteConnectOptions::new().filename(file).connect().await.unwrap()
+    }
+
+    /// Somebody else's hand in the database.
+    pub(crate) async fn edit(&self, statement: &'static str, value: impl Into<Value>) {
+        let mut db = self.intruder().await;
+        query(statement).bind(value).execute(&mut db.db()).await.unwrap();
     }
 
     pub(crate) async fn claim(&self, rows: u32) -> Vec<Claimed> {

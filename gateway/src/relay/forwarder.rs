@@ -143,6 +143,7 @@ impl Relay {
                 () = sleep(jitter(Duration::from_secs(5), 0.1)) => {}
             }
             rounds += 1;
+            self.tell_alarms().await;
             self.look_at_epoch().await;
             if self.rollback.waits() {
                 continue;

@@ -32,7 +32,7 @@ use crate::audit::AuditLog;
 use crate::config::QueueConfig;
 use crate::guard::Guard;
 use crate::links::token::{Hsm, HsmError};
-use crate::store::{PaymentView, Status, Store, StoreError};
+use crate::store::{Alarm, HoldReason, PaymentView, Status, Store, StoreError};
 
 /// What makes, stores and forwards payments.
 #[derive(Debug)]
@@ -103,6 +103,18 @@ impl Relay {
         self.look_at_epoch().await;
     }
 
+    /// Records the payments that somebody else's hand in the database had to be held for.
+    async fn tell_alarms(&self) {
+        for Alarm { id, target, reason } in self.store.take_alarms() {
+            let reason = match reason == HoldReason::RolledBack {
+                true => Reason::RolledBack,
+                false => Reason::Tampered,
+            };
+            let held = (EventType::QueueHold, Outcome::Error, Some(reason));
+            self.payment_event(id, &target, held).await;
+        }
+    }
+
     /// One more look at the database's epoch.
     async fn look_at_epoch(&self) {
         if let Err(error) = self.rollback.look().await {
@@ -161,6 +173,15 @@ impl DataKeySource for TokenKeys {
     async fn open(&self, wrapped: &[u8], kek_version: u32) -> Result<ClearDataKey, KeySourceError> {
         let opened = self.0.open_data_key(wrapped.to_vec(), kek_version, patience()).await;
         opened.map_err(source_error)
+    }
+
+    async fn rewrap(
+        &self,
+        wrapped: &[u8],
+        kek_version: u32,
+    ) -> Result<(Vec<u8>, u32), KeySourceError> {
+        let made = self.0.rewrap_data_key(wrapped.to_vec(), kek_version, patience()).await;
+        made.map_err(source_error)
     }
 }
 

@@ -2,10 +2,10 @@
 
 use uuid::Uuid;
 
-use super::StoreError;
 use super::db::{Db, Row, Sql, locking, query};
 use super::order::Order;
 use super::writer::Batch;
+use super::{Store, StoreError};
 
 /// The database's age, as one look has left it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,8 +20,35 @@ pub struct Epoch {
     pub rolled_back: bool,
 }
 
+impl Store {
+    /// Raises the database's epoch; durable when this answers.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`], [`StoreError::Unavailable`].
+    pub async fn raise_epoch(&self) -> Result<Epoch, StoreError> {
+        self.writer.ask(Raise).await
+    }
+
+    /// Takes the database for an old copy, whose epoch was `seen` before: every open payment counts as
+    /// possibly sent, and every gateway on it waits.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`], [`StoreError::Unavailable`].
+    pub async fn roll_back(&self, seen: i64) -> Result<Epoch, StoreError> {
+        self.writer.ask(RollBack { seen }).await
+    }
+
+    /// Ends that wait. How many payments are open; `None` when nobody waited.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`], [`StoreError::Unavailable`].
+    pub async fn acknowledge_rollback(&self) -> Result<Option<u64>, StoreError> {
+        self.writer.ask(Acknowledge).await
+    }
+}
+
 /// Raises the epoch.
-pub(super) struct Raise;
+struct Raise;
 
 impl Order for Raise {
     type Answer = Epoch;
@@ -33,8 +60,8 @@ impl Order for Raise {
 
 /// Takes the database for an old copy: raises its epoch above `seen`, and whatever is open may have
 /// been sent.
-pub(super) struct RollBack {
-    pub(super) seen: i64,
+struct RollBack {
+    seen: i64,
 }
 
 impl Order for RollBack {
@@ -47,7 +74,7 @@ impl Order for RollBack {
 }
 
 /// Lets the payments of an old copy leave again. How many are open; `None` when it is none.
-pub(super) struct Acknowledge;
+struct Acknowledge;
 
 impl Order for Acknowledge {
     type Answer = Option<u64>;

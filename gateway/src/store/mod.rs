@@ -21,6 +21,7 @@ mod error;
 mod key_change;
 mod lane;
 mod look;
+mod memory;
 mod order;
 mod outcome;
 mod pin_counters;
@@ -57,6 +58,7 @@ pub use key_change::{
 };
 pub use lane::Taker;
 pub use look::Seen;
+pub use memory::Alarm;
 pub use outcome::{Ending, KeyAfter, Outcome, Parked, Parking, Settled};
 pub use pin_counters::{Counted, GuardScope, Try, TryEnd, Window};
 pub use postgres::ServerSeen;
@@ -245,6 +247,12 @@ impl Store {
         self.writer.ask(outcome::Hold { held: held.clone(), reason }).await
     }
 
+    /// Payments that were held since the last call because somebody else has written into the database.
+    #[must_use]
+    pub fn take_alarms(&self) -> Vec<Alarm> {
+        self.writer.memory().take_alarms()
+    }
+
     /// Frees leases that have run out. Call every 5 s.
     ///
     /// # Errors
@@ -405,31 +413,6 @@ impl Store {
     /// [`StoreError::Busy`], [`StoreError::Unavailable`].
     pub async fn destroy_deks(&self, class: DekClass, before: i64) -> Result<Vec<i64>, StoreError> {
         self.writer.ask(dek::Destroy { class, before }).await
-    }
-
-    /// Raises the database's epoch; durable when this answers.
-    ///
-    /// # Errors
-    /// [`StoreError::Busy`], [`StoreError::Unavailable`].
-    pub async fn raise_epoch(&self) -> Result<Epoch, StoreError> {
-        self.writer.ask(epoch::Raise).await
-    }
-
-    /// Takes the database for an old copy, whose epoch was `seen` before: every open payment counts as
-    /// possibly sent, and every gateway on it waits.
-    ///
-    /// # Errors
-    /// [`StoreError::Busy`], [`StoreError::Unavailable`].
-    pub async fn roll_back(&self, seen: i64) -> Result<Epoch, StoreError> {
-        self.writer.ask(epoch::RollBack { seen }).await
-    }
-
-    /// Ends that wait. How many payments are open; `None` when nobody waited.
-    ///
-    /// # Errors
-    /// [`StoreError::Busy`], [`StoreError::Unavailable`].
-    pub async fn acknowledge_rollback(&self) -> Result<Option<u64>, StoreError> {
-        self.writer.ask(epoch::Acknowledge).await
     }
 
     /// Records a change of a key: proposed, or approved already when it must not wait.

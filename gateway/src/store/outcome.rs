@@ -153,6 +153,7 @@ impl Order for Complete {
         }
         for row in END.run(ended, db).await? {
             batch.depth.add(&row.get::<String>("target")?, -1);
+            batch.ended.push(row.get("id")?);
         }
         lane::NOTE.execute(notes, db).await?;
         let leases = lane::settle_all(db, batch, lanes).await?;
@@ -364,7 +365,7 @@ FROM",
     columns: 7,
     after: Sql::Both(
         "ending WHERE saf_item.seq = ending.column1 AND saf_item.state = 0
-RETURNING saf_item.target",
+RETURNING saf_item.target, saf_item.id",
     ),
 };
 

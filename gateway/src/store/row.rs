@@ -114,6 +114,8 @@ pub enum HoldReason {
     Poison,
     /// Its row was changed: it does not open.
     Tampered,
+    /// Its row is an old one: it has ended before.
+    RolledBack,
 }
 
 impl HoldReason {
@@ -124,6 +126,7 @@ impl HoldReason {
             Self::Ambiguous => "ambiguous",
             Self::Poison => "poison",
             Self::Tampered => "tampered",
+            Self::RolledBack => "rollback",
         }
     }
 }

@@ -25,6 +25,7 @@ use uuid::Uuid;
 use super::db::{Db, Readers, Session, Sql, query};
 use super::depth::{Depths, Known};
 use super::error::within;
+use super::memory::{Alarm, Memory};
 use super::order::{Group, Job, Order, Waiting, merge, orders_in};
 use super::postgres::{self, Server};
 use super::sqlite::{self, DatabaseFile, PATIENCE};
@@ -47,6 +48,12 @@ pub(super) struct Batch {
     pub(super) fold: bool,
     /// Claims so far: each tenth is by age.
     pub(super) claims: Arc<AtomicU64>,
+    /// What this process has seen before.
+    pub(super) memory: Arc<Memory>,
+    /// Payments that end by this transaction.
+    pub(super) ended: Vec<Uuid>,
+    /// Payments that it holds for a row that is not ours.
+    pub(super) alarms: Vec<Alarm>,
 }
 
 /// When the database last took a write. A write that fails and one that hangs look the same here.
@@ -77,6 +84,7 @@ pub(super) struct Writer {
     tasks: TaskTracker,
     home: Home,
     health: Arc<Health>,
+    memory: Arc<Memory>,
 }
 
 /// Where the rows are.
@@ -133,6 +141,7 @@ impl Writer {
         let health = Arc::new(Health { began: Instant::now(), good_at: AtomicU64::new(0) });
         let known = Arc::new(Known::default());
         let claims = Arc::new(AtomicU64::new(0));
+        let memory = Arc::new(Memory::default());
         let lock = Arc::new(lock);
         let instance = Uuid::now_v7().to_string();
         for (number, session) in sessions.into_iter().enumerate() {
@@ -147,6 +156,7 @@ impl Writer {
                 depth_max: queue.rows_max.into(),
                 attempts_max: queue.attempts_max.into(),
                 claims: Arc::clone(&claims),
+                memory: Arc::clone(&memory),
                 health: Arc::clone(&health),
                 instance: instance.clone(),
                 probes: number == 0,
@@ -168,7 +178,7 @@ impl Writer {
             });
         }
         tasks.close();
-        Ok((Self { orders, closing, tasks, home, health }, readers))
+        Ok((Self { orders, closing, tasks, home, health, memory }, readers))
     }
 
     /// Queues an order and waits for its group.
@@ -193,6 +203,10 @@ impl Writer {
 
     pub(super) fn is_healthy(&self) -> bool {
         self.health.is_good() && !self.tasks.is_empty()
+    }
+
+    pub(super) fn memory(&self) -> &Memory {
+        &self.memory
     }
 
     /// The file, where it is one.
@@ -220,6 +234,7 @@ struct Desk {
     depth_max: i64,
     attempts_max: i64,
     claims: Arc<AtomicU64>,
+    memory: Arc<Memory>,
     health: Arc<Health>,
     instance: String,
     /// One of the writers sees whether the database takes writes.
@@ -311,6 +326,7 @@ impl Desk {
         match self.try_transact(group).await {
             Ok(batch) => {
                 self.known.add(&batch.depth.added);
+                self.memory.learn(batch.ended, batch.alarms);
                 if batch.wake {
                     self.wake.notify_waiters();
                 }
@@ -373,6 +389,9 @@ impl Desk {
             wake: false,
             fold: false,
             claims: Arc::clone(&self.claims),
+            memory: Arc::clone(&self.memory),
+            ended: Vec::new(),
+            alarms: Vec::new(),
         };
         // Asked again: the lock may have come later than a caller waits, and a lease to a caller who
         // has gone counts as sent.

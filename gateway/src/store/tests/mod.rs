@@ -28,7 +28,9 @@ mod key_changes;
 mod lanes;
 mod looking;
 mod pins;
+mod replay;
 mod schema;
+mod shredding;
 
 use std::collections::HashSet;
 use std::os::unix::fs::PermissionsExt;
@@ -39,7 +41,7 @@ use cluster::Database;
 use sqlx::ConnectOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 
-use super::db::{Session, Value, query};
+use super::db::{Session, query};
 use super::order::Order;
 use super::writer::Batch;
 use super::*;
@@ -133,8 +135,26 @@ impl World {
         SqliteConnectOptions::new().filename(file).connect().await.unwrap()
     }
 
+    /// Somebody else's hand in the database, who minds neither what refers to what nor which words
+    /// PostgreSQL knows.
+    pub(crate) async fn tamper(&self, statement: &str) {
+        match self.intruder().await {
+            Session::Sqlite(mut file) => {
+                let statement = format!("PRAGMA foreign_keys = OFF; {statement}");
+                sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&mut file).await.unwrap();
+            }
+            Session::Postgres(mut server) => {
+                let statement = statement
+                    .replace("id = randomblob(16)", "id = gen_random_uuid()")
+                    .replace("randomblob(", "substr(sha256(random()::text::bytea), 1, ");
+                let statement = format!("SET session_replication_role = replica; {statement}");
+                sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&mut server).await.unwrap();
+            }
+        }
+    }
+
     /// Somebody else's hand in the database.
-    pub(crate) async fn edit(&self, statement: &'static str, value: impl Into<Value>) {
+    pub(crate) async fn edit(&self, statement: &'static str, value: i64) {
         let mut db = self.intruder().await;
         query(statement).bind(value).execute(&mut db.db()).await.unwrap();
     }
@@ -164,7 +184,7 @@ impl World {
     }
 
     /// Held payments by reason.
-    async fn held(&self) -> Vec<(String, i64)> {
+    pub(crate) async fn held(&self) -> Vec<(String, i64)> {
         let held = "
 SELECT hold_reason, count(*) AS n FROM saf_item WHERE state = 1 GROUP BY 1";
         let rows = query(held).all(&mut self.intruder().await.db()).await.unwrap();

@@ -13,6 +13,7 @@ mod check_links; // before a start
 mod deadlines;
 mod dukpt;
 mod gateway_kill;
+mod kek_rotation; // under load
 mod key_blocks; // what comes in a key block, and what does not
 mod key_life; // staged, active, retired, compromised; several workers; a kill
 mod key_officers; // two persons, one change

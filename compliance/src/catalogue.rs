@@ -60,6 +60,9 @@ closed! {
         QueueWithdraw = "queue.withdraw",
         QueuePause = "queue.pause",
         QueueResume = "queue.resume",
+        // the database is an old copy, and an operator has seen it
+        QueueRollback = "queue.rollback",
+        QueueAcknowledge = "queue.acknowledge",
         // DSS 10.2.1.2: administration
         AdminRead = "admin.read",
         ConfigChange = "config.change",
@@ -149,6 +152,8 @@ closed! {
         AttemptsSpent = "attempts-spent",
         Expired = "expired",
         NotInThisState = "not-in-this-state",
+        Tampered = "tampered",
+        RolledBack = "rolled-back",
         // the steps of a key's change or of an operator's decision; the others are `refused` and `expired`
         Proposed = "proposed",
         Approved = "approved",
@@ -240,8 +245,9 @@ mod tests {
         let names: Vec<_> = EventType::ALL.iter().map(|event| event.as_str()).collect();
 
         let expected = "pin.translate pin.verify mac.generate mac.verify payment.accept \
-            payment.read queue.enqueue queue.deliver queue.hold queue.expire queue.release \
-            queue.retry queue.cancel queue.settle queue.withdraw queue.pause queue.resume \
+            payment.read queue.enqueue queue.deliver queue.hold queue.expire queue.reverse \
+            queue.release queue.retry queue.cancel queue.settle queue.withdraw queue.pause \
+            queue.resume queue.rollback queue.acknowledge \
             admin.read config.change hsm.login hsm.mode hsm.probe breaker.force breaker.transition \
             link.reset key.import key.activate key.retire key.compromise \
             key.change key.quarantine key.substitution tls.reject authz.deny limit.exceeded \

@@ -92,7 +92,7 @@ impl App {
             &config.limits,
         );
         let guard = Arc::new(guard.await.context("reading what is blocked")?);
-        let relay = Arc::new(Relay::new(
+        let relay = Relay::start(
             Arc::clone(&hsm),
             Arc::clone(&guard),
             store.clone(),
@@ -100,7 +100,9 @@ impl App {
             config.queue.clone(),
             audit.clone(),
             config.replica.clone(),
-        ));
+        );
+        let relay = relay.await.context("comparing the database with its witness")?;
+        let relay = Arc::new(relay);
         let registry = Registry::new(&config.client, &config.limits).map_err(anyhow::Error::msg)?;
         let registry = Arc::new(registry);
         let tls = vec![

@@ -233,6 +233,20 @@ pub async fn order_breaker(order: &BreakerOrder, what: &str) -> anyhow::Result<S
     Ok(format!("{name} is {}\n", word(&breaker["state"])))
 }
 
+/// `tollgate queue acknowledge-rollback`: one line on what leaves again.
+///
+/// # Errors
+/// See [`AdminClient`].
+pub async fn acknowledge_rollback(access: &Access, reason: &str) -> anyhow::Result<String> {
+    let path = "/v1/queue/rollback/acknowledge";
+    let done = AdminClient::open(access)?.post(path, &json!({ "reason": reason })).await?;
+    if done["rolled_back"] != true {
+        return Ok("the database was not rolled back; nothing waited\n".to_owned());
+    }
+    let payments = &done["payments"];
+    Ok(format!("{payments} open payments count as possibly sent; forwarding goes on\n"))
+}
+
 /// Why a breaker is as it is, and when it asks again.
 fn why(breaker: &Value) -> String {
     let mut parts = Vec::new();

@@ -23,7 +23,7 @@ use crate::vocabulary::{
 };
 
 /// Both sides speak this version or none.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 
 /// A message of 64 KiB and its order fit with room to spare.
 pub const FRAME_BYTES_MAX: usize = 128 * 1024;
@@ -183,6 +183,14 @@ pub enum Order {
         /// RFC 5649 form.
         wrapped: Vec<u8>,
     },
+    /// Wraps a data key anew, under the active version of the KEK. Its clear form does not leave the
+    /// worker.
+    RewrapDataKey {
+        /// The KEK, with the version under which the key is wrapped.
+        kek: KeyName,
+        /// RFC 5649 form.
+        wrapped: Vec<u8>,
+    },
     /// Random bytes from the token's generator. 1 to 1024.
     Random {
         /// How many.
@@ -238,6 +246,7 @@ impl Order {
             Self::VerifyMac { .. } => "mac_verify",
             Self::MakeDataKey { .. } => "data_key_make",
             Self::OpenDataKey { .. } => "data_key_open",
+            Self::RewrapDataKey { .. } => "data_key_rewrap",
             Self::Random { .. } => "random",
             Self::ListKeys => "key_list",
             Self::Heartbeat => "heartbeat",
@@ -259,6 +268,7 @@ impl Order {
             Self::VerifyMac { .. } => matches!(answer, Answer::Verified(_)),
             Self::MakeDataKey { .. } => matches!(answer, Answer::DataKey { .. }),
             Self::OpenDataKey { .. } => matches!(answer, Answer::OpenedDataKey(_)),
+            Self::RewrapDataKey { .. } => matches!(answer, Answer::RewrappedDataKey { .. }),
             Self::Random { .. } => matches!(answer, Answer::Random(_)),
             Self::ListKeys => matches!(answer, Answer::Keys(_)),
             Self::Heartbeat => matches!(answer, Answer::Beat { .. }),
@@ -367,6 +377,13 @@ pub enum Answer {
     },
     /// To `OpenDataKey`.
     OpenedDataKey(ClearDataKey),
+    /// To `RewrapDataKey`.
+    RewrappedDataKey {
+        /// For the database.
+        wrapped: Vec<u8>,
+        /// The active version of the KEK.
+        kek_version: u32,
+    },
     /// To `Random`.
     Random(Message),
     /// To `ListKeys`.

@@ -36,7 +36,7 @@ pub(super) fn router() -> Router<Admin> {
 const BODY_BYTES_MAX: usize = 4 * 1024;
 
 /// An operator, proved by the TLS handshake.
-struct Operator(Arc<Client>);
+pub(super) struct Operator(pub(super) Arc<Client>);
 
 impl<S: Sync> FromRequestParts<S> for Operator {
     type Rejection = Problem;

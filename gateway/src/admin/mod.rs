@@ -5,6 +5,7 @@ mod breakers;
 mod keys;
 mod links;
 mod queue;
+mod rollback;
 
 use std::sync::Arc;
 
@@ -61,6 +62,7 @@ pub fn router(admin: Admin) -> Router {
         .merge(keys::router())
         .merge(breakers::router())
         .merge(queue::router())
+        .merge(rollback::router())
         .route("/v1/links", get(links::list_links))
         .with_state(admin)
 }

@@ -67,6 +67,7 @@ struct Shared {
     /// Set by an answer that waited too long, cleared by the writer once that is on record.
     stalled: AtomicBool,
     gauge: Gauge,
+    dir: PathBuf,
     /// Requests that run and have not queued their record yet.
     coming: AtomicUsize,
 }
@@ -123,6 +124,7 @@ impl AuditLog {
             healthy: AtomicBool::new(true),
             stalled: AtomicBool::new(false),
             gauge: gauge.clone(),
+            dir: dir.to_owned(),
             coming: AtomicUsize::new(0),
         });
         let mut writer = Writer {
@@ -156,6 +158,12 @@ impl AuditLog {
     /// When it is not durable within the stall limit, or the log is failing or closed.
     pub async fn append(&self, event: Event) -> Result<u64, AuditUnavailable> {
         self.submit(event)?.await
+    }
+
+    /// Where the files are.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.shared.dir
     }
 
     /// An event of the gateway itself, now.

@@ -222,6 +222,31 @@ impl Hsm {
         Ok(clear)
     }
 
+    /// Wraps a data key anew under the active version of the queue KEK: its new form, and that version.
+    ///
+    /// # Errors
+    /// See [`HsmError`].
+    pub async fn rewrap_data_key(
+        &self,
+        wrapped: Vec<u8>,
+        kek_version: u32,
+        deadline: Instant,
+    ) -> Result<(Vec<u8>, u32), HsmError> {
+        let kek = KeyName { label: self.kek.clone(), version: Some(kek_version) };
+        let Answer::RewrappedDataKey { wrapped, kek_version } =
+            self.ask(Order::RewrapDataKey { kek, wrapped }, Patience::vital(deadline)).await?
+        else {
+            return Err(wrong());
+        };
+        Ok((wrapped, kek_version))
+    }
+
+    /// The KEK of the queue's data keys.
+    #[must_use]
+    pub fn queue_kek(&self) -> &KeyLabel {
+        &self.kek
+    }
+
     /// Every key with its check value, as one link knows them.
     ///
     /// # Errors

@@ -143,6 +143,9 @@ impl Officers {
     /// out of use.
     async fn make_one(&self, change: &KeyChange, round: &mut Round) -> Result<Made, StoreError> {
         let is_new = change.made_at.is_none();
+        if let Some(why) = self.still_wraps(change).await?.filter(|_| is_new) {
+            return Ok(Made::Refused { why, substitution: false });
+        }
         let links: Vec<_> = self.hsm.links().cloned().collect();
         let (mut ready, mut missed) = (Vec::new(), Vec::new());
         let lacking = if is_new { self.missing() } else { HashSet::new() };
@@ -201,6 +204,21 @@ impl Officers {
         } else {
             nowhere(missed)
         })
+    }
+
+    /// Why a version of the queue's KEK may not end: what waits in the queue would never open again.
+    async fn still_wraps(&self, change: &KeyChange) -> Result<Option<String>, StoreError> {
+        let ends = change.kind == KeyChangeKind::Compromise;
+        if !ends || change.label != self.hsm.queue_kek().as_str() {
+            return Ok(None);
+        }
+        let under = self.store.deks_under(change.version).await?;
+        Ok((under > 0).then(|| {
+            format!(
+                "{under} data keys of the queue are wrapped under it: activate another version, and \
+                 wait until they are under that one"
+            )
+        }))
     }
 
     /// The number of the last change in a link's register, or why it cannot be asked for the next one.

@@ -64,7 +64,7 @@ impl Relay {
             width.learn(Went::Badly);
             return rest.min(POLL);
         }
-        if !self.hsm.is_usable() || !self.keys.ready() {
+        if !self.hsm.is_usable() || !self.is_ready() {
             return HSM_POLL;
         }
         let room = width.room(sending.len());
@@ -325,6 +325,11 @@ impl Relay {
                 () = sleep(jitter(Duration::from_secs(5), 0.1)) => {}
             }
             rounds += 1;
+            self.tell_alarms().await;
+            self.look_at_epoch().await;
+            if self.rollback.waits() {
+                continue;
+            }
             if let Err(error) = self.keep_once(rounds.is_multiple_of(60)).await {
                 tracing::error!(%error, "keeping the queue");
             }

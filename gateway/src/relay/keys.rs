@@ -1,10 +1,12 @@
 //! The data keys of the queue: made and wrapped in the token, used here, destroyed when done.
 //!
-//! One key seals records for an hour or 2^20 of them; its successor is ready before it is needed,
+//! One key seals records for an hour or 2^20 of them; two successors are ready before they are needed,
 //! so that a gateway that runs goes on sealing while the token is away, up to a day under one key.
 //! A gateway that starts without the token has no key and stores nothing. PIN blocks have keys of
 //! their own, one for each quarter of an hour, destroyed with the last block under them: what is
 //! left of such a block in logs and backups is noise.
+
+mod rotation; // a new version of the KEK
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -24,6 +26,7 @@ use crate::store::{
     ANSWER_WITHIN, DekClass, DekRow, FINGERPRINT_BYTES, Idempotency, ItemFacts, NewDek, OrdKey,
     Sealed, Store, StoreError,
 };
+use crate::telemetry::metrics::{QUEUE_DEK_AGE, QUEUE_DEK_SPARES};
 
 /// Where data keys come from: the token, or a stand-in in tests.
 pub trait DataKeySource: Send + Sync + 'static {
@@ -36,6 +39,13 @@ pub trait DataKeySource: Send + Sync + 'static {
         wrapped: &[u8],
         kek_version: u32,
     ) -> impl Future<Output = Result<ClearDataKey, KeySourceError>> + Send;
+
+    /// Wraps such a key anew: its form under the active version of the KEK, and that version.
+    fn rewrap(
+        &self,
+        wrapped: &[u8],
+        kek_version: u32,
+    ) -> impl Future<Output = Result<(Vec<u8>, u32), KeySourceError>> + Send;
 }
 
 /// A new data key in both forms.
@@ -117,7 +127,8 @@ struct Shared {
 struct Ring {
     index: Option<ClearDataKey>,
     active: Option<Active>,
-    next: Option<Arc<Dek>>,
+    /// Its successors, in the order in which they take over.
+    spares: VecDeque<Arc<Dek>>,
     /// Keys that opened something lately, the latest last.
     opened: VecDeque<Arc<Dek>>,
 }
@@ -142,7 +153,7 @@ impl Keys {
         let shared = Arc::downgrade(&keys.0);
         tokio::spawn(async move {
             let mut tick = 0_u64;
-            let mut failing = false;
+            let (mut failing, mut stretched, mut rotating) = (false, false, false);
             while let Some(shared) = shared.upgrade() {
                 let keys = Self(shared);
                 let obtained = keys.obtain().await;
@@ -156,8 +167,20 @@ impl Keys {
                     tracing::info!("data keys come again");
                 }
                 failing = obtained.is_err();
+                let figures = keys.figures();
+                if figures.is_stretched() && !stretched {
+                    let hours = figures.age.as_secs() / 3_600;
+                    tracing::warn!(hours, "no successor: one data key seals longer than it should");
+                }
+                stretched = figures.is_stretched();
+                metrics::gauge!(QUEUE_DEK_SPARES).set(figures.spares as f64);
+                metrics::gauge!(QUEUE_DEK_AGE).set(figures.age.as_secs_f64());
                 if tick.is_multiple_of(TICKS_PER_DESTROY) {
                     keys.destroy().await;
+                    rotating = true;
+                }
+                if rotating {
+                    rotating = keys.rewrap_some().await;
                 }
                 drop(keys);
                 tick += 1;
@@ -178,6 +201,14 @@ impl Keys {
         let now = self.0.store.now();
         let ring = self.ring();
         ring.index.is_some() && ring.active.as_ref().is_some_and(|active| active.seals(now))
+    }
+
+    pub(super) fn figures(&self) -> Figures {
+        let now = self.0.store.now();
+        let ring = self.ring();
+        let age_ms = ring.active.as_ref().map_or(0, |active| now - active.since);
+        let age = Duration::from_millis(age_ms.try_into().unwrap_or(0));
+        Figures { spares: ring.spares.len(), age }
     }
 
     /// Seals a payload.
@@ -375,13 +406,12 @@ impl Keys {
             let index = self.index().await?;
             self.ring().index = Some(index);
         }
-        // The first one, too, arrives as the next: `advance` puts it to work.
-        if self.ring().next.is_none() {
+        // The first one, too, arrives as a spare: `advance` puts it to work.
+        while self.ring().lacks(self.0.store.now()) {
             let not_after = self.0.store.now() + millis(RECORD_LIFE_MAX);
-            let next = self.make(DekClass::Record, not_after).await?;
-            self.ring().next = Some(next);
+            let spare = self.make(DekClass::Record, not_after).await?;
+            self.ring().spares.push_back(spare);
         }
-        self.ring().advance(self.0.store.now());
         Ok(())
     }
 
@@ -438,10 +468,18 @@ impl fmt::Debug for Keys {
 }
 
 impl Ring {
+    /// Whether a key has to be made, when those that are due have taken over.
+    fn lacks(&mut self, now: i64) -> bool {
+        self.advance(now);
+        self.active.is_none() || self.spares.len() < SPARES
+    }
+
     /// Lets the successor take over when the active key is due, or there is none.
     fn advance(&mut self, now: i64) {
+        // One that has waited for a day of outage seals nothing any more.
+        self.spares.retain(|dek| now < dek.not_after);
         if self.active.as_ref().is_none_or(|active| active.is_due(now))
-            && let Some(dek) = self.next.take()
+            && let Some(dek) = self.spares.pop_front()
         {
             self.active = Some(Active { dek, since: now, sealed: 0 });
         }
@@ -473,6 +511,22 @@ impl Active {
     }
 }
 
+/// How well the queue is off for keys.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Figures {
+    /// Keys that are ready to take over.
+    pub(super) spares: usize,
+    /// For how long the active one seals.
+    pub(super) age: Duration,
+}
+
+impl Figures {
+    /// Whether the active key seals for want of a successor.
+    pub(super) fn is_stretched(self) -> bool {
+        self.age >= STRETCHED
+    }
+}
+
 impl Dek {
     fn of(row: &DekRow, clear: &ClearDataKey) -> Self {
         Self { id: row.dek_id, cipher: Cipher::new(clear), not_after: row.not_after }
@@ -491,6 +545,7 @@ pub(super) enum ObtainError {
 trait AnySource: Send + Sync {
     fn make(&self) -> BoxFuture<'_, DataKey>;
     fn open<'a>(&'a self, wrapped: &'a [u8], kek_version: u32) -> BoxFuture<'a, ClearDataKey>;
+    fn rewrap<'a>(&'a self, wrapped: &'a [u8], version: u32) -> BoxFuture<'a, (Vec<u8>, u32)>;
 }
 
 type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, KeySourceError>> + Send + 'a>>;
@@ -502,6 +557,10 @@ impl<S: DataKeySource> AnySource for S {
 
     fn open<'a>(&'a self, wrapped: &'a [u8], kek_version: u32) -> BoxFuture<'a, ClearDataKey> {
         Box::pin(DataKeySource::open(self, wrapped, kek_version))
+    }
+
+    fn rewrap<'a>(&'a self, wrapped: &'a [u8], version: u32) -> BoxFuture<'a, (Vec<u8>, u32)> {
+        Box::pin(DataKeySource::rewrap(self, wrapped, version))
     }
 }
 
@@ -526,6 +585,12 @@ fn millis(duration: Duration) -> i64 {
 
 /// When a successor takes over.
 const RECORD_LIFE: Duration = Duration::from_secs(3_600);
+
+/// When the want of a successor is told.
+const STRETCHED: Duration = Duration::from_secs(2 * 3_600);
+
+/// Keys made ahead.
+const SPARES: usize = 2;
 
 /// How far a key is stretched while the token gives no successor.
 const RECORD_LIFE_MAX: Duration = Duration::from_secs(24 * 3_600);

@@ -10,6 +10,7 @@ pub mod keys; // the queue's data keys
 pub mod operate; // the operators' hand on the queue
 pub mod pay; // a payment's first way
 pub mod payment; // order -> sealed row -> order
+pub mod rollback; // an old copy of the database
 pub mod sealing; // bytes bound to their row
 pub mod policy; // what may wait, be repeated or be taken back
 mod unheard; // what nobody waits for any more
@@ -28,11 +29,12 @@ use uuid::Uuid;
 
 use self::keys::{DataKey, DataKeySource, KeySourceError, Keys};
 use self::payment::Payments;
+use self::rollback::{Rollback, RollbackError};
 use crate::audit::AuditLog;
 use crate::config::QueueConfig;
 use crate::guard::Guard;
 use crate::links::token::{Hsm, HsmError};
-use crate::store::{PaymentView, Status, Store, StoreError};
+use crate::store::{Alarm, HoldReason, PaymentView, Status, Store, StoreError};
 
 /// What makes, stores and forwards payments.
 #[derive(Debug)]
@@ -42,15 +44,19 @@ pub struct Relay {
     store: Store,
     keys: Keys,
     payments: Payments,
+    rollback: Rollback,
     queue: QueueConfig,
     audit: AuditLog,
     tasks: TaskTracker,
 }
 
 impl Relay {
-    /// `owner` names this process in leases.
-    #[must_use]
-    pub fn new(
+    /// Compares the database with what this gateway has last seen of it. `owner` names this process in
+    /// leases.
+    ///
+    /// # Errors
+    /// [`RollbackError`].
+    pub async fn start(
         hsm: Arc<Hsm>,
         guard: Arc<Guard>,
         store: Store,
@@ -58,10 +64,11 @@ impl Relay {
         queue: QueueConfig,
         audit: AuditLog,
         owner: String,
-    ) -> Self {
+    ) -> Result<Self, RollbackError> {
         let payments = Payments::new(store.clone(), keys.clone(), queue.clone(), owner);
+        let rollback = Rollback::start(store.clone(), audit.clone()).await?;
         let tasks = TaskTracker::new();
-        Self { hsm, guard, store, keys, payments, queue, audit, tasks }
+        Ok(Self { hsm, guard, store, keys, payments, rollback, queue, audit, tasks })
     }
 
     /// One payment of one client.
@@ -75,7 +82,13 @@ impl Relay {
     /// Whether payments can be made durable now.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.keys.ready()
+        self.keys.ready() && !self.rollback.waits()
+    }
+
+    /// Whether the database is the one that this gateway knows.
+    #[must_use]
+    pub fn rollback(&self) -> &Rollback {
+        &self.rollback
     }
 
     /// Whether the database takes writes now.
@@ -88,6 +101,27 @@ impl Relay {
     pub async fn finish(&self) {
         self.tasks.close();
         self.tasks.wait().await;
+        // What was done since the last look must not be undone by a copy from between.
+        self.look_at_epoch().await;
+    }
+
+    /// Records the payments that somebody else's hand in the database had to be held for.
+    async fn tell_alarms(&self) {
+        for Alarm { id, target, reason } in self.store.take_alarms() {
+            let reason = match reason == HoldReason::RolledBack {
+                true => Reason::RolledBack,
+                false => Reason::Tampered,
+            };
+            let held = (EventType::QueueHold, Outcome::Error, Some(reason));
+            self.payment_event(id, &target, held).await;
+        }
+    }
+
+    /// One more look at the database's epoch.
+    async fn look_at_epoch(&self) {
+        if let Err(error) = self.rollback.look().await {
+            tracing::error!(%error, "comparing the database with its witness");
+        }
     }
 
     /// A payment of the queue reached a status that no client's request tells of.
@@ -141,6 +175,15 @@ impl DataKeySource for TokenKeys {
     async fn open(&self, wrapped: &[u8], kek_version: u32) -> Result<ClearDataKey, KeySourceError> {
         let opened = self.0.open_data_key(wrapped.to_vec(), kek_version, patience()).await;
         opened.map_err(source_error)
+    }
+
+    async fn rewrap(
+        &self,
+        wrapped: &[u8],
+        kek_version: u32,
+    ) -> Result<(Vec<u8>, u32), KeySourceError> {
+        let made = self.0.rewrap_data_key(wrapped.to_vec(), kek_version, patience()).await;
+        made.map_err(source_error)
     }
 }
 

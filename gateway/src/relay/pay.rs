@@ -105,6 +105,9 @@ impl Relay {
         instruction: Instruction,
         deadline: Deadline,
     ) -> Result<Receipt, PayError> {
+        if self.rollback.waits() {
+            return Err(PayError::RolledBack);
+        }
         let (relay, begun) = (Arc::clone(self), Arc::new(Underway::default()));
         let (told, mut heard) = oneshot::channel();
         let asked = Unheard::of(&instruction);
@@ -488,6 +491,8 @@ pub enum PayError {
     KeyReused,
     #[error("the queue is full")]
     QueueFull,
+    #[error("the database was rolled back, and no operator has acknowledged it")]
+    RolledBack,
     #[error("the PIN block was not translated")]
     Pin(#[source] GuardError),
     #[error("the HSM is away, and the payment may not wait for its MAC")]

@@ -1,7 +1,7 @@
 //! Payments sealed and opened over a real store, with a stand-in for the token.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -33,7 +33,9 @@ struct Token(Arc<TokenState>);
 #[derive(Debug, Default)]
 struct TokenState {
     away: AtomicBool,
-    keys: Mutex<HashMap<Vec<u8>, ClearDataKey>>,
+    /// How often its KEK was changed.
+    rotations: AtomicU32,
+    keys: Mutex<HashMap<Vec<u8>, (u32, ClearDataKey)>>,
 }
 
 impl Token {
@@ -48,6 +50,14 @@ impl Token {
         self.0.away.store(true, Ordering::SeqCst);
     }
 
+    /// The key under the active version of the KEK.
+    fn wrap(&self, key: ClearDataKey) -> (Vec<u8>, u32) {
+        let (mut wrapped, version) = (vec![0; 40], 3 + self.0.rotations.load(Ordering::SeqCst));
+        getrandom::fill(&mut wrapped).unwrap();
+        self.0.keys.lock().unwrap().insert(wrapped.clone(), (version, key));
+        (wrapped, version)
+    }
+
     fn come_back(&self) {
         self.0.away.store(false, Ordering::SeqCst);
     }
@@ -56,18 +66,22 @@ impl Token {
 impl DataKeySource for Token {
     async fn make(&self) -> Result<DataKey, KeySourceError> {
         self.answers()?;
-        let (mut key, mut wrapped) = ([0; 32], vec![0; 40]);
+        let mut key = [0; 32];
         getrandom::fill(&mut key).unwrap();
-        getrandom::fill(&mut wrapped).unwrap();
         let clear = ClearDataKey::from_slice(&key).unwrap();
-        self.0.keys.lock().unwrap().insert(wrapped.clone(), clear.clone());
-        Ok(DataKey { clear, wrapped, kek_version: 3 })
+        let (wrapped, kek_version) = self.wrap(clear.clone());
+        Ok(DataKey { clear, wrapped, kek_version })
     }
 
     async fn open(&self, wrapped: &[u8], version: u32) -> Result<ClearDataKey, KeySourceError> {
         self.answers()?;
-        let key = self.0.keys.lock().unwrap().get(wrapped).filter(|_| version == 3).cloned();
-        key.ok_or_else(|| KeySourceError::Refused("unknown".into()))
+        let keys = self.0.keys.lock().unwrap();
+        let key = keys.get(wrapped).filter(|(under, _)| *under == version);
+        key.map(|(_, key)| key.clone()).ok_or_else(|| KeySourceError::Refused("unknown".into()))
+    }
+
+    async fn rewrap(&self, wrapped: &[u8], version: u32) -> Result<(Vec<u8>, u32), KeySourceError> {
+        Ok(self.wrap(self.open(wrapped, version).await?))
     }
 }
 
@@ -81,7 +95,11 @@ struct House {
 
 impl House {
     async fn new() -> Self {
-        let house = Self::over(World::new(On::Sqlite).await, Token::default());
+        Self::on(On::Sqlite).await
+    }
+
+    async fn on(on: On) -> Self {
+        let house = Self::over(World::new(on).await, Token::default());
         house.keys.obtain().await.unwrap();
         house
     }
@@ -304,7 +322,7 @@ mod payments {
         for canary in [PAN.as_bytes(), BILL.as_bytes(), &BLOCK, numbers.as_bytes(), b"customer-1"] {
             assert!(!found(canary), "{}", String::from_utf8_lossy(canary));
         }
-        for key in house.token.0.keys.lock().unwrap().values() {
+        for (_, key) in house.token.0.keys.lock().unwrap().values() {
             assert!(!found(key.expose()), "a clear data key");
         }
     }
@@ -331,25 +349,24 @@ mod payments {
             "pin_nonce = randomblob(12)",
             "ct = (SELECT ct FROM saf_item WHERE seq = 2), nonce = (SELECT nonce FROM saf_item WHERE seq = 2)",
         ] {
-            let house = House::new().await;
-            house.queue("k1", Some(&pin())).await;
-            house.begin("k2", Some(&pin()), MAY_WAIT).await.unwrap();
-            house.keys.obtain().await.unwrap();
-            let mut intruder = house.world.file_intruder().await;
-            let statement =
-                format!("PRAGMA foreign_keys = OFF; UPDATE saf_item SET {change} WHERE seq = 1");
-            sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&mut intruder).await.unwrap();
-
-            let due = house.claim().await;
-
-            assert!(due.is_empty(), "{change}");
-            let held: (i64, Option<String>) =
-                sqlx::query_as("SELECT state, hold_reason FROM saf_item WHERE seq = 1")
-                    .fetch_one(&mut intruder)
-                    .await
-                    .unwrap();
-            assert_eq!(held, (1, Some("tampered".to_owned())), "{change}");
+            for on in [On::Sqlite, On::Postgres] {
+                is_held_after(on, change).await;
+            }
         }
+    }
+
+    async fn is_held_after(on: On, change: &str) {
+        let house = House::on(on).await;
+        house.queue("k1", Some(&pin())).await;
+        house.begin("k2", Some(&pin()), MAY_WAIT).await.unwrap();
+        house.world.tamper(&format!("UPDATE saf_item SET {change} WHERE seq = 1")).await;
+
+        let due = house.claim().await;
+
+        assert!(due.is_empty(), "{on:?}: {change}");
+        assert_eq!(house.world.held().await, [("tampered".to_owned(), 1)], "{on:?}: {change}");
+        let alarms = house.world.store.take_alarms();
+        assert_eq!(alarms.len(), 1, "{on:?}: {change}");
     }
 
     #[tokio::test]
@@ -376,6 +393,8 @@ mod payments {
         assert!(matches!(opened, Err(OpenError::Tampered(Tampered))), "{opened:?}");
     }
 }
+
+mod boots; // many of them, and keys made ahead
 
 mod key_life {
     use super::*;

@@ -69,6 +69,7 @@ impl Relay {
             | PayError::Running { .. }
             | PayError::KeyReused
             | PayError::QueueFull
+            | PayError::RolledBack
             | PayError::Pin(_)
             | PayError::Payment(_)
             | PayError::AnswerClosed(_)

@@ -359,6 +359,10 @@ async fn with_mac(
 /// The payment is made or durable, and cannot be told of under a MAC.
 const KEPT: &str = "the payment is kept: ask again with the same Idempotency-Key for its answer";
 
+/// Nothing was stored or sent.
+const ROLLED_BACK: &str =
+    "payments wait for an operator of the gateway: nothing was stored or sent";
+
 /// Between two tries at the MAC of an answer.
 const ANSWER_MAC_REST: std::time::Duration = std::time::Duration::from_millis(100);
 
@@ -374,6 +378,10 @@ fn problem(entry: &AuditEntry, error: &PayError) -> Problem {
         }
         PayError::KeyReused => Problem::new(Slug::IdempotencyKeyReused),
         PayError::QueueFull => Problem::new(Slug::QueueFull).retry_after_s(5),
+        // The payment may not be stored, and the biller is not asked: of the contract's words, this one.
+        PayError::RolledBack => {
+            Problem::new(Slug::BackendUnavailable).with_detail(ROLLED_BACK).retry_after_s(60)
+        }
         PayError::Pin(error) => problem_of(entry, error),
         PayError::NoMac | PayError::Payment(PaymentError::Sealing(_)) => {
             Problem::new(Slug::HsmUnavailable)

@@ -98,7 +98,7 @@ impl Order for Claim {
             }
         }
         for lease in missing {
-            hold(lease, db, batch).await?;
+            hold(lease, HoldReason::Tampered, db, batch).await?;
         }
         let mut claimed = open(found, db, batch).await?;
         claimed.sort_by_key(|one| (one.facts.prio, one.lease.seq));
@@ -121,6 +121,11 @@ pub(super) async fn open(
 ) -> Result<Vec<Claimed>, StoreError> {
     let mut claimed = Vec::with_capacity(leased.len());
     for (lease, row) in leased {
+        // What has ended is not sent again, whoever made its row an open one.
+        if row.get::<bool>("ended")? || batch.memory.has_ended(&row.get("id")?) {
+            hold(lease, HoldReason::RolledBack, db, batch).await?;
+            continue;
+        }
         let enc_v = row.get("enc_v")?;
         let payload = Sealed::read(&row, enc_v, ["dek_id", "nonce", "ct"])?;
         let pin = Sealed::read(&row, enc_v, ["pin_dek_id", "pin_nonce", "pin_ct"])?;
@@ -128,7 +133,7 @@ pub(super) async fn open(
         let needs_pin: bool = row.get("needs_pin")?;
         let is_workable = !needs_pin || pin.is_some() || sent_unknown;
         let (Some(payload), true) = (payload, is_workable) else {
-            hold(lease, db, batch).await?;
+            hold(lease, HoldReason::Tampered, db, batch).await?;
             continue;
         };
         claimed.push(Claimed {
@@ -145,9 +150,14 @@ pub(super) async fn open(
 }
 
 /// A head without an open, sendable item: somebody else has written into the database.
-async fn hold(lease: Lease, db: &mut Db<'_>, batch: &mut Batch) -> Result<(), StoreError> {
-    lane::hold(db, batch, lease.seq, HoldReason::Tampered).await?;
-    lane::note(db, batch, lease.seq, None, "held", Some("tampered"), false).await?;
+async fn hold(
+    lease: Lease,
+    reason: HoldReason,
+    db: &mut Db<'_>,
+    batch: &mut Batch,
+) -> Result<(), StoreError> {
+    lane::hold(db, batch, lease.seq, reason).await?;
+    lane::note(db, batch, lease.seq, None, "held", Some(reason.name()), false).await?;
     lane::settle(db, batch, lease.ord_key, Settling::EndLease).await
 }
 

@@ -1,9 +1,9 @@
 //! Wrapped data keys. Their clear form never comes here.
 
-use super::StoreError;
 use super::db::{Db, Readers, Row, query};
 use super::order::Order;
 use super::writer::Batch;
+use super::{Store, StoreError, error};
 
 /// What a data key seals.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -70,6 +70,38 @@ impl Order for NewDek {
     }
 }
 
+impl Store {
+    /// Data keys that are not destroyed, those under the oldest version of the KEK first.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn oldest_wrapped_deks(&self, rows: u32) -> Result<Vec<DekRow>, StoreError> {
+        error::within(oldest_wrapped(&self.readers, rows)).await
+    }
+
+    /// How many data keys are wrapped under a version of the KEK.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn deks_under(&self, kek_version: u32) -> Result<i64, StoreError> {
+        error::within(under(&self.readers, kek_version)).await
+    }
+
+    /// Keeps a data key's form under the version `to` of the KEK in the place of that under `from`.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`], [`StoreError::Unavailable`].
+    pub async fn rewrap_dek(
+        &self,
+        dek_id: i64,
+        from: u32,
+        wrapped: Vec<u8>,
+        to: u32,
+    ) -> Result<(), StoreError> {
+        self.writer.ask(Rewrap { dek_id, from, wrapped, to }).await
+    }
+}
+
 pub(super) struct Destroy {
     pub(super) class: DekClass,
     pub(super) before: i64,
@@ -89,6 +121,44 @@ impl Order for Destroy {
         batch.fold |= !destroyed.is_empty();
         destroyed.iter().map(Row::value).collect()
     }
+}
+
+/// Puts another wrapped form in the place of one under this version, if it is still there.
+struct Rewrap {
+    dek_id: i64,
+    from: u32,
+    wrapped: Vec<u8>,
+    to: u32,
+}
+
+impl Order for Rewrap {
+    type Answer = ();
+
+    async fn run(&self, db: &mut Db<'_>, batch: &mut Batch) -> Result<(), StoreError> {
+        query(REWRAP)
+            .bind(self.dek_id)
+            .bind(self.from)
+            .bind(self.wrapped.as_slice())
+            .bind(self.to)
+            .execute(db)
+            .await?;
+        // The log still holds the form under the old KEK.
+        batch.fold = true;
+        Ok(())
+    }
+}
+
+/// Those under the oldest versions of the KEK.
+async fn oldest_wrapped(readers: &Readers, rows: u32) -> Result<Vec<DekRow>, StoreError> {
+    let mut reader = readers.acquire().await?;
+    let rows = query(OLDEST).bind(rows).all(&mut reader.db()).await?;
+    rows.iter().map(read).collect()
+}
+
+/// How many there are under one version.
+async fn under(readers: &Readers, kek_version: u32) -> Result<i64, StoreError> {
+    let mut reader = readers.acquire().await?;
+    query(UNDER).bind(kek_version).one(&mut reader.db()).await?.value()
 }
 
 pub(super) async fn one(readers: &Readers, dek_id: i64) -> Result<Option<DekRow>, StoreError> {
@@ -126,6 +196,17 @@ WHERE dek_id = $1 AND wrapped IS NOT NULL";
 const OF_CLASS: &str = "
 SELECT dek_id, kek_version, wrapped, not_after FROM saf_dek
 WHERE class = $1 AND wrapped IS NOT NULL ORDER BY dek_id";
+
+const OLDEST: &str = "
+SELECT dek_id, kek_version, wrapped, not_after FROM saf_dek
+WHERE wrapped IS NOT NULL ORDER BY kek_version, dek_id LIMIT $1";
+
+const UNDER: &str = "
+SELECT count(*) FROM saf_dek WHERE wrapped IS NOT NULL AND kek_version = $1";
+
+const REWRAP: &str = "
+UPDATE saf_dek SET wrapped = $3, kek_version = $4
+WHERE dek_id = $1 AND kek_version = $2 AND wrapped IS NOT NULL";
 
 const DESTROY: &str = "
 UPDATE saf_dek SET wrapped = NULL, destroyed_at = $3

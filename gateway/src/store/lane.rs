@@ -10,15 +10,21 @@ use super::clock::ms;
 use super::db::{Db, Row, Sql, Table, Value, locking, query};
 use super::row::new_token;
 use super::writer::Batch;
-use super::{HoldReason, Lease, OrdKey, StoreError};
+use super::{Alarm, HoldReason, Lease, OrdKey, StoreError};
 
-/// What a sender needs of an item `i`.
+/// What a sender needs of an item `i`. It has `ended` when its row says open, and its answer or its
+/// history that it was brought to an end before, and no operator had it tried again since.
 macro_rules! item_columns {
     () => {
         "
 SELECT i.seq, i.id, i.tenant, i.kind, i.target, i.reference, i.ord_key, i.prio, i.created_at,
        i.expires_at, i.needs_pin, i.sent_unknown, i.attempts, i.enc_v, i.dek_id, i.nonce, i.ct,
-       i.pin_dek_id, i.pin_nonce, i.pin_ct
+       i.pin_dek_id, i.pin_nonce, i.pin_ct,
+       i.res_ct IS NOT NULL
+       OR EXISTS (SELECT 1 FROM saf_attempt a WHERE a.item_seq = i.seq AND NOT a.late AND a.what IN
+                  ('done', 'failed', 'withdrawn', 'cancelled', 'expired')
+                  AND NOT EXISTS (SELECT 1 FROM saf_attempt r WHERE r.item_seq = a.item_seq
+                                  AND r.n > a.n AND r.what = 'retried')) AS ended
 "
     };
 }
@@ -85,6 +91,9 @@ pub(super) async fn hold(
     reason: HoldReason,
 ) -> Result<(), StoreError> {
     let held = query(HOLD).bind(seq).bind(reason.name()).bind(batch.now).optional(db).await?;
+    if let (Some(row), HoldReason::Tampered | HoldReason::RolledBack) = (&held, reason) {
+        batch.alarms.push(Alarm { id: row.get("id")?, target: row.get("target")?, reason });
+    }
     leave(batch, held)
 }
 
@@ -266,7 +275,7 @@ SET state = 1, hold_reason = $2, queued = TRUE, updated_at = $3,
     sent_unknown = (sent_unknown OR $2 IN ('ambiguous', 'not-accepted')),
     pin_dek_id = NULL, pin_nonce = NULL, pin_ct = NULL
 WHERE seq = $1 AND state = 0
-RETURNING target";
+RETURNING target, id";
 
 const PARK: &str = "
 UPDATE saf_lane

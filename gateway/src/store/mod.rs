@@ -18,11 +18,13 @@ mod decision;
 mod dek;
 mod depth;
 mod dukpt;
+mod epoch;
 mod error;
 mod key_change;
 mod lane;
 mod listing;
 mod look;
+mod memory;
 mod operate;
 mod order;
 mod outcome;
@@ -56,6 +58,7 @@ pub use control::{Control, StandingControl};
 pub use decision::OpenDecision;
 pub use dek::{DekClass, DekRow, NewDek};
 pub use dukpt::{Advanced, DukptPurpose, DukptUse};
+pub use epoch::Epoch;
 pub use error::StoreError;
 pub use key_change::{
     Decided, Decision, KeyChange, KeyChangeKind, KeyChangeState, KeyImport, NewKeyChange, Proposed,
@@ -63,6 +66,7 @@ pub use key_change::{
 pub use lane::Taker;
 pub use listing::{Cell, LIST_MAX, ListFilter, Listed, QueueStats, Shown, Told};
 pub use look::Seen;
+pub use memory::Alarm;
 pub use operate::{Action, Operated, Operation};
 pub use outcome::{Ending, KeyAfter, Outcome, Parked, Parking, Settled};
 pub use pin_counters::{Counted, GuardScope, Try, TryEnd, Window};
@@ -270,6 +274,12 @@ impl Store {
     /// As [`complete`](Self::complete).
     pub async fn hold(&self, held: &Lease, reason: HoldReason) -> Result<Settled, StoreError> {
         self.writer.ask(outcome::Hold { held: held.clone(), reason }).await
+    }
+
+    /// Payments that were held since the last call because somebody else has written into the database.
+    #[must_use]
+    pub fn take_alarms(&self) -> Vec<Alarm> {
+        self.writer.memory().take_alarms()
     }
 
     /// Frees leases that have run out. Call every 5 s.

@@ -155,6 +155,7 @@ impl Order for Complete {
         }
         for row in end(endings, db).await? {
             batch.depth.add(&row.get::<String>("target")?, -1);
+            batch.ended.push(row.get("id")?);
         }
         let leases = lane::settle_all(db, batch, lanes).await?;
         let mut next: HashMap<OrdKey, Claimed> = claim::open(leases, db, batch)
@@ -398,7 +399,7 @@ FROM",
     columns: 7,
     after: Sql::Both(
         "ending WHERE saf_item.seq = ending.column1 AND saf_item.state < 2
-RETURNING saf_item.target",
+RETURNING saf_item.target, saf_item.id",
     ),
 };
 
@@ -415,14 +416,14 @@ SET state = ending.column2, hold_reason = NULL, last_code = ending.column3,
     updated_at = ending.column4, terminal_at = ending.column4,
     res_dek_id = ending.column5, res_nonce = ending.column6, res_ct = ending.column7
 FROM ending WHERE saf_item.seq = ending.column1 AND saf_item.state < 2
-RETURNING saf_item.target), noted AS (
+RETURNING saf_item.target, saf_item.id), noted AS (
 INSERT INTO saf_attempt (item_seq, n, lease_token, started_at, ended_at, what, code, late)
 SELECT new.column8,
        1 + coalesce((SELECT max(n) FROM saf_attempt WHERE item_seq = new.column8), 0),
        new.column9, new.column10, new.column11, new.column12, new.column13, new.column14
 FROM ending new JOIN saf_item i ON i.seq = new.column8
 WHERE coalesce((SELECT max(n) FROM saf_attempt WHERE item_seq = new.column8), 0) < 250)
-SELECT target FROM ended",
+SELECT target, id FROM ended",
     ),
 };
 

@@ -141,6 +141,8 @@ pub enum HoldReason {
     NotAccepted,
     /// An operator wanted it so.
     Operator,
+    /// Its row is an old one: it has ended before.
+    RolledBack,
 }
 
 impl HoldReason {
@@ -153,6 +155,7 @@ impl HoldReason {
             Self::Tampered => "tampered",
             Self::NotAccepted => "not-accepted",
             Self::Operator => "operator",
+            Self::RolledBack => "rollback",
         }
     }
 }

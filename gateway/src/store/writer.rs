@@ -26,6 +26,7 @@ use super::control::PAUSED;
 use super::db::{Db, Readers, Row, Session, Sql, query};
 use super::depth::{Depths, Known};
 use super::error::within;
+use super::memory::{Alarm, Memory};
 use super::order::{Group, Job, Order, Waiting, merge, orders_in};
 use super::postgres::{self, Server};
 use super::sqlite::{self, DatabaseFile, PATIENCE};
@@ -48,6 +49,12 @@ pub(super) struct Batch {
     pub(super) fold: bool,
     /// Claims so far: each tenth is by age.
     pub(super) claims: Arc<AtomicU64>,
+    /// What this process has seen before.
+    pub(super) memory: Arc<Memory>,
+    /// Payments that end by this transaction.
+    pub(super) ended: Vec<Uuid>,
+    /// Payments that it holds for a row that is not ours.
+    pub(super) alarms: Vec<Alarm>,
 }
 
 /// When the database last took a write. A write that fails and one that hangs look the same here.
@@ -78,6 +85,7 @@ pub(super) struct Writer {
     tasks: TaskTracker,
     home: Home,
     health: Arc<Health>,
+    memory: Arc<Memory>,
 }
 
 /// Where the rows are.
@@ -134,6 +142,7 @@ impl Writer {
         let health = Arc::new(Health { began: Instant::now(), good_at: AtomicU64::new(0) });
         let known = Arc::new(Known::default());
         let claims = Arc::new(AtomicU64::new(0));
+        let memory = Arc::new(Memory::default());
         let lock = Arc::new(lock);
         let instance = Uuid::now_v7().to_string();
         for (number, session) in sessions.into_iter().enumerate() {
@@ -148,6 +157,7 @@ impl Writer {
                 depth_max: queue.rows_max.into(),
                 attempts_max: queue.attempts_max.into(),
                 claims: Arc::clone(&claims),
+                memory: Arc::clone(&memory),
                 health: Arc::clone(&health),
                 instance: instance.clone(),
                 probes: number == 0,
@@ -169,7 +179,7 @@ impl Writer {
             });
         }
         tasks.close();
-        Ok((Self { orders, closing, tasks, home, health }, readers))
+        Ok((Self { orders, closing, tasks, home, health, memory }, readers))
     }
 
     /// Queues an order and waits for its group.
@@ -194,6 +204,10 @@ impl Writer {
 
     pub(super) fn is_healthy(&self) -> bool {
         self.health.is_good() && !self.tasks.is_empty()
+    }
+
+    pub(super) fn memory(&self) -> &Memory {
+        &self.memory
     }
 
     /// The file, where it is one.
@@ -221,6 +235,7 @@ struct Desk {
     depth_max: i64,
     attempts_max: i64,
     claims: Arc<AtomicU64>,
+    memory: Arc<Memory>,
     health: Arc<Health>,
     instance: String,
     /// One of the writers sees whether the database takes writes.
@@ -315,6 +330,7 @@ impl Desk {
                 if batch.depth.moved {
                     self.known.forget();
                 }
+                self.memory.learn(batch.ended, batch.alarms);
                 if batch.wake {
                     self.wake.notify_waiters();
                 }
@@ -380,6 +396,9 @@ impl Desk {
             wake: false,
             fold: false,
             claims: Arc::clone(&self.claims),
+            memory: Arc::clone(&self.memory),
+            ended: Vec::new(),
+            alarms: Vec::new(),
         };
         // Asked again: the lock may have come later than a caller waits, and a lease to a caller who
         // has gone counts as sent.

@@ -88,6 +88,9 @@ table! {
     QUEUE_FORWARDED = "queue_forwarded_total" Counter Count ["outcome"] "Stored payments handed to their backend, by outcome.";
     QUEUE_PAUSED = "queue_paused" Gauge Count ["biller"] "1 while operators keep the biller paused, else 0.";
     QUEUE_COMMIT = "queue_commit_seconds" Histogram Seconds [] "Time of one commit of the queue.";
+    QUEUE_DEK_SPARES = "queue_dek_spares" Gauge Count [] "Data keys that are ready to take over.";
+    QUEUE_DEK_AGE = "queue_dek_age_seconds" Gauge Seconds [] "For how long the active data key seals: an hour, more while the token is away.";
+    QUEUE_ROLLED_BACK = "queue_rolled_back" Gauge Count [] "1 while the database is an old copy that no operator has acknowledged: nothing is forwarded.";
     PAYMENTS = "payments_total" Counter Count ["biller", "status"] "Payments that reached a status.";
     RATE_LIMITED = "rate_limited_total" Counter Count ["limit"] "Requests refused because a limit was used up.";
     BLOCKED = "blocked_total" Counter Count ["scope"] "Requests refused because a card, a key or a device is blocked.";

@@ -2,6 +2,7 @@
 
 use cryptoki::mechanism::Mechanism;
 use cryptoki::object::{Attribute, KeyType, ObjectClass};
+use subtle::ConstantTimeEq as _;
 
 use crate::error::{CkrClass, Failure};
 use crate::protocol::ClearDataKey;
@@ -43,6 +44,37 @@ pub(crate) fn open(
         .unwrap_key(&Mechanism::AesKeyWrapPad, kek.object, wrapped, &template())
         .map_err(crate::error::TokenError::from)?;
     value(&Passing { session, object })
+}
+
+/// The same key wrapped under another KEK, and opened from there once: what does not open again would
+/// be lost with all that it seals.
+pub(crate) fn rewrap(
+    session: &TokenSession,
+    from: &LoadedKey,
+    to: &LoadedKey,
+    wrapped: &[u8],
+) -> Result<Vec<u8>, Failure> {
+    if wrapped.len() != 40 {
+        return Err(refused());
+    }
+    let object = session
+        .session
+        .unwrap_key(&Mechanism::AesKeyWrapPad, from.object, wrapped, &template())
+        .map_err(crate::error::TokenError::from)?;
+    let object = Passing { session, object };
+    let anew = session
+        .session
+        .wrap_key(&Mechanism::AesKeyWrapPad, to.object, object.object)
+        .map_err(crate::error::TokenError::from)?;
+    let (before, after) = (value(&object)?, open(session, to, &anew)?);
+    if !bool::from(before.expose().ct_eq(after.expose())) {
+        return Err(Failure::Token {
+            function: "WrapKey".into(),
+            code: "what was wrapped opens as another key".into(),
+            class: CkrClass::Restart,
+        });
+    }
+    Ok(anew)
 }
 
 /// A session object that lives for one call and may be read by the worker.

@@ -105,11 +105,12 @@ pub(super) fn set_state(
     if let Some(why) = keys.why_quarantined(&now).filter(|_| state == KeyState::Active) {
         return Err(refused(format!("{name} is quarantined: {why}")));
     }
-    if now.role == KeyRole::QueueKek && (state == KeyState::Compromised || usable_until_s.is_some())
-    {
+    // Whether data keys are still wrapped under a retired one only the gateway knows, and asks before.
+    let is_ended = state == KeyState::Compromised && now.state == KeyState::Active;
+    if now.role == KeyRole::QueueKek && (is_ended || usable_until_s.is_some()) {
         return Err(refused(format!(
-            "what waits in the queue is wrapped under {name}, and would never open again: retire it \
-             without an end"
+            "what waits in the queue is wrapped under {name}, and would never open again: activate \
+             another version, which retires it without an end"
         )));
     }
     // An order whose answer was lost is given again, under another number when others came between.

@@ -69,6 +69,12 @@ pub(super) fn perform(
             let kek = keys.of_role(kek, KeyRole::QueueKek)?;
             Ok(Answer::OpenedDataKey(seal::open(session, &kek, wrapped)?))
         }
+        Order::RewrapDataKey { kek, wrapped } => {
+            let from = keys.of_role(kek, KeyRole::QueueKek)?;
+            let to = keys.active_of_role(&kek.label.clone().into(), KeyRole::QueueKek)?;
+            let wrapped = seal::rewrap(session, &from, &to, wrapped)?;
+            Ok(Answer::RewrappedDataKey { wrapped, kek_version: to.profile.version })
+        }
         Order::Random { bytes } => {
             let mut random = Message(vec![0; usize::from((*bytes).clamp(1, 1024))]);
             session.session.generate_random_slice(&mut random.0).map_err(TokenError::from)?;
@@ -115,6 +121,7 @@ pub(super) fn mode_of(keys: &KeyTable, order: &Order) -> Option<Mode> {
         | Order::VerifyMac { .. }
         | Order::MakeDataKey { .. }
         | Order::OpenDataKey { .. }
+        | Order::RewrapDataKey { .. }
         | Order::Random { .. }
         | Order::ListKeys
         | Order::Heartbeat

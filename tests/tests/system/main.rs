@@ -13,6 +13,7 @@ mod check_links; // before a start
 mod deadlines;
 mod dukpt;
 mod gateway_kill;
+mod kek_rotation; // under load
 mod key_blocks; // what comes in a key block, and what does not
 mod key_life; // staged, active, retired, compromised; several workers; a kill
 mod key_officers; // two persons, one change
@@ -27,6 +28,7 @@ mod pin_verify;
 mod queue_desk; // operators at the queue
 mod random_operations;
 mod return_codes;
+mod rollback; // an old backup
 mod second_gateway;
 mod smoke;
 mod start_without;

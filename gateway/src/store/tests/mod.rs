@@ -21,6 +21,7 @@ macro_rules! both {
 
 pub(crate) mod breaker_orders;
 mod durability;
+mod epoch;
 mod guards;
 mod idempotency;
 mod key_changes;
@@ -28,7 +29,9 @@ mod lanes;
 mod looking;
 mod operators;
 mod pins;
+mod replay;
 mod schema;
+mod shredding;
 mod unknown;
 
 use std::collections::HashSet;
@@ -134,6 +137,30 @@ impl World {
         SqliteConnectOptions::new().filename(file).connect().await.unwrap()
     }
 
+    /// Somebody else's hand in the database, who minds neither what refers to what nor which words
+    /// PostgreSQL knows.
+    pub(crate) async fn tamper(&self, statement: &str) {
+        match self.intruder().await {
+            Session::Sqlite(mut file) => {
+                let statement = format!("PRAGMA foreign_keys = OFF; {statement}");
+                sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&mut file).await.unwrap();
+            }
+            Session::Postgres(mut server) => {
+                let statement = statement
+                    .replace("id = randomblob(16)", "id = gen_random_uuid()")
+                    .replace("randomblob(", "substr(sha256(random()::text::bytea), 1, ");
+                let statement = format!("SET session_replication_role = replica; {statement}");
+                sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&mut server).await.unwrap();
+            }
+        }
+    }
+
+    /// Somebody else's hand in the database.
+    pub(crate) async fn edit(&self, statement: &'static str, value: i64) {
+        let mut db = self.intruder().await;
+        query(statement).bind(value).execute(&mut db.db()).await.unwrap();
+    }
+
     pub(crate) async fn claim(&self, rows: u32) -> Vec<Claimed> {
         let (targets, owner) = (vec!["pln".to_owned()], "forwarder".to_owned());
         self.store.claim(Claim { targets, rows, owner, lease: LEASE }).await.unwrap()
@@ -159,7 +186,7 @@ impl World {
     }
 
     /// Held payments by reason.
-    async fn held(&self) -> Vec<(String, i64)> {
+    pub(crate) async fn held(&self) -> Vec<(String, i64)> {
         let held = "
 SELECT hold_reason, count(*) AS n FROM saf_item WHERE state = 1 GROUP BY 1";
         let rows = query(held).all(&mut self.intruder().await.db()).await.unwrap();

@@ -28,6 +28,8 @@ mod lanes;
 mod looking;
 mod pins;
 mod schema;
+mod server;
+mod several;
 
 use std::collections::HashSet;
 use std::os::unix::fs::PermissionsExt;

@@ -33,6 +33,7 @@ mod store_and_forward;
 mod support; // what several stories share
 mod terminal; // what a DUKPT terminal sends
 mod tls;
+mod two_gateways; // one database, one biller
 mod two_links; // two tokens, the same keys
 mod unheard; // clients that do not wait
 mod vector_keys; // the keys of the known-answer vectors, as a token has them

@@ -61,6 +61,8 @@ pub enum Stop {
 pub struct Cluster {
     programs: PathBuf,
     directory: TempDir,
+    settings: Vec<String>,
+    port: u16,
     server: Option<Child>,
 }
 
@@ -81,7 +83,8 @@ impl Cluster {
             std::os::unix::fs::chown(directory.path(), Some(NOBODY), Some(NOBODY))
                 .map_err(system("giving the cluster's directory to nobody"))?;
         }
-        let mut cluster = Self { programs, directory, server: None };
+        let (settings, port) = (Vec::new(), PORT);
+        let mut cluster = Self { programs, directory, settings, port, server: None };
         let data = cluster.path("data");
         let mut initdb = cluster.unprivileged("initdb");
         initdb.arg("-D").arg(&data).args(["-U", USER, "-A", "trust", "-E", "UTF8"]);
@@ -101,6 +104,44 @@ impl Cluster {
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
         self.server.as_ref().map(Child::id)
+    }
+
+    /// Settings, `name=value`, for the next start: these and no others of earlier calls.
+    pub fn configure(&mut self, settings: &[&str]) {
+        self.settings = settings.iter().map(|setting| (*setting).to_owned()).collect();
+    }
+
+    /// From the next start on it listens on this port of 127.0.0.1 too, and its socket has the
+    /// port in its name.
+    pub fn listen(&mut self, port: u16) {
+        self.port = port;
+    }
+
+    /// Writes a file that the server owns beside its tables: a key, `pg_hba.conf`.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write(&self, name: &str, contents: &[u8]) -> Result<(), ClusterError> {
+        let path = self.path("data").join(name);
+        let written = || {
+            std::fs::write(&path, contents)?;
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+            if geteuid().is_root() {
+                std::os::unix::fs::chown(&path, Some(NOBODY), Some(NOBODY))?;
+            }
+            Ok(())
+        };
+        written().map_err(system(name))
+    }
+
+    /// Runs statements in a database. What they select, a line a row.
+    ///
+    /// # Errors
+    /// As the server says.
+    pub fn execute(&self, database: &str, sql: &str) -> Result<String, ClusterError> {
+        let mut psql = self.command("psql");
+        psql.args(["--no-psqlrc", "-qAt", "-v", "ON_ERROR_STOP=1", "-d", database, "-c", sql]);
+        ran("psql", &mut psql)
     }
 
     /// Ends the server, if it runs.
@@ -134,7 +175,11 @@ impl Cluster {
             .map_err(system("the server's log"))?;
         let mut server = self.unprivileged("postgres");
         server.arg("-D").arg(self.path("data")).arg("-k").arg(self.socket());
-        for setting in ["listen_addresses=", "max_connections=300", "autovacuum_naptime=5s"] {
+        let address =
+            if self.port == PORT { "listen_addresses=" } else { "listen_addresses=127.0.0.1" };
+        server.arg("-p").arg(self.port.to_string());
+        let always = [address, "max_connections=300", "autovacuum_naptime=5s"];
+        for setting in always.into_iter().chain(self.settings.iter().map(String::as_str)) {
             server.args(["-c", setting]);
         }
         let started = server.stdin(Stdio::null()).stdout(output.0).stderr(output.1).spawn();
@@ -162,7 +207,7 @@ impl Cluster {
     /// # Errors
     /// As the server says.
     pub fn database(&self) -> Result<String, ClusterError> {
-        create(&self.programs, self.socket())
+        create(&self.programs, self.socket(), self.port)
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -170,7 +215,7 @@ impl Cluster {
     }
 
     fn command(&self, program: &str) -> Command {
-        client(&self.programs, self.socket(), program)
+        client(&self.programs, self.socket(), self.port, program)
     }
 
     /// A program of the server's side: not as root, and not for longer than whoever started it.
@@ -213,7 +258,7 @@ impl Database {
         match std::env::var_os(SHARED) {
             Some(socket) => {
                 let socket = PathBuf::from(socket);
-                let name = create(&programs()?, &socket)?;
+                let name = create(&programs()?, &socket, PORT)?;
                 Ok(Self { socket, name, own: None })
             }
             None => {
@@ -231,32 +276,32 @@ impl Drop for Database {
             return;
         }
         if let Ok(programs) = programs() {
-            let mut drop = client(&programs, &self.socket, "dropdb");
+            let mut drop = client(&programs, &self.socket, PORT, "dropdb");
             // What is left goes with the cluster.
             let _ = drop.args(["--force", "--if-exists", &self.name]).status();
         }
     }
 }
 
-fn create(programs: &Path, socket: &Path) -> Result<String, ClusterError> {
+fn create(programs: &Path, socket: &Path, port: u16) -> Result<String, ClusterError> {
     let name = format!("t{}", Uuid::now_v7().simple());
-    ran("createdb", client(programs, socket, "createdb").arg(&name))?;
+    ran("createdb", client(programs, socket, port, "createdb").arg(&name))?;
     Ok(name)
 }
 
-fn client(programs: &Path, socket: &Path, program: &str) -> Command {
+fn client(programs: &Path, socket: &Path, port: u16, program: &str) -> Command {
     let mut command = Command::new(programs.join(program));
-    command.arg("-h").arg(socket).args(["-U", USER]);
+    command.arg("-h").arg(socket).arg("-p").arg(port.to_string()).args(["-U", USER]);
     if program != "pg_isready" {
         command.arg("--no-password");
     }
     command
 }
 
-fn ran(program: &'static str, command: &mut Command) -> Result<(), ClusterError> {
+fn ran(program: &'static str, command: &mut Command) -> Result<String, ClusterError> {
     let output = command.output().map_err(system(program))?;
     if output.status.success() {
-        return Ok(());
+        return Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned());
     }
     let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
     Err(ClusterError::Program { program, said })
@@ -289,6 +334,9 @@ fn system(what: &str) -> impl FnOnce(io::Error) -> ClusterError {
     let what = what.to_owned();
     move |source| ClusterError::System { what, source }
 }
+
+/// PostgreSQL's own, which is in the name of a socket.
+const PORT: u16 = 5_432;
 
 /// `nobody`, everywhere.
 const NOBODY: u32 = 65_534;

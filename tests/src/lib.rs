@@ -10,6 +10,7 @@ pub mod demo_keys; // the disposable token's keys, in the clear
 pub mod mtls; // one private CA, both ends
 pub mod billing; // who is paid, and can be told to misbehave
 pub mod acquirer; // who sends payments
+pub mod accounts; // payers that insist, and the ledger judged by what they were told
 pub mod bad_blocks; // PIN blocks with one fault each
 pub mod random_orders; // random operations, by worker and by soft
 pub mod proxy; // a network that can be told to fail

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use cluster::Database;
 use pki::{Authority, Leaf, issue_demo};
 use reqwest::Method;
 use softhsm::{PlannedKey, demo_plan, find_module};
@@ -52,12 +53,23 @@ pub struct Wanted {
     pub biller_port: Option<u16>,
     /// `[vendor]` of the key register, TOML; none when empty.
     pub vendor: String,
+    /// The PostgreSQL database that it keeps its rows in, see [`postgres_at`]; a SQLite file when
+    /// absent.
+    pub postgres: Option<toml::Table>,
+}
+
+impl Wanted {
+    /// The demo's world on a database of a PostgreSQL server.
+    #[must_use]
+    pub fn on(database: &Database) -> Self {
+        Self { postgres: Some(postgres_at(&database.socket, &database.name)), ..Self::default() }
+    }
 }
 
 impl fmt::Debug for Wanted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { dir, ports, more_keys, edit_keys, edit, shim, second_link, biller_port, vendor } =
-            self;
+        let Self { dir, ports, more_keys, edit_keys, edit, shim, second_link, .. } = self;
+        let Self { biller_port, vendor, postgres, .. } = self;
         let mut parts = f.debug_struct("Wanted");
         parts.field("dir", dir).field("ports", ports).field("more_keys", more_keys);
         parts
@@ -66,7 +78,7 @@ impl fmt::Debug for Wanted {
             .field("shim", shim)
             .field("second_link", second_link)
             .field("biller_port", biller_port);
-        parts.field("vendor", vendor).finish()
+        parts.field("vendor", vendor).field("postgres", postgres).finish()
     }
 }
 
@@ -161,11 +173,32 @@ impl World {
         if wanted.second_link {
             config::add_backup(&mut table, &dir, wanted.shim)?;
         }
+        if let Some(postgres) = wanted.postgres {
+            config::put_postgres(&mut table, postgres);
+        }
         if let Some(edit) = wanted.edit {
             edit(&mut table);
         }
         std::fs::write(dir.join("gateway.toml"), toml::to_string(&table)?)?;
         Ok(Self { dir, ports, gateway: None, billing: None, _temporary: temporary })
+    }
+
+    /// A second gateway, ready: the same database, token, certificates and biller; ports, audit log
+    /// and workers of its own. Its directory is in this world's.
+    ///
+    /// # Errors
+    /// With the last lines of its log.
+    pub async fn start_beside(&self) -> anyhow::Result<Self> {
+        let ports = Ports { billing: self.ports.billing, ..Ports::free()? };
+        let dir = self.dir.join(format!("gateway-{}", ports.data));
+        std::fs::create_dir(&dir)?;
+        std::os::unix::fs::symlink(self.pki(), dir.join("pki"))?;
+        let mut table: toml::Table = toml::from_str(&std::fs::read_to_string(self.config())?)?;
+        config::move_to(&mut table, &dir, ports);
+        std::fs::write(dir.join("gateway.toml"), toml::to_string(&table)?)?;
+        let mut world = Self { dir, ports, gateway: None, billing: None, _temporary: None };
+        world.start_gateway().await?;
+        Ok(world)
     }
 
     /// Starts the gateway and waits until it is ready.
@@ -400,6 +433,16 @@ impl World {
     pub fn dir(&self) -> &Path {
         &self.dir
     }
+}
+
+/// `[store.postgres]` for a database of a server with this socket, as its superuser.
+#[must_use]
+pub fn postgres_at(socket: &Path, database: &str) -> toml::Table {
+    toml::Table::from_iter([
+        ("host".into(), socket.display().to_string().into()),
+        ("database".into(), database.into()),
+        ("user".into(), cluster::USER.into()),
+    ])
 }
 
 fn module() -> anyhow::Result<PathBuf> {

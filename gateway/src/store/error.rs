@@ -1,5 +1,6 @@
 //! Why the store did not answer, and whether asking again may help.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -54,6 +55,17 @@ pub enum StoreError {
         #[source]
         source: Arc<sqlx::migrate::MigrateError>,
     },
+    /// The server cannot be reached or lets nobody in. The same call may succeed later.
+    #[error("cannot connect to {place}: {what}")]
+    Unreachable {
+        /// The database.
+        place: String,
+        /// What is wrong, and where to look.
+        what: &'static str,
+        /// The server's word, or the system's.
+        #[source]
+        source: Arc<sqlx::Error>,
+    },
     /// The database does not work now: locked, full, gone. The same call may succeed later.
     #[error("the database is not available: {what}")]
     Unavailable {
@@ -79,7 +91,7 @@ impl StoreError {
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Unavailable { .. } | Self::Busy => true,
+            Self::Unreachable { .. } | Self::Unavailable { .. } | Self::Busy => true,
             Self::InstanceRunning { .. }
             | Self::NoPlace(_)
             | Self::File { .. }
@@ -95,7 +107,7 @@ impl StoreError {
     #[must_use]
     pub fn changed_nothing(&self) -> bool {
         match self {
-            Self::Busy => true,
+            Self::Unreachable { .. } | Self::Busy => true,
             Self::Unavailable { what, .. } => *what == LOCKED || *what == IN_THE_WAY,
             Self::InstanceRunning { .. }
             | Self::NoPlace(_)
@@ -120,6 +132,7 @@ impl StoreError {
                 })
             }
             Self::Busy
+            | Self::Unreachable { .. }
             | Self::InstanceRunning { .. }
             | Self::NoPlace(_)
             | Self::File { .. }
@@ -131,6 +144,11 @@ impl StoreError {
 
     pub(super) fn migrate(place: impl ToString, source: sqlx::migrate::MigrateError) -> Self {
         Self::Migrate { place: place.to_string(), source: source.into() }
+    }
+
+    pub(super) fn unreachable(place: &str, source: sqlx::Error) -> Self {
+        let (place, what) = (place.to_owned(), of_connecting(&source));
+        Self::Unreachable { place, what, source: source.into() }
     }
 
     pub(super) fn closed() -> Self {
@@ -189,6 +207,37 @@ fn of_postgres(code: &str) -> Option<&'static str> {
     })
 }
 
+fn of_connecting(error: &sqlx::Error) -> &'static str {
+    let said =
+        error.as_database_error().and_then(|said| said.try_downcast_ref::<PgDatabaseError>());
+    if let Some(said) = said {
+        return match said.code() {
+            code if code.starts_with("28") => {
+                "it does not let us in: see store.postgres.user, password_file and certificate, and its \
+                 pg_hba.conf"
+            }
+            "3D000" => "it has no such database: create it, or mend store.postgres.database",
+            "53300" => "it has as many connections as it, or store.postgres.user, may have",
+            code => of_postgres(code).unwrap_or("it refuses"),
+        };
+    }
+    match error {
+        sqlx::Error::Configuration(_) => {
+            "a file of store.postgres.ca, certificate or key is not what it must be"
+        }
+        sqlx::Error::Io(error) if error.kind() == ErrorKind::TimedOut => {
+            "it does not answer: see store.postgres.host and port"
+        }
+        sqlx::Error::Tls(_) => TLS,
+        sqlx::Error::Io(error) if error.kind() == ErrorKind::InvalidData => TLS,
+        _ => "nobody answers there: start it, or mend store.postgres.host and port",
+    }
+}
+
+/// The name in a certificate, its authority, or no TLS at all: the source says which.
+const TLS: &str = "TLS with it fails: it must show a certificate of store.postgres.ca for \
+                   store.postgres.host";
+
 /// A transaction takes its lock before it does anything.
 const LOCKED: &str = "it is locked by another process";
 
@@ -199,6 +248,9 @@ fn remedy(setting: &str) -> &'static str {
     match setting {
         "fsync" | "full_page_writes" | "synchronous_commit" => "set it in postgresql.conf",
         "server_version_num" => "upgrade the server",
+        "transaction_read_only" => {
+            "name the primary in store.postgres.host, or set default_transaction_read_only = off"
+        }
         _ => "move it to a local file system",
     }
 }
@@ -210,6 +262,7 @@ fn is_connection(error: &sqlx::Error) -> bool {
             | sqlx::Error::PoolClosed
             | sqlx::Error::WorkerCrashed
             | sqlx::Error::BeginFailed
+            | sqlx::Error::Tls(_)
             | sqlx::Error::Io(_)
     )
 }

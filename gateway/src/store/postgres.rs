@@ -110,10 +110,10 @@ impl Server {
     /// A connection that writes.
     pub(super) async fn connect(&self) -> Result<PgConnection, StoreError> {
         let connecting = PgConnection::connect_with(&self.options);
-        tokio::time::timeout(CONNECT_MAX, connecting)
-            .await
-            .map_err(|_| StoreError::unavailable("its server does not answer"))?
-            .map_err(StoreError::from)
+        let connected = tokio::time::timeout(CONNECT_MAX, connecting).await;
+        connected
+            .unwrap_or_else(|late| Err(sqlx::Error::Io(late.into())))
+            .map_err(|error| StoreError::unreachable(&self.name, error))
     }
 
     /// What the server is, and what its operator may have switched off.
@@ -131,6 +131,8 @@ impl Server {
             ("fsync", ["on"].as_slice()),
             ("full_page_writes", &["on"]),
             ("synchronous_commit", &["on", "remote_apply"]),
+            // On a standby, too.
+            ("transaction_read_only", &["off"]),
         ] {
             let found: String = sqlx::query_scalar("SELECT current_setting($1)")
                 .bind(setting)

@@ -48,6 +48,21 @@ pub(super) fn add_backup(table: &mut toml::Table, dir: &Path, shim: bool) -> any
     Ok(())
 }
 
+/// Keeps the rows in a server's database and not in a file.
+pub(super) fn put_postgres(table: &mut toml::Table, postgres: toml::Table) {
+    table.insert(
+        "store".into(),
+        toml::Table::from_iter([("postgres".into(), postgres.into())]).into(),
+    );
+}
+
+/// What a gateway beside another one must have for itself.
+pub(super) fn move_to(table: &mut toml::Table, dir: &Path, ports: Ports) {
+    table["data"]["listen"] = format!("127.0.0.1:{}", ports.data).into();
+    table["admin"]["listen"] = format!("127.0.0.1:{}", ports.admin).into();
+    table["audit"]["dir"] = dir.join("audit").display().to_string().into();
+}
+
 fn hsm(table: &mut toml::Table) -> anyhow::Result<&mut toml::Table> {
     table.get_mut("hsm").and_then(toml::Value::as_table_mut).context("no [hsm]")
 }

@@ -36,6 +36,7 @@ mod store_and_forward;
 mod support; // what several stories share
 mod terminal; // what a DUKPT terminal sends
 mod tls;
+mod two_gateways; // one database, one biller
 mod two_links; // two tokens, the same keys
 mod unheard;
 mod unknown_outcomes; // billers that may not be sent a payment twice // clients that do not wait

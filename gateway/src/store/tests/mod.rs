@@ -31,6 +31,8 @@ mod operators;
 mod pins;
 mod replay;
 mod schema;
+mod server;
+mod several;
 mod shredding;
 mod unknown;
 

@@ -157,6 +157,8 @@ mod tests {
         });
         LedgerReport {
             effects: effects.collect(),
+            reversals: Vec::new(),
+            reversal_requests: 0,
             requests: 0,
             enquiries: 0,
             duplicates_suppressed: 0,

@@ -11,7 +11,7 @@ use crate::support::{Counter, assert_paid_once, query, telkom, text, until};
 
 /// telkom, as it promises to be.
 async fn telkom_that(promises: &'static [(&'static str, bool)]) -> (World, Counter) {
-    let edit = |table: &mut toml::Table| {
+    let edit = move |table: &mut toml::Table| {
         let queue = table["queue"].as_table_mut().unwrap();
         queue.insert("enquiry_after_s".into(), 1.into());
         let telkom = telkom(table);

@@ -257,7 +257,7 @@ async fn a_gateway_that_was_cut_off_for_two_leases_changes_nothing() {
     let before = world.status(payment.facts.id).await;
     let ended = other.complete(&holder.lease, done()).await.unwrap();
 
-    assert_eq!((rescued, late), (Rescued { freed: 1, held: 0 }, Settled::Stale));
+    assert_eq!((rescued, late), (Rescued { freed: 1, held: 0, failed: 0 }, Settled::Stale));
     assert!(holder.sent_unknown, "a lost lease counts as sent");
     assert_eq!((before, ended), (Status::Processing, Settled::Recorded));
     assert_eq!(world.status(payment.facts.id).await, Status::Success);

@@ -22,7 +22,7 @@ use crate::links::jitter;
 use crate::links::pool::Fault as _;
 use crate::store::{
     Ending, HoldReason, ItemFacts, KeyAfter, Lease, Marked, Outcome, PAYMENT, Parked, Parking,
-    PruneRule, Settled, Status, StoreError,
+    Settled, Status,
 };
 
 impl Relay {
@@ -315,50 +315,6 @@ impl Relay {
             BackendError::SentUnknown { .. } | BackendError::Refused { .. } => (rest, true),
         }
     }
-
-    /// Keeps the queue in order until `stop`: lost leases, expired payments, old rows, figures.
-    pub async fn keep(self: Arc<Self>, stop: CancellationToken) {
-        let mut rounds = 0u64;
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = sleep(jitter(Duration::from_secs(5), 0.1)) => {}
-            }
-            rounds += 1;
-            self.tell_alarms().await;
-            self.look_at_epoch().await;
-            if self.rollback.waits() {
-                continue;
-            }
-            if let Err(error) = self.keep_once(rounds.is_multiple_of(60)).await {
-                tracing::error!(%error, "keeping the queue");
-            }
-        }
-    }
-
-    async fn keep_once(&self, prune: bool) -> Result<(), StoreError> {
-        let rescued = self.store.rescue().await?;
-        if rescued.any() {
-            tracing::warn!(freed = rescued.freed, held = rescued.held, "leases had run out");
-        }
-        self.store.expire().await?;
-        if prune {
-            let retention = i64::try_from(self.queue.retention().as_millis()).unwrap_or(i64::MAX);
-            let rule = PruneRule { ended_before: self.store.now().saturating_sub(retention) };
-            while self.store.prune(rule).await?.any() {}
-        }
-        let stats = self.store.stats().await?;
-        for depth in &stats.depth {
-            let labels = [
-                ("status", depth.status.name().to_owned()),
-                ("priority", depth.priority.name().to_owned()),
-            ];
-            metrics::gauge!("tollgate_queue_depth", &labels).set(depth.rows as f64);
-        }
-        let oldest = stats.oldest_ms.unwrap_or(0) as f64 / 1000.0;
-        metrics::gauge!("tollgate_queue_oldest_seconds").set(oldest);
-        Ok(())
-    }
 }
 
 /// One item that is being sent.
@@ -420,8 +376,10 @@ impl Width {
         };
     }
 
+    /// How many to claim: none until a quarter is free, since a claim costs a commit.
     fn room(&self, sending: usize) -> u32 {
-        u32::try_from(self.now.saturating_sub(sending)).unwrap_or(u32::MAX)
+        let free = self.now.saturating_sub(sending);
+        u32::try_from(if free * 4 < self.now { 0 } else { free }).unwrap_or(u32::MAX)
     }
 }
 
@@ -448,7 +406,7 @@ mod tests {
             })
             .collect();
         assert_eq!(widths, [1, 2, 4, 8, 16, 16]);
-        assert_eq!(width.room(10), 6);
+        assert_eq!((width.room(10), width.room(13)), (6, 0));
 
         width.learn(Went::Badly);
         assert_eq!(width.room(0), 1);

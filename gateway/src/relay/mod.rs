@@ -14,6 +14,7 @@ pub mod rollback; // an old copy of the database
 pub mod sealing; // bytes bound to their row
 pub mod policy; // what may wait, be repeated or be taken back
 mod unheard; // what nobody waits for any more
+mod upkeep; // lost leases, ends of lives, figures
 
 #[cfg(test)]
 mod tests;

@@ -34,6 +34,7 @@ use crate::store::{
     Begun, Class, HoldReason, ItemFacts, KeyAfter, Lease, Marked, Outcome, Parked, Parking,
     Priority, Reversed, Settled, Status, StoreError, TakingBack, insist,
 };
+use crate::telemetry::metrics::IDEMPOTENCY;
 
 /// A payment that its client may make, decoded and with its MAC verified.
 pub struct Instruction {
@@ -153,9 +154,11 @@ impl Relay {
             route: biller.route,
             request,
         };
-        let (facts, lease) = match self.payments.begin(intake).await? {
-            (facts, Begun::Forward(lease)) => (facts, lease),
-            (facts, known) => return self.known(known, Some(facts.id)).await,
+        let (facts, begin) = self.payments.begin(intake).await?;
+        metrics::counter!(IDEMPOTENCY, "outcome" => stood_for(&begin)).increment(1);
+        let lease = match begin {
+            Begun::Forward(lease) => lease,
+            known => return self.known(known, Some(facts.id)).await,
         };
         begun.is_durable(facts.id);
         let block = waiting_pin.as_ref().map(|pin| &pin.block);
@@ -378,6 +381,17 @@ impl Relay {
     pub(super) fn count_payment(&self, biller: &str, status: Status) {
         let labels = [("biller", biller.to_owned()), ("status", status.name().to_owned())];
         metrics::counter!("tollgate_payments_total", &labels).increment(1);
+    }
+}
+
+/// What a request's key stood for, in the figures.
+fn stood_for(begun: &Begun) -> &'static str {
+    match begun {
+        Begun::Forward(_) | Begun::Queued { .. } => "new",
+        Begun::Replay { .. } => "replayed",
+        Begun::Running { .. } => "in_progress",
+        Begun::KeyReused => "reused",
+        Begun::QueueFull | Begun::Busy => "refused",
     }
 }
 

@@ -10,6 +10,7 @@ use hsm_adapter::protocol::PinKey;
 use hsm_adapter::vocabulary::{Pan, PinBlock};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
@@ -22,6 +23,7 @@ use crate::store::{
     Begun, Claim, Claimed, Ending, HoldReason, ItemFacts, Lease, NewPayment, Outcome, PAYMENT,
     Parked, Parking, Priority, REVERSAL, Reversal, Sealed, Settled, Store, StoreError, Taker,
 };
+use crate::telemetry::metrics::QUEUE_CLAIM;
 use crate::wire::Amount;
 
 /// What is stored of a payment. There is no PIN field.
@@ -296,7 +298,10 @@ impl Payments {
     pub async fn claim(&self, targets: Vec<String>, rows: u32) -> Result<Vec<Due>, StoreError> {
         let (owner, lease) = (self.owner.clone(), self.queue.lease());
         let mut due = Vec::new();
-        for claimed in self.store.claim(Claim { targets, rows, owner, lease }).await? {
+        let begun = Instant::now();
+        let claimed = self.store.claim(Claim { targets, rows, owner, lease }).await?;
+        metrics::histogram!(QUEUE_CLAIM).record(begun.elapsed());
+        for claimed in claimed {
             due.extend(self.opened(claimed).await);
         }
         Ok(due)

@@ -245,6 +245,7 @@ pub(super) async fn late(
     let reported =
         query(REPORTED).bind(lease.seq).bind(lease.token).bind(what).optional(db).await?;
     if reported.is_none() {
+        metrics::counter!(crate::telemetry::metrics::QUEUE_STALE).increment(1);
         let held = Some((lease.token, lease.leased_at));
         note(db, batch, lease.seq, held, what, code, true).await?;
     }

@@ -146,6 +146,16 @@ pub enum HoldReason {
 }
 
 impl HoldReason {
+    /// Every reason.
+    pub const ALL: [Self; 6] = [
+        Self::Ambiguous,
+        Self::Poison,
+        Self::Tampered,
+        Self::NotAccepted,
+        Self::Operator,
+        Self::RolledBack,
+    ];
+
     /// `ambiguous` and so on, as in the database and in metrics.
     #[must_use]
     pub fn name(self) -> &'static str {

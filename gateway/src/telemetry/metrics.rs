@@ -86,6 +86,11 @@ table! {
     QUEUE_OLDEST = "queue_oldest_seconds" Gauge Seconds [] "Age of the oldest payment that waits.";
     QUEUE_ENQUEUED = "queue_enqueued_total" Counter Count [] "Payments stored for later.";
     QUEUE_FORWARDED = "queue_forwarded_total" Counter Count ["outcome"] "Stored payments handed to their backend, by outcome.";
+    QUEUE_HELD = "queue_held" Gauge Count ["reason"] "Stored payments that wait for a person, by reason.";
+    QUEUE_RESCUED = "queue_rescued_total" Counter Count [] "Leases that ran out: a sender was lost.";
+    QUEUE_STALE = "queue_stale_completions_total" Counter Count [] "Reports under a lease that was lost: kept as evidence, without effect.";
+    QUEUE_CLAIM = "queue_claim_seconds" Histogram Seconds [] "Time of one claim of stored payments.";
+    IDEMPOTENCY = "idempotency_total" Counter Count ["outcome"] "Payment requests by what their idempotency key stood for.";
     QUEUE_PAUSED = "queue_paused" Gauge Count ["biller"] "1 while operators keep the biller paused, else 0.";
     QUEUE_COMMIT = "queue_commit_seconds" Histogram Seconds [] "Time of one commit of the queue.";
     QUEUE_DEK_SPARES = "queue_dek_spares" Gauge Count [] "Data keys that are ready to take over.";

@@ -202,7 +202,8 @@ async fn run(on: On, steps: Vec<Step>) {
                 assert_eq!(settled, expected);
             }
             Step::Operate { item, action } if !model.items.is_empty() => {
-                let item = &mut model.items[item.index(model.items.len())];
+                let at = item.index(model.items.len());
+                let item = &mut model.items[at];
                 let after = item.after(&action, world.store.now());
                 let two = item.sent && !matches!(action, Action::Hold);
                 for (actor, last) in [("op-1", !two), ("op-2", two)] {

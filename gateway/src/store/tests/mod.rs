@@ -27,6 +27,7 @@ mod key_changes;
 mod lanes;
 mod looking;
 mod operators;
+mod paused;
 mod pins;
 mod schema;
 

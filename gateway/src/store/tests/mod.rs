@@ -28,6 +28,7 @@ mod key_changes;
 mod lanes;
 mod looking;
 mod operators;
+mod paused;
 mod pins;
 mod replay;
 mod schema;

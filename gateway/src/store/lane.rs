@@ -13,7 +13,7 @@ use super::writer::Batch;
 use super::{Alarm, HoldReason, Lease, OrdKey, StoreError};
 
 /// What a sender needs of an item `i`. It has `ended` when its row says open, and its answer or its
-/// history that it was brought to an end before, and no operator had it tried again since.
+/// history that it was brought to an end before, and no operator has had it retried since.
 macro_rules! item_columns {
     () => {
         "
@@ -21,10 +21,10 @@ SELECT i.seq, i.id, i.tenant, i.kind, i.target, i.reference, i.ord_key, i.prio, 
        i.expires_at, i.needs_pin, i.sent_unknown, i.attempts, i.enc_v, i.dek_id, i.nonce, i.ct,
        i.pin_dek_id, i.pin_nonce, i.pin_ct,
        i.res_ct IS NOT NULL
-       OR EXISTS (SELECT 1 FROM saf_attempt a WHERE a.item_seq = i.seq AND NOT a.late AND a.what IN
-                  ('done', 'failed', 'withdrawn', 'cancelled', 'expired')
-                  AND NOT EXISTS (SELECT 1 FROM saf_attempt r WHERE r.item_seq = a.item_seq
-                                  AND r.n > a.n AND r.what = 'retried')) AS ended
+       OR EXISTS (SELECT 1 FROM saf_attempt a WHERE a.item_seq = i.seq AND NOT a.late
+                  AND a.what IN ('done', 'failed', 'withdrawn', 'cancelled', 'expired')
+                  AND NOT EXISTS (SELECT 1 FROM saf_attempt o WHERE o.item_seq = i.seq
+                                  AND o.n > a.n AND NOT o.late AND o.what = 'retried')) AS ended
 "
     };
 }

@@ -96,7 +96,26 @@ async fn a_payment_that_was_only_tried_is_sent_again(on: On) {
     assert_eq!(world.store.take_alarms(), []);
 }
 
+/// Its attempts were spent, and an operator has it tried anew: its history says both.
+async fn what_an_operator_has_retried_since_is_sent(on: On) {
+    let world = World::new(on).await;
+    let (payment, seq) = {
+        let payment = world.new_payment(1);
+        let lease = world.forward(payment.clone()).await;
+        world.store.release(&lease, parking(Class::NotSent)).await.unwrap();
+        (payment, lease.seq())
+    };
+    let history = "INSERT INTO saf_attempt (item_seq, n, ended_at, what) VALUES";
+    world.tamper(&format!("{history} ({seq}, 8, 0, 'failed'), ({seq}, 9, 0, 'retried')")).await;
+    world.clock.advance(Duration::from_secs(2));
+
+    let claimed = world.claim(10).await;
+
+    assert_eq!(claimed[0].facts.id, payment.facts.id);
+}
+
 both! {
+    what_an_operator_has_retried_since_is_sent,
     a_payment_that_has_ended_is_held_whatever_its_row_was_made_to_say,
     a_restart_forgets_nothing_that_the_database_knows,
     the_next_of_a_lane_is_not_taken_when_it_has_ended_before,

@@ -29,6 +29,7 @@ mod looking;
 mod pins;
 mod schema;
 mod server;
+mod settings;
 mod several;
 
 use std::collections::HashSet;

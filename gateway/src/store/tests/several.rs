@@ -183,10 +183,11 @@ async fn ten_workers_of_two_gateways_keep_each_account_in_order_and_one_in_fligh
                 payment.facts.expires_at = i64::MAX / 2;
                 let (asked, ord_key) = (history.clock.steady(), payment.facts.ord_key);
                 let begun = store.begin(payment).await.unwrap();
-                let (seq, lease) = match begun {
-                    Begun::Forward(lease) => (lease.seq, Some(lease)),
-                    Begun::Queued { seq } => (seq, None),
-                    other => panic!("{other:?}"),
+                let (seq, lease) = if let Begun::Queued { seq } = begun {
+                    (seq, None)
+                } else {
+                    let Begun::Forward(lease) = begun else { panic!("{begun:?}") };
+                    (lease.seq, Some(lease))
                 };
                 history.placed.lock().unwrap().entry((ord_key, enqueuer)).or_default().push(seq);
                 if let Some(lease) = lease {
@@ -274,10 +275,9 @@ async fn a_gateway_whose_clock_is_an_hour_off_claims_nothing_twice_and_ends_no_l
         let begin = async |lane: u8| {
             let mut payment = new_payment(right.now(), lane);
             payment.facts.expires_at = right.now() + 600_000;
-            match right.begin(payment).await.unwrap() {
-                Begun::Forward(lease) => lease,
-                other => panic!("{other:?}"),
-            }
+            let begun = right.begin(payment).await.unwrap();
+            let Begun::Forward(lease) = begun else { panic!("{begun:?}") };
+            lease
         };
         let (sending, resting, due) = (begin(1).await, begin(2).await, begin(3).await);
         let parking = |rest| Parking { retry_in: rest, ..parking(Class::NotSent) };

@@ -6,7 +6,7 @@ CARGO ?= cargo
 BUILD := $(CARGO) build --workspace --locked
 NOT_BUILT = @echo "make $@: not built yet; see CHANGELOG.md for what is" >&2; exit 2
 
-.PHONY: help demo run test test-opencryptoki bench load chaos fuzz
+.PHONY: help demo run test test-opencryptoki bench load chaos kills mutants fuzz
 
 help:
 	@echo "make demo   real payments through a software token, faults included; one table"
@@ -15,6 +15,8 @@ help:
 	@echo "make test-opencryptoki  PINs and MACs inside a second real token"
 	@echo "make bench  CPU per operation beside its floors -> var/bench.json"
 	@echo "make chaos  faults on both links; one table -> var/chaos.json"
+	@echo "make kills  sudden deaths under load, on both stores -> var/kills.json"
+	@echo "make mutants  whether the tests notice six broken promises"
 	@echo "load, fuzz: not built yet"
 
 demo: softhsm
@@ -48,6 +50,15 @@ bench: softhsm postgres
 chaos: softhsm
 	$(BUILD)
 	target/debug/chaos
+
+kills: softhsm postgres
+	$(BUILD)
+	target/debug/kills
+
+# Not part of `test`: it compiles the gateway seven times.
+mutants: postgres
+	$(BUILD)
+	tests/mutants/run.sh
 
 .PHONY: softhsm postgres python
 softhsm:

@@ -164,7 +164,7 @@ impl Cluster {
     ///
     /// # Errors
     /// It does not start: in its own words.
-    #[expect(clippy::disallowed_methods, reason = "there is no runtime here to hold up")]
+    #[expect(clippy::disallowed_methods, reason = "the caller waits, on a thread of its own")]
     pub fn run(&mut self) -> Result<(), ClusterError> {
         let log = self.path("server.log");
         let output = File::options()

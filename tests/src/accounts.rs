@@ -21,7 +21,8 @@ pub struct Payer {
     pub account: String,
     /// Payments that were acknowledged: numbers 1 to this.
     pub acknowledged: u32,
-    /// Answers that acknowledged nothing, by slug; `none` where the connection ended.
+    /// Answers that acknowledged nothing, by slug; `unreached` without a connection, `unanswered`
+    /// where it ended.
     pub refused: BTreeMap<String, u32>,
     /// The longest that an answer took.
     pub slowest: Duration,
@@ -73,9 +74,13 @@ impl Payer {
         let begun = Instant::now();
         let answer = client.pay(&self.acquirer, &key, body).await;
         self.slowest = self.slowest.max(begun.elapsed());
-        let Ok(answer) = answer else {
-            *self.refused.entry("none".into()).or_default() += 1;
-            return Ok(None);
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(error) => {
+                let why = if error.is_connect() { "unreached" } else { "unanswered" };
+                *self.refused.entry(why.into()).or_default() += 1;
+                return Ok(None);
+            }
         };
         let status = answer.json()["status"].as_str().unwrap_or_default().to_owned();
         match (answer.status.as_u16(), &*status) {

@@ -18,3 +18,4 @@ pub mod load; // many requests at once, and how long each took
 pub mod world; // all of it in one call
 pub mod demo; // the story of `make demo`
 pub mod chaos; // the faults of `make chaos`
+pub mod kills; // the deaths of `make kills`

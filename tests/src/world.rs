@@ -206,7 +206,15 @@ impl World {
     /// # Errors
     /// With the last lines of its log.
     pub async fn start_gateway(&mut self) -> anyhow::Result<()> {
-        self.spawn_gateway()?;
+        self.start_gateway_under(&[]).await
+    }
+
+    /// The same through a program that becomes the gateway: `env`, with arguments of its own.
+    ///
+    /// # Errors
+    /// With the last lines of its log.
+    pub async fn start_gateway_under(&mut self, wrapper: &[&str]) -> anyhow::Result<()> {
+        self.spawn_under(wrapper)?;
         self.wait_ready(Duration::from_secs(30)).await
     }
 
@@ -215,9 +223,13 @@ impl World {
     /// # Errors
     /// When there is no such program.
     pub fn spawn_gateway(&mut self) -> anyhow::Result<()> {
-        let config = self.config();
+        self.spawn_under(&[])
+    }
+
+    fn spawn_under(&mut self, wrapper: &[&str]) -> anyhow::Result<()> {
+        let (config, log) = (self.config(), self.dir.join("gateway.log"));
         let arguments = ["serve".as_ref(), "--config".as_ref(), config.as_os_str()];
-        self.gateway = Some(Process::start("tollgate", &arguments, &self.dir.join("gateway.log"))?);
+        self.gateway = Some(Process::start_under(wrapper, "tollgate", &arguments, &log)?);
         Ok(())
     }
 

@@ -1,8 +1,9 @@
-//! Two times: the wall's, for what people read, and a steady one, for leases and back-off.
+//! The store's time: the machine's when the store was opened, and steady from then on; where several
+//! gateways share a server, the server's.
 //!
-//! The steady time starts at the wall's and ignores its jumps, so that setting the clock by an
-//! hour neither frees a lease in use nor wakes a payment early. Where several gateways share a
-//! server, both are the server's: what one leases, another frees.
+//! It ignores jumps, so that setting the machine's clock by an hour neither frees a lease in use,
+//! nor wakes a payment early, nor ends the lives of all that wait. What people read of rows follows
+//! a clock that was set with the next start. Of a shared server, what one leases another frees.
 
 use std::fmt;
 use std::sync::Arc;
@@ -38,7 +39,12 @@ impl Clock {
 
     /// A server's clock; this machine's until the server has been seen.
     pub(crate) fn of_server() -> Self {
-        let (began_ms, seen_ms) = (AtomicI64::new(wall_ms()), AtomicI64::new(NEVER));
+        Self::of_server_on(wall_ms())
+    }
+
+    /// The same on a machine whose clock shows this, in epoch milliseconds.
+    pub(super) fn of_server_on(wall_ms: i64) -> Self {
+        let (began_ms, seen_ms) = (AtomicI64::new(wall_ms), AtomicI64::new(NEVER));
         Self(Arc::new(Source::Server { began: Instant::now(), began_ms, seen_ms }))
     }
 
@@ -64,14 +70,9 @@ impl Clock {
         }
     }
 
-    /// Epoch milliseconds as the machine, or the server, shows them.
+    /// Epoch milliseconds for what people read and for the ends of lives.
     pub(crate) fn wall(&self) -> i64 {
-        match &*self.0 {
-            Source::System { .. } => wall_ms(),
-            Source::Server { .. } => self.steady(),
-            #[cfg(test)]
-            Source::Manual(now) => now.load(Ordering::SeqCst),
-        }
+        self.steady()
     }
 
     /// Epoch milliseconds that only ever run forward, at a second a second.
@@ -118,3 +119,32 @@ fn wall_ms() -> i64 {
 const FRESH_MS: i64 = 1_000;
 
 const NEVER: i64 = -1;
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Time that is paused is, to the machine's clock, one that was set back by an hour.
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_is_set_moves_neither_leases_nor_lives() {
+        let clock = Clock::system();
+        let before = (clock.wall(), clock.steady());
+
+        tokio::time::advance(Duration::from_secs(3_600)).await;
+
+        assert_eq!((clock.wall() - before.0, clock.steady() - before.1), (3_600_000, 3_600_000));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_servers_clock_is_followed_whatever_the_machine_shows() {
+        let clock = Clock::of_server_on(5_000_000);
+        assert!(clock.is_stale());
+
+        clock.set(1_000_000);
+        tokio::time::advance(Duration::from_millis(FRESH_MS as u64)).await;
+
+        assert_eq!((clock.steady(), clock.is_stale()), (1_000_000 + FRESH_MS, true));
+    }
+}

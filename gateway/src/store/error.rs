@@ -221,16 +221,15 @@ fn of_connecting(error: &sqlx::Error) -> &'static str {
             code => of_postgres(code).unwrap_or("it refuses"),
         };
     }
-    match error {
-        sqlx::Error::Configuration(_) => {
-            "a file of store.postgres.ca, certificate or key is not what it must be"
-        }
-        sqlx::Error::Io(error) if error.kind() == ErrorKind::TimedOut => {
-            "it does not answer: see store.postgres.host and port"
-        }
-        sqlx::Error::Tls(_) => TLS,
-        sqlx::Error::Io(error) if error.kind() == ErrorKind::InvalidData => TLS,
-        _ => "nobody answers there: start it, or mend store.postgres.host and port",
+    let io = if let sqlx::Error::Io(error) = error { Some(error.kind()) } else { None };
+    if matches!(error, sqlx::Error::Configuration(_)) {
+        "a file of store.postgres.ca, certificate or key is not what it must be"
+    } else if matches!(error, sqlx::Error::Tls(_)) || io == Some(ErrorKind::InvalidData) {
+        TLS
+    } else if io == Some(ErrorKind::TimedOut) {
+        "it does not answer: see store.postgres.host and port"
+    } else {
+        "nobody answers there: start it, or mend store.postgres.host and port"
     }
 }
 

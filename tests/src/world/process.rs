@@ -20,8 +20,24 @@ impl Process {
     /// # Errors
     /// When it is not built.
     pub fn start(name: &str, arguments: &[&OsStr], log: &Path) -> anyhow::Result<Self> {
+        Self::start_under(&[], name, arguments, log)
+    }
+
+    /// The same through a program that becomes it, with arguments of its own: `env`.
+    ///
+    /// # Errors
+    /// When it is not built.
+    pub fn start_under(
+        wrapper: &[&str],
+        name: &str,
+        arguments: &[&OsStr],
+        log: &Path,
+    ) -> anyhow::Result<Self> {
         let file = std::fs::OpenOptions::new().create(true).append(true).open(log)?;
-        let child = Command::new(program(name)?)
+        let path = program(name)?;
+        let mut words = wrapper.iter().map(OsStr::new).chain([path.as_os_str()]);
+        let child = Command::new(words.next().context("no program")?)
+            .args(words)
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)

@@ -18,6 +18,7 @@ mod key_blocks; // what comes in a key block, and what does not
 mod key_life; // staged, active, retired, compromised; several workers; a kill
 mod key_officers; // two persons, one change
 mod key_rollout; // one change, two links
+mod kills;
 mod lock_down;
 mod modes;
 mod openapi_admin;
@@ -25,6 +26,7 @@ mod opencryptoki; // another token; by `make test-opencryptoki` alone
 mod payments;
 mod pin_blocks;
 mod pin_verify;
+mod postgres; // a server that crashes, is away, takes no writes
 mod queue_desk; // operators at the queue
 mod random_operations;
 mod return_codes;
@@ -33,6 +35,7 @@ mod second_gateway;
 mod smoke;
 mod start_without;
 mod store_and_forward;
+mod store_faults; // a full disk, another file
 mod support; // what several stories share
 mod terminal; // what a DUKPT terminal sends
 mod tls;

@@ -33,6 +33,7 @@ mod pins;
 mod replay;
 mod schema;
 mod server;
+mod settings;
 mod several;
 mod shredding;
 mod unknown;

@@ -183,10 +183,11 @@ async fn ten_workers_of_two_gateways_keep_each_account_in_order_and_one_in_fligh
                 payment.facts.expires_at = i64::MAX / 2;
                 let (asked, ord_key) = (history.clock.steady(), payment.facts.ord_key);
                 let begun = store.begin(payment).await.unwrap();
-                let (seq, lease) = match begun {
-                    Begun::Forward(lease) => (lease.seq, Some(lease)),
-                    Begun::Queued { seq } => (seq, None),
-                    other => panic!("{other:?}"),
+                let (seq, lease) = if let Begun::Queued { seq } = begun {
+                    (seq, None)
+                } else {
+                    let Begun::Forward(lease) = begun else { panic!("{begun:?}") };
+                    (lease.seq, Some(lease))
                 };
                 history.placed.lock().unwrap().entry((ord_key, enqueuer)).or_default().push(seq);
                 if let Some(lease) = lease {
@@ -261,4 +262,41 @@ async fn a_gateway_that_was_cut_off_for_two_leases_changes_nothing() {
     assert!(holder.sent_unknown, "a lost lease counts as sent");
     assert_eq!((before, ended), (Status::Processing, Settled::Recorded));
     assert_eq!(world.status(payment.facts.id).await, Status::Success);
+}
+
+/// A machine whose clock is an hour ahead, or behind.
+#[tokio::test]
+async fn a_gateway_whose_clock_is_an_hour_off_claims_nothing_twice_and_ends_no_life() {
+    for off_ms in [-3_600_000, 3_600_000] {
+        let world = World::new(On::Postgres).await;
+        let right = Store::open(&world.config(), &world.queue).await.unwrap();
+        let clock = Clock::of_server_on(right.now() + off_ms);
+        let off = Store::open_at(&world.config(), &world.queue, clock).await.unwrap();
+        let begin = async |lane: u8| {
+            let mut payment = new_payment(right.now(), lane);
+            payment.facts.expires_at = right.now() + 600_000;
+            let begun = right.begin(payment).await.unwrap();
+            let Begun::Forward(lease) = begun else { panic!("{begun:?}") };
+            lease
+        };
+        let (sending, resting, due) = (begin(1).await, begin(2).await, begin(3).await);
+        let parking = |rest| Parking { retry_in: rest, ..parking(Class::NotSent) };
+        right.release(&resting, parking(Duration::from_secs(1_800))).await.unwrap();
+        right.release(&due, parking(Duration::ZERO)).await.unwrap();
+
+        let upkeep = (off.rescue().await.unwrap(), off.expire().await.unwrap());
+        let claim = |owner: &str| {
+            let (targets, owner) = (vec!["pln".to_owned()], owner.to_owned());
+            Claim { targets, rows: 10, owner, lease: LEASE }
+        };
+        let claimed = off.claim(claim("off")).await.unwrap();
+        let again = right.claim(claim("right")).await.unwrap();
+        let ended = right.complete(&sending, done()).await.unwrap();
+
+        assert_eq!(upkeep, (Rescued::default(), Expired::default()), "{off_ms}");
+        assert_eq!((claimed.len(), again.len()), (1, 0), "{off_ms}");
+        assert_eq!(claimed[0].lease.seq, due.seq);
+        assert_eq!(ended, Settled::Recorded, "nobody else had it");
+        assert!((off.now() - right.now()).abs() < 2_000, "{off_ms}");
+    }
 }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use crate::key_desk::{Columns, table};
-use crate::operator::{Access, AdminClient};
+use crate::operator::{self, Access, AdminClient};
 use crate::progress::Progress;
 
 /// `tollgate queue ...`
@@ -44,7 +44,8 @@ pub enum QueueCommand {
         #[command(flatten)]
         follow: Follow,
     },
-    /// Takes back a payment of which nothing was sent.
+    /// Takes back a payment of which nothing was sent. One that may have been made is reversed, where its
+    /// biller does so; that takes two operators.
     #[command(after_help = EXITS)]
     Cancel {
         #[command(flatten)]
@@ -93,6 +94,15 @@ pub enum QueueCommand {
         #[command(flatten)]
         follow: Follow,
     },
+    /// Lets the queue go on after an old copy of the database was restored. Compare with the billers first
+    /// what the audit log has and the database lacks.
+    AcknowledgeRollback {
+        /// Why.
+        #[arg(long)]
+        reason: String,
+        #[command(flatten)]
+        access: Access,
+    },
 }
 
 const EXITS: &str = "Exit codes: 0 when it is done, 3 when another operator must confirm it with \
@@ -129,7 +139,7 @@ pub struct Filter {
     /// Only of this priority: critical, high, normal, low.
     #[arg(long)]
     priority: Option<String>,
-    /// Only those held for this reason: ambiguous, operator, poison, tampered.
+    /// Only those held for this reason: ambiguous, operator, poison, tampered, rollback, not-accepted.
     #[arg(long)]
     hold_reason: Option<String>,
     /// Only those older than this. Seconds.
@@ -247,6 +257,9 @@ pub async fn run(command: &QueueCommand) -> anyhow::Result<ExitCode> {
         }
         QueueCommand::Pause { order } => control(order, "pause", &NO_WAIT).await?,
         QueueCommand::Resume { order, follow } => control(order, "resume", follow).await?,
+        QueueCommand::AcknowledgeRollback { reason, access } => {
+            print!("{}", operator::acknowledge_rollback(access, reason).await?);
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -402,12 +415,18 @@ fn figures(stats: &Value) -> String {
     let oldest = oldest.map_or_else(|| "none".to_owned(), |seconds| format!("{seconds} s"));
     let expiring = &stats["expiring_within_the_hour"];
     text.push_str(&format!("\noldest {oldest}, {expiring} expire within the hour\n"));
+    if stats["rolled_back"] == true {
+        text.push_str(ROLLED_BACK);
+    }
     text
 }
 
 fn list(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
 }
+
+const ROLLED_BACK: &str = "the database is an old copy: nothing is forwarded or taken until \
+    `tollgate queue acknowledge-rollback`\n";
 
 const LIST: [(&str, &str); 9] = [
     ("SEQ", "seq"),

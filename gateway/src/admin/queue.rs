@@ -274,6 +274,7 @@ async fn stats(
         "oldest_s": oldest_s,
         "expiring_within_the_hour": stats.expiring,
         "paused": paused,
+        "rolled_back": admin.relay.rollback().waits(),
     })))
 }
 

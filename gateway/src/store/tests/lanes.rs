@@ -132,7 +132,8 @@ async fn the_fifth_lost_sender_is_the_last(on: On) {
     assert_eq!(world.held().await, [("poison".to_owned(), 1)]);
 }
 
-async fn a_lost_payment_that_cannot_be_sent_again_is_left_to_a_person(on: On) {
+/// One without its PIN block can still be asked about or taken back.
+async fn a_lost_payment_of_which_nothing_is_stored_is_left_to_a_person(on: On) {
     let world = World::new(on).await;
     let mut bare = world.new_payment(1);
     bare.payload = None;
@@ -144,10 +145,12 @@ async fn a_lost_payment_that_cannot_be_sent_again_is_left_to_a_person(on: On) {
 
     let rescued = world.store.rescue().await.unwrap();
 
-    assert_eq!(rescued, Rescued { freed: 0, held: 2, failed: 0 });
-    assert_eq!(world.held().await, [("ambiguous".to_owned(), 2)]);
+    assert_eq!(rescued, Rescued { freed: 1, held: 1, failed: 0 });
+    assert_eq!(world.held().await, [("ambiguous".to_owned(), 1)]);
     world.clock.advance(LEASE);
-    assert!(world.claim(10).await.is_empty());
+    let claimed = world.claim(10).await.remove(0);
+    assert_eq!(claimed.facts.id, without_its_pin.facts.id);
+    assert!(claimed.needs_pin && claimed.sent_unknown && claimed.pin.is_none());
 }
 
 async fn a_held_payment_stops_its_own_lane_and_no_other(on: On) {
@@ -374,7 +377,7 @@ both! {
     a_lost_lease_changes_nothing_and_leaves_evidence,
     a_report_may_be_repeated_when_its_answer_was_lost,
     the_fifth_lost_sender_is_the_last,
-    a_lost_payment_that_cannot_be_sent_again_is_left_to_a_person,
+    a_lost_payment_of_which_nothing_is_stored_is_left_to_a_person,
     a_held_payment_stops_its_own_lane_and_no_other,
     attempts_come_to_an_end,
     a_breaker_in_the_way_is_no_attempt_and_a_pause_is_kept,

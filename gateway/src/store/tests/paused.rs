@@ -14,7 +14,7 @@ async fn a_paused_biller_gets_nothing_until_it_is_resumed(on: On) {
     let new = world.new_payment(3);
     world.queue(new.clone()).await;
     let mut may_not_wait = world.new_payment(4);
-    may_not_wait.payload = None;
+    (may_not_wait.payload, may_not_wait.may_wait) = (None, false);
     let refused = world.store.begin(may_not_wait).await.unwrap();
     let taker = Taker { owner: "forwarder".into(), lease: LEASE };
     let in_flight = world.store.complete_and_take(&lease, done(), taker).await.unwrap();

@@ -37,7 +37,7 @@ async fn a_block_is_stored_only_where_it_has_to_wait(on: On) {
     assert_eq!(stored(&world, &at_once).await, (true, true));
 }
 
-async fn a_payment_that_needs_its_block_does_not_wait_without_it(on: On) {
+async fn a_payment_that_needs_its_block_waits_without_it_only_if_it_may_have_been_sent(on: On) {
     let world = World::new(on).await;
     let (unsent, maybe_sent) = (with_pin(world.store.now(), 1), with_pin(world.store.now(), 2));
     let leases = [world.forward(unsent).await, world.forward(maybe_sent).await];
@@ -47,7 +47,7 @@ async fn a_payment_that_needs_its_block_does_not_wait_without_it(on: On) {
         world.store.release(&leases[1], parking(Class::SentUnknown)).await.unwrap(),
     ];
 
-    assert_eq!(parked, [Parked::Failed, Parked::Held]);
+    assert_eq!(parked, [Parked::Failed, Parked::Waiting]);
 }
 
 async fn every_outcome_wipes_the_block_in_its_own_transaction(on: On) {
@@ -104,7 +104,7 @@ async fn no_block_waits_longer_than_an_hour(on: On) {
 
 both! {
     a_block_is_stored_only_where_it_has_to_wait,
-    a_payment_that_needs_its_block_does_not_wait_without_it,
+    a_payment_that_needs_its_block_waits_without_it_only_if_it_may_have_been_sent,
     every_outcome_wipes_the_block_in_its_own_transaction,
     no_block_waits_longer_than_an_hour,
 }

@@ -167,9 +167,9 @@ async fn what_may_not_wait_is_refused_behind_another_and_nothing_is_stored(on: O
     let world = World::new(on).await;
     world.forward(world.new_payment(1)).await;
     let mut bare = world.new_payment(1);
-    bare.payload = None;
+    (bare.payload, bare.may_wait) = (None, false);
     let mut without_its_pin = world.new_payment(1);
-    without_its_pin.needs_pin = true;
+    (without_its_pin.needs_pin, without_its_pin.may_wait) = (true, false);
 
     let refused =
         [world.store.begin(bare).await.unwrap(), world.store.begin(without_its_pin).await.unwrap()];

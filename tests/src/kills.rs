@@ -120,21 +120,14 @@ pub async fn run(options: Options) -> anyhow::Result<Outcome> {
     let begun = Instant::now();
     let mut house = House::start(&options).await?;
     let load = Load::begin(&house.world)?;
-    let mut random = Random::of(options.seed);
     let (mut moments, mut ready_max) = (BTreeMap::new(), Duration::ZERO);
-    for round in 0..options.rounds {
-        let moment = Moment::of(round, &mut random);
-        stir(&house.control, &mut random, LEAD_IN_MS).await?;
-        reach(moment, &house.control, &load, &mut random).await?;
-        let ready = house.die_and_return(round, &mut random).await?;
-        ready_max = ready_max.max(ready);
-        *moments.entry(moment.name()).or_default() += 1;
-        house.control.set_mode(Fault::always(Mode::Normal)).await?;
-        load.acknowledged().await?;
-        // Whoever dies with the same payment five times leaves it to a person: let it go first.
-        house.drain(&load.now(), CATCH_UP).await?;
-    }
-    let payers = load.end().await?;
+    let rounds = rounds(&options, &mut house, &load, &mut moments, &mut ready_max).await;
+    let payers = load.end().await;
+    // What a client was told is why nothing came of the rounds.
+    let payers = match rounds {
+        Ok(()) => payers?,
+        Err(stopped) => return Err(payers.err().unwrap_or(stopped)),
+    };
     let judged = house.drain(&payers, DRAIN).await?;
     let ledger = house.control.ledger().await?;
     ensure!(ledger.conflicts == 0, "a reference was sent again with other bytes");
@@ -152,6 +145,31 @@ pub async fn run(options: Options) -> anyhow::Result<Outcome> {
         took: begun.elapsed(),
         options,
     })
+}
+
+async fn rounds(
+    options: &Options,
+    house: &mut House,
+    load: &Load,
+    moments: &mut BTreeMap<&'static str, u32>,
+    ready_max: &mut Duration,
+) -> anyhow::Result<()> {
+    let mut random = Random::of(options.seed);
+    for round in 0..options.rounds {
+        let moment = Moment::of(round, &mut random);
+        stir(&house.control, &mut random, LEAD_IN_MS).await?;
+        reach(moment, &house.control, load, &mut random)
+            .await
+            .with_context(|| format!("round {round}, {}", moment.name()))?;
+        let ready = house.die_and_return(round, &mut random).await?;
+        *ready_max = ready.max(*ready_max);
+        *moments.entry(moment.name()).or_default() += 1;
+        house.control.set_mode(Fault::always(Mode::Normal)).await?;
+        load.acknowledged().await?;
+        // Whoever dies with the same payment five times leaves it to a person: let it go first.
+        house.drain(&load.now(), CATCH_UP).await?;
+    }
+    Ok(())
 }
 
 /// Waits until the moment has come, with the biller misbehaving as it must for it.
@@ -264,13 +282,16 @@ impl House {
         Ok(begun.elapsed())
     }
 
-    /// Waits until all that was acknowledged is paid, or for no longer.
+    /// Waits until all that was acknowledged is paid, or nothing was for this long.
     async fn drain(&self, payers: &[Payer], patience: Duration) -> anyhow::Result<Judgement> {
-        let until = Instant::now() + patience;
+        let (mut left, mut until) = (usize::MAX, Instant::now() + patience);
         loop {
             let judged = Judgement::of(payers, &self.control.ledger().await?);
             if judged.lost.is_empty() || Instant::now() > until {
                 return Ok(judged);
+            }
+            if judged.lost.len() < left {
+                (left, until) = (judged.lost.len(), Instant::now() + patience);
             }
             sleep(Duration::from_millis(250)).await;
         }
@@ -300,8 +321,8 @@ impl Load {
             let latest = latest.clone();
             payers.spawn(async move {
                 while !stop.load(SeqCst) {
-                    let answer = payer.pay(&at, PATIENCE).await?;
-                    if answer.status == 202 {
+                    let waits = payer.pay(&at, PATIENCE).await?.status == 202;
+                    if waits {
                         pending.notify_waiters();
                     }
                     latest
@@ -309,7 +330,8 @@ impl Load {
                         .unwrap_or_else(PoisonError::into_inner)
                         .insert(number, payer.clone());
                     told.notify_waiters();
-                    sleep(PAUSE).await;
+                    // An account whose lease has to run out is not to pile up thousands.
+                    sleep(if waits { 10 * PAUSE } else { PAUSE }).await;
                 }
                 Ok(payer)
             });
@@ -345,4 +367,4 @@ const PATIENCE: Duration = Duration::from_secs(40);
 const LONG: Duration = Duration::from_millis(1_500);
 /// On SQLite a start frees what the dead gateway had; on PostgreSQL it takes a lease.
 const CATCH_UP: Duration = Duration::from_secs(3);
-const DRAIN: Duration = Duration::from_secs(90);
+const DRAIN: Duration = Duration::from_secs(30);

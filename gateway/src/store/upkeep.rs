@@ -45,6 +45,10 @@ impl Order for Rescue {
 
     async fn run(&self, db: &mut Db<'_>, batch: &mut Batch) -> Result<Rescued, StoreError> {
         let until = if self.all { i64::MAX } else { batch.steady };
+        if self.all {
+            // The clock may have been set back since: no rest is longer than this.
+            query(WAKE).bind(batch.steady + REST_MS_MAX).execute(db).await?;
+        }
         let lost = query(LOST).bind(until).bind(BATCH).all(db).await?;
         let mut rescued = Rescued::default();
         for row in &lost {
@@ -148,6 +152,11 @@ WHERE l.leased AND l.lease_until <= $1
 ORDER BY l.lease_until LIMIT $2",
     "FOR UPDATE OF l SKIP LOCKED"
 );
+
+/// An hour: the longest `queue.wait_ms_max`.
+const REST_MS_MAX: i64 = 3_600_000;
+
+const WAKE: &str = "UPDATE saf_lane SET next_at = $1 WHERE next_at > $1";
 
 const ABANDON: &str = "
 UPDATE saf_item

@@ -29,7 +29,7 @@ fn init_demo_prints_a_table_of_all_certificates() {
 
     let table = text(&output.stdout);
     assert!(output.status.success(), "{}", text(&output.stderr));
-    assert_eq!(table.lines().count(), 13, "a head, eleven certificates, the list:\n{table}");
+    assert_eq!(table.lines().count(), 14, "a head, twelve certificates, the list:\n{table}");
     assert!(table.starts_with("NAME"), "{table}");
     assert!(table.contains("spiffe://tollgate.test/key-officer"), "{table}");
     assert!(table.contains("revocation list 1, next update"), "{table}");

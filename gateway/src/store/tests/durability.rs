@@ -47,6 +47,25 @@ async fn a_crash_loses_nothing_and_the_next_start_frees_its_leases(on: On) {
 }
 
 /// Nobody closes the store: it is dropped with orders in flight.
+/// Its rests were counted on a clock that has been set back since.
+#[tokio::test]
+async fn a_restart_keeps_nothing_resting_for_longer_than_an_hour() {
+    let world = World::new(On::Sqlite).await;
+    let mut payment = world.new_payment(1);
+    payment.facts.expires_at += 3_600_000;
+    let lease = world.forward(payment).await;
+    world.store.release(&lease, parking(Class::NotSent)).await.unwrap();
+    let later = query("UPDATE saf_lane SET next_at = next_at + 864000000");
+    later.execute(&mut world.intruder().await.db()).await.unwrap();
+
+    let world = world.after_a_crash().await;
+    let before = world.claim(1).await.len();
+    world.clock.advance(Duration::from_secs(3_601));
+    let after = world.claim(1).await.len();
+
+    assert_eq!((before, after), (0, 1));
+}
+
 #[tokio::test]
 async fn a_store_that_was_dropped_opens_again() {
     let World { store, clock, directory, queue, .. } = World::new(On::Sqlite).await;

@@ -178,11 +178,13 @@ impl Round<'_> {
         db: &mut Db<'_>,
         batch: &mut Batch,
     ) -> Result<(), StoreError> {
+        let numbers = numbers(db).await?;
         let mut lanes: BTreeMap<OrdKey, Lane> = BTreeMap::new();
-        for (_, payment) in &open {
+        for (place, (_, payment)) in open.iter().enumerate() {
             if let Entry::Vacant(lane) = lanes.entry(payment.facts.ord_key) {
                 lane.insert(Lane {
                     first: payment,
+                    head: numbers.at(place),
                     token: new_token()?,
                     is_free: false,
                     behind: false,
@@ -192,7 +194,7 @@ impl Round<'_> {
         }
         lock(&mut lanes, db, batch).await?;
         let mut placed = Vec::with_capacity(open.len());
-        for (at, payment) in open {
+        for (place, (at, payment)) in open.into_iter().enumerate() {
             // Every lane was put in above.
             let Some(lane) = lanes.get_mut(&payment.facts.ord_key) else { continue };
             // Nothing leaves for a target that is paused: even the first has to wait.
@@ -210,18 +212,19 @@ impl Round<'_> {
             }
             lane.behind = true;
             lane.prio = lane.prio.min(payment.facts.prio.rank());
-            placed.push((at, payment, behind));
+            let is_first = lane.is_free && lane.first.facts.id == payment.facts.id;
+            let seq = numbers.at(place).or(lane.head.filter(|_| is_first));
+            placed.push((at, payment, behind, seq));
         }
-        let values =
-            placed.iter().flat_map(|(_, payment, behind)| item(payment, *behind, batch.now));
+        let values = placed
+            .iter()
+            .flat_map(|(_, payment, behind, seq)| item(payment, *behind, *seq, batch.now));
         let mut seqs = HashMap::with_capacity(placed.len());
-        for row in INSERT.run(values.collect(), db).await? {
+        for row in insert(db).run(values.collect(), db).await? {
             seqs.insert(row.get::<Uuid>("id")?, row.get::<i64>("seq")?);
         }
         if seqs.len() < placed.len() {
-            let repeated = |(_, payment, _): &(usize, &NewPayment, bool)| {
-                !seqs.contains_key(&payment.facts.id)
-            };
+            let repeated = |placed: &Placed<'_>| !seqs.contains_key(&placed.1.facts.id);
             let (repeats, rest) = placed.into_iter().partition(repeated);
             placed = rest;
             self.repeats(repeats, answers, db, batch).await?;
@@ -234,14 +237,18 @@ impl Round<'_> {
                 continue;
             }
             let mut mine =
-                placed.iter().filter(|(_, payment, _)| payment.facts.ord_key == *ord_key);
-            let Some((_, head, behind)) = mine.next() else {
+                placed.iter().filter(|(_, payment, ..)| payment.facts.ord_key == *ord_key);
+            let Some((_, head, behind, _)) = mine.next() else {
                 // Only repeats came for it.
                 query(DROP_LANE).bind(ord_key.0.as_slice()).execute(db).await?;
                 continue;
             };
             let seq = seq_of(&seqs, head)?;
-            opened.extend([ord_key.0.as_slice().into(), seq.into(), lane.prio.into()]);
+            if lane.head != Some(seq) {
+                opened.extend([ord_key.0.as_slice().into(), seq.into(), lane.prio.into()]);
+            } else if lane.prio < lane.first.facts.prio.rank() {
+                raised.extend([Value::from(ord_key.0.as_slice()), lane.prio.into()]);
+            }
             if *behind {
                 // The one that was first is a repeat.
                 lane::park(db, batch, *ord_key, 0).await?;
@@ -252,7 +259,7 @@ impl Round<'_> {
         }
         OPEN_LANES.execute(opened, db).await?;
         RAISE.execute(raised, db).await?;
-        for (at, payment, _) in placed {
+        for (at, payment, ..) in placed {
             let seq = seq_of(&seqs, payment)?;
             let begun = match leases.remove(&seq) {
                 Some(lease) => Begun::Forward(lease),
@@ -266,12 +273,12 @@ impl Round<'_> {
     /// The second guard: requests whose key was forgotten, but not their payment.
     async fn repeats(
         &self,
-        repeats: Vec<(usize, &NewPayment, bool)>,
+        repeats: Vec<Placed<'_>>,
         answers: &mut Vec<(usize, Begun)>,
         db: &mut Db<'_>,
         batch: &mut Batch,
     ) -> Result<(), StoreError> {
-        for (at, payment, _) in repeats {
+        for (at, payment, ..) in repeats {
             let (facts, key) = (&payment.facts, &payment.idempotency);
             let row = query(REPEATED)
                 .bind(&facts.tenant)
@@ -292,10 +299,36 @@ impl Round<'_> {
     }
 }
 
+/// A payment with its place in the answers, whether others are before it, and its number, where that is
+/// known before it is stored.
+type Placed<'a> = (usize, &'a NewPayment, bool, Option<i64>);
+
+/// The numbers of payments to come. In a file, which nobody else writes, they are known; a server gives
+/// them out, that of a new lane's head with the lane.
+struct Numbers(Option<i64>);
+
+impl Numbers {
+    fn at(&self, place: usize) -> Option<i64> {
+        self.0.map(|last| last + 1 + place as i64)
+    }
+}
+
+async fn numbers(db: &mut Db<'_>) -> Result<Numbers, StoreError> {
+    Ok(Numbers(match db {
+        Db::Sqlite(_) => {
+            let last = query(LAST_NUMBER).optional(db).await?;
+            Some(last.as_ref().map_or(Ok(0), Row::value)?)
+        }
+        Db::Postgres(_) => None,
+    }))
+}
+
 /// A lane as a round finds it and leaves it.
 struct Lane<'a> {
     /// To whom it is leased, when nothing is in it yet.
     first: &'a NewPayment,
+    /// The number of its first payment, when the lane is new.
+    head: Option<i64>,
     token: i64,
     is_free: bool,
     /// Whoever comes now is not the first.
@@ -315,7 +348,7 @@ async fn lock(
         [
             ord_key.0.as_slice().into(),
             (&first.facts.target).into(),
-            FREE.into(),
+            lane.head.unwrap_or(FREE).into(),
             first.facts.prio.rank().into(),
             true.into(),
             (&first.owner).into(),
@@ -325,13 +358,33 @@ async fn lock(
         ]
     });
     let values: Vec<Value> = values.collect();
-    if ADD_LANES.execute(values.clone(), db).await? == lanes.len() as u64 {
-        lanes.values_mut().for_each(|lane| lane.is_free = true);
-        return Ok(());
-    }
-    for row in LOCK_LANES.run(values, db).await? {
+    let add = match db {
+        Db::Sqlite(_) => &ADD_LANES,
+        Db::Postgres(_) => &ADD_NUMBERED_LANES,
+    };
+    for row in add.run(values, db).await? {
         if let Some(lane) = lanes.get_mut(&OrdKey(row.bytes("ord_key")?)) {
-            lane.is_free = row.get::<i64>("head_seq")? == FREE;
+            (lane.is_free, lane.head) = (true, Some(row.get("head_seq")?));
+        }
+    }
+    let others = lanes.iter().filter(|(_, lane)| !lane.is_free).flat_map(|(ord_key, lane)| {
+        let first = lane.first;
+        [
+            ord_key.0.as_slice().into(),
+            (&first.facts.target).into(),
+            FREE.into(),
+            first.facts.prio.rank().into(),
+            true.into(),
+            (&first.owner).into(),
+            lane.token.into(),
+            batch.now.into(),
+            (batch.steady + ms(first.lease)).into(),
+        ]
+    });
+    for row in LOCK_LANES.run(others.collect(), db).await? {
+        if let Some(lane) = lanes.get_mut(&OrdKey(row.bytes("ord_key")?)) {
+            // It may have gone in this moment: then it is new, and has no number yet.
+            (lane.is_free, lane.head) = (row.get::<i64>("head_seq")? == FREE, None);
         }
     }
     Ok(())
@@ -423,8 +476,8 @@ fn replay(row: &Row) -> Result<Begun, StoreError> {
     })
 }
 
-/// The columns of [`INSERT`].
-fn item(payment: &NewPayment, behind: bool, now: i64) -> [Value; ITEM_COLUMNS] {
+/// The columns of [`insert`].
+fn item(payment: &NewPayment, behind: bool, seq: Option<i64>, now: i64) -> [Value; ITEM_COLUMNS] {
     let facts = &payment.facts;
     let payload = payment.payload.as_ref();
     // A PIN block that need not wait is not stored at all.
@@ -451,10 +504,19 @@ fn item(payment: &NewPayment, behind: bool, now: i64) -> [Value; ITEM_COLUMNS] {
         pin.map(|sealed| sealed.bytes.as_slice()).into(),
         payment.is_marked.then_some(UNSENT).into(),
         None::<Uuid>.into(),
+        seq.into(),
     ]
 }
 
-pub(super) const ITEM_COLUMNS: usize = 21;
+/// Stores items; one without a number gets the next.
+pub(super) fn insert(db: &Db<'_>) -> &'static Table {
+    match db {
+        Db::Sqlite(_) => &INSERT,
+        Db::Postgres(_) => &INSERT_NUMBERED,
+    }
+}
+
+pub(super) const ITEM_COLUMNS: usize = 22;
 
 /// `send_mark` of what is marked before its first byte and was not sent yet.
 pub(super) const UNSENT: i64 = 0;
@@ -494,13 +556,20 @@ const OURS: Table = Table {
 
 const FORGET: &str = "DELETE FROM idem_key WHERE scope = $1 AND key_hash = $2";
 
+/// The last number that a file has given out.
+const LAST_NUMBER: &str = "SELECT seq FROM sqlite_sequence WHERE name = 'saf_item'";
+
 macro_rules! add_lanes {
-    ($conflict:literal) => {
+    ($columns:literal, $conflict:literal) => {
         Table {
-            before: "
+            before: concat!(
+                "
 INSERT INTO saf_lane (ord_key, target, head_seq, head_prio, leased, lease_owner, lease_token,
                       leased_at, lease_until)
-SELECT * FROM",
+SELECT ",
+                $columns,
+                " FROM"
+            ),
             columns: 9,
             after: Sql::Both(concat!(
                 "new WHERE column1 IS NOT NULL ON CONFLICT (ord_key) ",
@@ -510,23 +579,47 @@ SELECT * FROM",
     };
 }
 
-const ADD_LANES: Table = add_lanes!("DO NOTHING");
+static ADD_LANES: Table = add_lanes!("*", "DO NOTHING RETURNING ord_key, head_seq");
+
+/// A new lane is nobody else's: its head may have its number before the lane is locked.
+static ADD_NUMBERED_LANES: Table = add_lanes!(
+    "column1, column2, nextval('saf_item_seq_seq'), column4, column5, column6, column7, column8,
+       column9",
+    "DO NOTHING RETURNING ord_key, head_seq"
+);
 
 const LOCK_LANES: Table =
-    add_lanes!("DO UPDATE SET target = saf_lane.target RETURNING ord_key, head_seq");
+    add_lanes!("*", "DO UPDATE SET target = saf_lane.target RETURNING ord_key, head_seq");
 
-pub(super) const INSERT: Table = Table {
-    before: "
+macro_rules! insert_items {
+    ($overriding:literal) => {
+        Table {
+            before: concat!(
+                "
 INSERT INTO saf_item (id, tenant, kind, target, reference, ord_key, prio, queued, needs_pin,
                       created_at, expires_at, updated_at, enc_v, dek_id, nonce, ct,
-                      pin_dek_id, pin_nonce, pin_ct, send_mark, reverses)
-SELECT * FROM",
-    columns: ITEM_COLUMNS,
-    after: Sql::Both(
-        "new WHERE column1 IS NOT NULL
+                      pin_dek_id, pin_nonce, pin_ct, send_mark, reverses, seq)
+",
+                $overriding,
+                " FROM"
+            ),
+            columns: ITEM_COLUMNS,
+            after: Sql::Both(
+                "new WHERE column1 IS NOT NULL
 ON CONFLICT (tenant, target, reference) DO NOTHING RETURNING seq, id",
-    ),
-};
+            ),
+        }
+    };
+}
+
+static INSERT: Table = insert_items!("SELECT *");
+
+static INSERT_NUMBERED: Table = insert_items!(
+    "OVERRIDING SYSTEM VALUE
+SELECT column1, column2, column3, column4, column5, column6, column7, column8, column9, column10,
+       column11, column12, column13, column14, column15, column16, column17, column18, column19,
+       column20, column21, coalesce(column22, nextval('saf_item_seq_seq'))"
+);
 
 const REPEATED: &str = "
 SELECT i.id, i.tenant, i.kind, i.target, i.reference, i.ord_key, i.prio, i.created_at,

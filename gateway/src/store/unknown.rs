@@ -6,7 +6,7 @@
 
 use uuid::Uuid;
 
-use super::begin::{INSERT, ITEM_COLUMNS, UNSENT};
+use super::begin::{ITEM_COLUMNS, UNSENT, insert};
 use super::db::{Db, Value, query};
 use super::lane::{self, Settling};
 use super::order::Order;
@@ -108,7 +108,7 @@ pub(super) async fn take_back(
         answer.map(|sealed| sealed.bytes.as_slice()).into(),
     ];
     END.execute(end.to_vec(), db).await?;
-    INSERT.execute(item(reversal, id, batch.now).to_vec(), db).await?;
+    insert(db).execute(item(reversal, id, batch.now).to_vec(), db).await?;
     batch.wake = true;
     Ok(())
 }
@@ -118,7 +118,7 @@ pub(super) fn has_room(target: &str, batch: &Batch) -> bool {
     batch.depth.of(target) < batch.depth_max + batch.depth_max / RESERVE
 }
 
-/// The columns of [`INSERT`].
+/// The columns of [`insert`].
 fn item(reversal: &Reversal, reverses: Uuid, now: i64) -> [Value; ITEM_COLUMNS] {
     let (facts, payload) = (&reversal.facts, &reversal.payload);
     let no_pin = (None::<i64>, None::<&[u8]>, None::<&[u8]>);
@@ -145,6 +145,7 @@ fn item(reversal: &Reversal, reverses: Uuid, now: i64) -> [Value; ITEM_COLUMNS] 
         // It may be sent as often as need be.
         None::<i64>.into(),
         reverses.into(),
+        None::<i64>.into(),
     ]
 }
 

@@ -206,9 +206,10 @@ impl Ledger {
     }
 
     pub(crate) fn report(&self) -> LedgerReport {
+        let book = self.book();
         LedgerReport {
-            effects: self.book().effects.clone(),
-            reversals: self.book().reversals.clone(),
+            effects: book.effects.clone(),
+            reversals: book.reversals.clone(),
             reversal_requests: self.reversal_requests.load(Relaxed),
             requests: self.requests.load(Relaxed),
             enquiries: self.enquiries.load(Relaxed),

@@ -100,10 +100,10 @@ fn attempt(
             nibbles[2 + random.between(0, pin.len() - 1)] = random.pick(b"ABCDEF");
         }
         Some(Fault::Filler) => nibbles[random.between(2 + pin.len(), 15)] = wrong_filler,
-        // Every digit another one.
+        // Every digit another one, each time: some change no digit and no filler into a wrong one.
         Some(Fault::Pan) => {
-            other_pan =
-                pan.bytes().map(|digit| char::from(b'0' + (digit - b'0' + 1) % 10)).collect();
+            let other = |digit: u8, by: usize| char::from(b'0' + (digit - b'0' + by as u8) % 10);
+            other_pan = pan.bytes().map(|digit| other(digit, random.between(1, 9))).collect();
         }
     }
     let mut clear = hex::decode(&nibbles).map_err(|_| SoftError::Format)?;

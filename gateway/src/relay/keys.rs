@@ -8,7 +8,6 @@
 
 mod rotation; // a new version of the KEK
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,10 +20,11 @@ use sha2::Sha256;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
+use super::ring::{Dek, Figures, RECORD_LIFE, Ring, millis};
 use super::sealing::{Cipher, Part, Tampered};
 use crate::store::{
-    ANSWER_WITHIN, DekClass, DekRow, FINGERPRINT_BYTES, Idempotency, ItemFacts, NewDek, OrdKey,
-    Sealed, Store, StoreError,
+    ANSWER_WITHIN, DekClass, FINGERPRINT_BYTES, Idempotency, ItemFacts, NewDek, OrdKey, Sealed,
+    Store, StoreError,
 };
 use crate::telemetry::metrics::{QUEUE_DEK_AGE, QUEUE_DEK_SPARES};
 
@@ -121,29 +121,6 @@ struct Shared {
     /// The PIN key of the current window. Behind an asynchronous lock: one caller makes it, the
     /// others wait for it.
     pin: tokio::sync::Mutex<Option<Arc<Dek>>>,
-}
-
-#[derive(Default)]
-struct Ring {
-    index: Option<ClearDataKey>,
-    active: Option<Active>,
-    /// Its successors, in the order in which they take over.
-    spares: VecDeque<Arc<Dek>>,
-    /// Keys that opened something lately, the latest last.
-    opened: VecDeque<Arc<Dek>>,
-}
-
-struct Active {
-    dek: Arc<Dek>,
-    since: i64,
-    sealed: u64,
-}
-
-struct Dek {
-    id: i64,
-    cipher: Cipher,
-    /// Epoch milliseconds: from then on it seals no more.
-    not_after: i64,
 }
 
 impl Keys {
@@ -467,72 +444,6 @@ impl fmt::Debug for Keys {
     }
 }
 
-impl Ring {
-    /// Whether a key has to be made, when those that are due have taken over.
-    fn lacks(&mut self, now: i64) -> bool {
-        self.advance(now);
-        self.active.is_none() || self.spares.len() < SPARES
-    }
-
-    /// Lets the successor take over when the active key is due, or there is none.
-    fn advance(&mut self, now: i64) {
-        // One that has waited for a day of outage seals nothing any more.
-        self.spares.retain(|dek| now < dek.not_after);
-        if self.active.as_ref().is_none_or(|active| active.is_due(now))
-            && let Some(dek) = self.spares.pop_front()
-        {
-            self.active = Some(Active { dek, since: now, sealed: 0 });
-        }
-    }
-
-    fn find(&mut self, dek_id: i64) -> Option<Arc<Dek>> {
-        let place = self.opened.iter().position(|dek| dek.id == dek_id)?;
-        let dek = self.opened.remove(place)?;
-        self.opened.push_back(dek.clone());
-        Some(dek)
-    }
-
-    fn remember(&mut self, dek: Arc<Dek>) {
-        if self.opened.len() == OPENED_MAX {
-            self.opened.pop_front();
-        }
-        self.opened.push_back(dek);
-    }
-}
-
-impl Active {
-    /// Its successor should take over.
-    fn is_due(&self, now: i64) -> bool {
-        now - self.since >= millis(RECORD_LIFE) || !self.seals(now)
-    }
-
-    fn seals(&self, now: i64) -> bool {
-        now < self.dek.not_after && self.sealed < RECORDS_MAX
-    }
-}
-
-/// How well the queue is off for keys.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Figures {
-    /// Keys that are ready to take over.
-    pub(super) spares: usize,
-    /// For how long the active one seals.
-    pub(super) age: Duration,
-}
-
-impl Figures {
-    /// Whether the active key seals for want of a successor.
-    pub(super) fn is_stretched(self) -> bool {
-        self.age >= STRETCHED
-    }
-}
-
-impl Dek {
-    fn of(row: &DekRow, clear: &ClearDataKey) -> Self {
-        Self { id: row.dek_id, cipher: Cipher::new(clear), not_after: row.not_after }
-    }
-}
-
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ObtainError {
     #[error(transparent)]
@@ -579,30 +490,11 @@ impl fmt::Display for Chain<'_> {
     }
 }
 
-fn millis(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX / 4)
-}
-
-/// When a successor takes over.
-const RECORD_LIFE: Duration = Duration::from_secs(3_600);
-
-/// When the want of a successor is told.
-const STRETCHED: Duration = Duration::from_secs(2 * 3_600);
-
-/// Keys made ahead.
-const SPARES: usize = 2;
-
 /// How far a key is stretched while the token gives no successor.
 const RECORD_LIFE_MAX: Duration = Duration::from_secs(24 * 3_600);
 
-/// Under random 96-bit nonces: chance of a repeated one about 2^-57.
-const RECORDS_MAX: u64 = 1 << 20;
-
 /// Blocks of one window share a key, and its end.
 const PIN_WINDOW: Duration = Duration::from_secs(900);
-
-/// Keys kept for opening: more than two days of hours.
-const OPENED_MAX: usize = 64;
 
 const TICK: Duration = Duration::from_secs(1);
 

@@ -10,6 +10,7 @@ pub mod keys; // the queue's data keys
 pub mod operate; // the operators' hand on the queue
 pub mod pay; // a payment's first way
 pub mod payment; // order -> sealed row -> order
+mod ring; // the data keys at hand
 pub mod rollback; // an old copy of the database
 pub mod sealing; // bytes bound to their row
 pub mod policy; // what may wait, be repeated or be taken back

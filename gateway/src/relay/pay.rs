@@ -156,9 +156,8 @@ impl Relay {
         };
         let (facts, begin) = self.payments.begin(intake).await?;
         metrics::counter!(IDEMPOTENCY, "outcome" => stood_for(&begin)).increment(1);
-        let lease = match begin {
-            Begun::Forward(lease) => lease,
-            known => return self.known(known, Some(facts.id)).await,
+        let Begun::Forward(lease) = begin else {
+            return self.known(begin, Some(facts.id)).await;
         };
         begun.is_durable(facts.id);
         let block = waiting_pin.as_ref().map(|pin| &pin.block);

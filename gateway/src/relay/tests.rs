@@ -347,7 +347,7 @@ mod payments {
             "ct = pin_ct, nonce = pin_nonce, dek_id = pin_dek_id",
             "pin_ct = ct, pin_nonce = nonce, pin_dek_id = dek_id",
             "pin_nonce = randomblob(12)",
-            "ct = (SELECT ct FROM saf_item WHERE seq = 2), nonce = (SELECT nonce FROM saf_item WHERE seq = 2)",
+            "ct = (SELECT ct FROM saf_item WHERE seq > 1), nonce = (SELECT nonce FROM saf_item WHERE seq > 1)",
         ] {
             for on in [On::Sqlite, On::Postgres] {
                 is_held_after(on, change).await;

@@ -29,6 +29,7 @@ mod operate;
 mod order;
 mod outcome;
 mod pin_counters;
+mod place;
 mod postgres;
 mod prune;
 mod read;

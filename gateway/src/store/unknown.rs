@@ -6,11 +6,11 @@
 
 use uuid::Uuid;
 
-use super::begin::{ITEM_COLUMNS, UNSENT, insert};
 use super::db::{Db, Value, query};
 use super::lane::{self, Settling};
 use super::order::Order;
 use super::outcome::{END, FAILED};
+use super::place::{ITEM_COLUMNS, UNSENT, insert};
 use super::writer::Batch;
 use super::{Lease, Reversal, StoreError, TakingBack};
 

@@ -447,7 +447,7 @@ impl Answer {
     fn result(&self) -> (&'static str, &'static str, bool) {
         let json = self.json();
         let known = |text: &Value| {
-            let words = ["SUCCESS", "FAILED", "00", "51", "14", "55"];
+            let words = ["SUCCESS", "FAILED", "00", "12", "51", "14", "55"];
             words.into_iter().find(|word| text == word).unwrap_or("something else")
         };
         let replayed = json["replayed"].as_bool().unwrap();

@@ -71,7 +71,12 @@ async fn what_may_wait_is_paid_later_and_the_rest_is_refused_with_its_key_free()
 
 #[tokio::test]
 async fn a_backlog_leaves_by_priority_and_then_in_the_order_of_arrival() {
-    let mut world = World::start().await.unwrap();
+    let one_at_a_time = |table: &mut toml::Table| {
+        let queue = table["queue"].as_table_mut().unwrap();
+        queue.insert("senders_max".into(), 1.into());
+    };
+    let wanted = Wanted { edit: Some(Box::new(one_at_a_time)), ..Wanted::default() };
+    let mut world = World::start_as(wanted).await.unwrap();
     let counter = Counter::a(&world);
     world.kill_billing();
     let mut queued = Vec::new();

@@ -46,51 +46,45 @@ pub(super) struct Lane<'a> {
     pub(super) prio: i64,
 }
 
+impl Lane<'_> {
+    /// The columns of [`ADD_LANES`].
+    fn row(&self, ord_key: OrdKey, head: Option<i64>, batch: &Batch) -> [Value; 9] {
+        let first = self.first;
+        [
+            ord_key.0.as_slice().into(),
+            (&first.facts.target).into(),
+            head.unwrap_or(FREE).into(),
+            first.facts.prio.rank().into(),
+            true.into(),
+            (&first.owner).into(),
+            self.token.into(),
+            batch.now.into(),
+            (batch.steady + ms(first.lease)).into(),
+        ]
+    }
+}
+
 /// Locks the lanes, before anything in them has a place: whoever comes later is behind.
 pub(super) async fn lock(
     lanes: &mut BTreeMap<OrdKey, Lane<'_>>,
     db: &mut Db<'_>,
     batch: &Batch,
 ) -> Result<(), StoreError> {
-    let values = lanes.iter().flat_map(|(ord_key, lane)| {
-        let first = lane.first;
-        [
-            ord_key.0.as_slice().into(),
-            (&first.facts.target).into(),
-            lane.head.unwrap_or(FREE).into(),
-            first.facts.prio.rank().into(),
-            true.into(),
-            (&first.owner).into(),
-            lane.token.into(),
-            batch.now.into(),
-            (batch.steady + ms(first.lease)).into(),
-        ]
-    });
-    let values: Vec<Value> = values.collect();
+    let new = lanes.iter().flat_map(|(ord_key, lane)| lane.row(*ord_key, lane.head, batch));
+    let new: Vec<Value> = new.collect();
     let add = match db {
         Db::Sqlite(_) => &ADD_LANES,
         Db::Postgres(_) => &ADD_NUMBERED_LANES,
     };
-    for row in add.run(values, db).await? {
+    for row in add.run(new, db).await? {
         if let Some(lane) = lanes.get_mut(&OrdKey(row.bytes("ord_key")?)) {
             (lane.is_free, lane.head) = (true, Some(row.get("head_seq")?));
         }
     }
-    let others = lanes.iter().filter(|(_, lane)| !lane.is_free).flat_map(|(ord_key, lane)| {
-        let first = lane.first;
-        [
-            ord_key.0.as_slice().into(),
-            (&first.facts.target).into(),
-            FREE.into(),
-            first.facts.prio.rank().into(),
-            true.into(),
-            (&first.owner).into(),
-            lane.token.into(),
-            batch.now.into(),
-            (batch.steady + ms(first.lease)).into(),
-        ]
-    });
-    for row in LOCK_LANES.run(others.collect(), db).await? {
+    let others = lanes.iter().filter(|(_, lane)| !lane.is_free);
+    let others: Vec<Value> =
+        others.flat_map(|(ord_key, lane)| lane.row(*ord_key, None, batch)).collect();
+    for row in LOCK_LANES.run(others, db).await? {
         if let Some(lane) = lanes.get_mut(&OrdKey(row.bytes("ord_key")?)) {
             // It may have gone in this moment: then it is new, and has no number yet.
             (lane.is_free, lane.head) = (row.get::<i64>("head_seq")? == FREE, None);

@@ -4,10 +4,10 @@ use std::process::Output;
 use std::time::Duration;
 
 use harness::acquirer::{Answer, Payment};
-use harness::world::{Wanted, World, program};
+use harness::world::{Wanted, World};
 use serde_json::{Value, json};
 
-use crate::support::{Counter, assert_refused, get, post, telkom, text, until};
+use crate::support::{Counter, assert_refused, get, good, post, telkom, text, tollgate, until};
 
 const TELKOM: &str = "biller.telkom";
 
@@ -135,17 +135,7 @@ async fn pay(counter: &Counter, bill: &str) -> Answer {
 
 /// `tollgate links ...` with somebody's certificate.
 async fn links(world: &World, name: &str, arguments: &[&str]) -> Output {
-    let pki = world.pki();
-    let mut command = tokio::process::Command::new(program("tollgate").unwrap());
-    command.arg("links").args(arguments).arg("--config").arg(world.config());
-    command.arg("--certificate").arg(pki.join(format!("{name}.crt")));
-    command.arg("--key").arg(pki.join(format!("{name}.key")));
-    command.kill_on_drop(true).output().await.unwrap()
-}
-
-fn good(output: &Output) -> String {
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout.clone()).unwrap()
+    tollgate(world, name, &[&["links"], arguments].concat()).await
 }
 
 fn find(world: &World, kind: &str, note: &str) -> Option<Value> {

@@ -9,12 +9,12 @@ use harness::demo_keys::DemoKeys;
 use harness::soft::kcv::{KeyAlgorithm, kcv_cmac};
 use harness::soft::mac::cmac_aes;
 use harness::soft::tr31::{KeyBlock, Version};
-use harness::world::{World, program, signal};
+use harness::world::{World, signal};
 use reqwest::Method;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::support::{get, post, text, until};
+use crate::support::{get, post, text, tollgate, until};
 
 const KEK: &str = "kek.acquirer-a";
 pub(crate) const LABEL: &str = "zak.acquirer-b";
@@ -475,10 +475,5 @@ fn key_events(world: &World) -> Vec<Step> {
 }
 
 async fn keys(world: &World, name: &str, arguments: &[&str]) -> Output {
-    let pki = world.pki();
-    let mut command = tokio::process::Command::new(program("tollgate").unwrap());
-    command.arg("keys").args(arguments).arg("--config").arg(world.config());
-    command.arg("--certificate").arg(pki.join(format!("{name}.crt")));
-    command.arg("--key").arg(pki.join(format!("{name}.key")));
-    command.kill_on_drop(true).output().await.unwrap()
+    tollgate(world, name, &[&["keys"], arguments].concat()).await
 }

@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use harness::acquirer::{Answer, Client, Payment};
 use harness::billing::{Fault, Mode};
-use harness::world::{World, program};
+use harness::world::World;
 use serde_json::{Value, json};
 
-use crate::support::{Counter, assert_paid_once, assert_refused, get, post, query, text, until};
+use crate::support::{
+    Counter, assert_paid_once, assert_refused, get, good, post, query, text, tollgate, until,
+};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -300,17 +302,7 @@ fn step(event: &Value) -> [String; 5] {
 }
 
 async fn queue(world: &World, name: &str, arguments: &[&str]) -> Output {
-    let pki = world.pki();
-    let mut command = tokio::process::Command::new(program("tollgate").unwrap());
-    command.arg("queue").args(arguments).arg("--config").arg(world.config());
-    command.arg("--certificate").arg(pki.join(format!("{name}.crt")));
-    command.arg("--key").arg(pki.join(format!("{name}.key")));
-    command.kill_on_drop(true).output().await.unwrap()
-}
-
-fn good(output: &Output) -> String {
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout.clone()).unwrap()
+    tollgate(world, name, &[&["queue"], arguments].concat()).await
 }
 
 /// The words of the line that begins with this one.

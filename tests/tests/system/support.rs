@@ -2,13 +2,13 @@
 //! rule of every story, that no bill is paid twice and none that was acknowledged is lost.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::process::Command;
+use std::process::{Command, Output};
 use std::time::Duration;
 
 use harness::acquirer::{Acquirer, Answer, Client, Payment};
 use harness::billing::LedgerReport;
 use harness::proxy::Proxy;
-use harness::world::{Wanted, World, free_ports};
+use harness::world::{Wanted, World, free_ports, program};
 use reqwest::Method;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
@@ -89,6 +89,22 @@ pub(crate) fn telkom(table: &mut toml::Table) -> &mut toml::Table {
     let billers = table["biller"].as_array_mut().unwrap();
     let telkom = billers.iter_mut().find(|it| it["name"].as_str() == Some("telkom"));
     telkom.unwrap().as_table_mut().unwrap()
+}
+
+/// A command of `tollgate` as the client of a running gateway, with somebody's certificate.
+pub(crate) async fn tollgate(world: &World, name: &str, arguments: &[&str]) -> Output {
+    let pki = world.pki();
+    let mut command = tokio::process::Command::new(program("tollgate").unwrap());
+    command.args(arguments).arg("--config").arg(world.config());
+    command.arg("--certificate").arg(pki.join(format!("{name}.crt")));
+    command.arg("--key").arg(pki.join(format!("{name}.key")));
+    command.kill_on_drop(true).output().await.unwrap()
+}
+
+/// What a command printed that did what it should.
+pub(crate) fn good(output: &Output) -> String {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout.clone()).unwrap()
 }
 
 /// A text of an answer's body.

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
-use super::figure;
+use super::{figure, rss_kib};
 
 /// Payments that wait.
 const BACKLOG: u32 = 10_000;
@@ -28,13 +28,14 @@ pub(crate) async fn measure() -> anyhow::Result<Vec<Value>> {
     // What grows with use and not with the queue has grown by then.
     pay(&world, "warm", BACKLOG / 2).await?;
     until_paid(&world, BACKLOG / 2).await?;
-    let empty = rss_mib(gateway)?;
+    // Of the gateway itself: its workers know nothing of the queue.
+    let empty = rss_kib(gateway)? / 1_024.0;
     world.kill_billing();
     let begun = Instant::now();
     pay(&world, "bill", BACKLOG).await?;
     let enqueued_s = begun.elapsed().as_secs_f64();
     let waiting = world.metric(DEPTH).await.unwrap_or_default();
-    let full = rss_mib(gateway)?;
+    let full = rss_kib(gateway)? / 1_024.0;
     world.start_billing().await?;
     let opened = world.metric(OPENED).await.unwrap_or_default();
     let begun = Instant::now();
@@ -129,14 +130,6 @@ async fn check(world: &World) -> anyhow::Result<(usize, usize)> {
         inversions += turns.windows(2).filter(|pair| pair[0] > pair[1]).count();
     }
     Ok((twice, inversions))
-}
-
-/// Of the gateway itself; its workers know nothing of the queue.
-fn rss_mib(id: u32) -> anyhow::Result<f64> {
-    let status = std::fs::read_to_string(format!("/proc/{id}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib = line.and_then(|line| line.split_whitespace().next()).context("VmRSS")?;
-    Ok(kib.parse::<f64>()? / 1024.0)
 }
 
 const DEPTH: &str = "tollgate_queue_depth{";

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{bail, ensure};
 use harness::acquirer::Terminal;
 use harness::bad_blocks::{Fault, block};
 use harness::demo_keys::DemoKeys;
@@ -21,9 +21,9 @@ use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::figure;
 use super::orders::{self, PAN, PIN, mac, offset_of, pvv_of, side, translate, verify};
 use super::workers::Bench;
+use super::{figure, rss_kib};
 
 const OPERATIONS: usize = 1_000_000;
 /// Until the allocator and the token have what they need.
@@ -70,17 +70,17 @@ async fn endure(pool: Pool, operations: usize) -> anyhow::Result<(u64, f64)> {
     let bench = Bench::start(orders::more_keys()?).await?;
     let (pool, begun) = (Arc::new(pool), Instant::now());
     run(&bench, &pool, WARM_UP).await?;
-    let before = rss_kib(&bench)?;
+    let before = rss_kib(bench.worker()?)?;
     let mut done = WARM_UP;
     while done < operations {
         run(&bench, &pool, WARM_UP).await?;
         done += WARM_UP;
         if done.is_multiple_of(4 * WARM_UP) {
-            let (kib, seconds) = (rss_kib(&bench)?, begun.elapsed().as_secs_f64());
+            let (kib, seconds) = (rss_kib(bench.worker()?)?, begun.elapsed().as_secs_f64());
             println!("{done:>8} operations, {seconds:>5.1} s, worker {kib:.0} KiB");
         }
     }
-    let after = rss_kib(&bench)?;
+    let after = rss_kib(bench.worker()?)?;
     let Ok(Answer::Lint(report)) = bench.ask(&Order::Lint).await else { bail!("no lint") };
     bench.stop().await?;
     let drift = (after / before - 1.0) * 100.0;
@@ -193,12 +193,4 @@ fn pool() -> anyhow::Result<Pool> {
 
 fn random_faults(random: &mut Random) -> [Fault; 3] {
     std::array::from_fn(|_| random.pick(&Fault::ALL))
-}
-
-/// VmRSS of the worker.
-fn rss_kib(bench: &Bench) -> anyhow::Result<f64> {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", bench.worker()?))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let number = line.and_then(|line| line.split_whitespace().next()).context("VmRSS")?;
-    Ok(number.parse()?)
 }

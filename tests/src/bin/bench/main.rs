@@ -415,13 +415,18 @@ async fn rss_at_200(world: &World, gateway: u32) -> anyhow::Result<f64> {
     tokio::time::sleep(Duration::from_secs(3)).await;
     let mut kib = 0.0;
     for id in std::iter::once(gateway).chain(children(gateway)) {
-        let status = std::fs::read_to_string(format!("/proc/{id}/status"))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let number = line.and_then(|line| line.split_whitespace().next()).context("VmRSS")?;
-        kib += number.parse::<f64>()?;
+        kib += rss_kib(id)?;
     }
     load.await?;
     Ok(kib / 1024.0)
+}
+
+/// Resident memory of one process.
+fn rss_kib(id: u32) -> anyhow::Result<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{id}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let number = line.and_then(|line| line.split_whitespace().next()).context("VmRSS")?;
+    Ok(number.parse()?)
 }
 
 fn ms(duration: Duration) -> f64 {

@@ -43,6 +43,28 @@ async fn pay_until_refused(counter: &Counter) -> Vec<(String, Vec<u8>, Answer)> 
     panic!("the disk does not fill");
 }
 
+/// What was taken before is there when the file system takes writes again.
+#[tokio::test]
+async fn a_read_only_file_system_is_refused_at_the_start_and_named() {
+    let mut world = World::start().await.unwrap();
+    let counter = Counter::a(&world);
+    let body = counter.body(&Payment::of("pln", "bill-1"));
+    let paid = counter.pay("k1", &body).await;
+    world.stop_gateway().await.unwrap();
+    let data = world.dir().join("data");
+    // In a mount namespace of its own, which ends with it.
+    let script = "mount --bind \"$0\" \"$0\" && mount -o remount,bind,ro \"$0\" && exec \"$@\"";
+    let wrapper = ["unshare", "-Urm", "sh", "-c", script, data.to_str().unwrap()];
+
+    let refused = world.start_gateway_under(&wrapper).await.unwrap_err().to_string();
+    world.start_gateway().await.unwrap();
+    let again = Counter::a(&world).pay("k1", &body).await;
+
+    assert!(refused.to_lowercase().contains("read-only"), "{refused}");
+    assert!(refused.contains("tollgate.sqlite"), "{refused}");
+    assert_eq!((again.status, again.json()), (paid.status, paid.json()));
+}
+
 #[tokio::test]
 async fn a_full_disk_refuses_payments_loses_none_and_is_over_when_there_is_room() {
     let mut world = World::prepare(Wanted::default()).unwrap();

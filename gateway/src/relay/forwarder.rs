@@ -21,8 +21,8 @@ use crate::links::backend::{BackendError, NO_HSM};
 use crate::links::jitter;
 use crate::links::pool::Fault as _;
 use crate::store::{
-    Ending, HoldReason, ItemFacts, KeyAfter, Lease, Marked, Outcome, PAYMENT, Parked, Parking,
-    Settled, Status,
+    Class, Ending, HoldReason, ItemFacts, KeyAfter, Lease, Marked, Outcome, PAYMENT, Parked,
+    Parking, Settled, Status,
 };
 
 impl Relay {
@@ -109,13 +109,13 @@ impl Relay {
     }
 
     async fn deliver(&self, biller: &Biller, due: Due, takes_next: bool) -> Result<Done, PayError> {
-        let Due { lease, facts, what, sent_unknown, attempts } = due;
+        let Due { lease, facts, what, sent_unknown, attempts, changed_at } = due;
         let limit = Instant::now() + self.queue.sending_max();
         let sending = Sending { biller, facts, lease, attempts, limit, takes_next };
         match what {
             Waiting::Reversal(order) => self.deliver_reversal(&sending, &order).await,
             Waiting::Payment(order, pin, needs_pin) => {
-                let payment = Payment { order, pin, needs_pin, sent_unknown };
+                let payment = Payment { order, pin, needs_pin, sent_unknown, changed_at };
                 self.deliver_payment(&sending, &payment).await
             }
         }
@@ -134,6 +134,9 @@ impl Relay {
         if in_doubt {
             match route.remedy(may_send) {
                 Remedy::Resend => {}
+                Remedy::Enquire if self.is_too_early(payment) => {
+                    return self.enquire_later(sending).await;
+                }
                 Remedy::Enquire => {
                     let way = Way::later(*limit);
                     match biller.enquire(&self.hsm, &facts.reference, way).await.result {
@@ -180,6 +183,20 @@ impl Relay {
                 }
             }
         }
+    }
+
+    /// Whether a request may still be on its way or in the biller's hands: "unknown" would prove nothing.
+    fn is_too_early(&self, payment: &Payment) -> bool {
+        let since = self.store.now().saturating_sub(payment.changed_at);
+        let since = Duration::from_millis(u64::try_from(since).unwrap_or(0));
+        since + CLOCK_SLACK < self.queue.enquiry_after()
+    }
+
+    async fn enquire_later(&self, sending: &Sending<'_>) -> Result<Done, PayError> {
+        let (retry_in, class) = (self.queue.enquiry_after(), Class::NotSent);
+        let parking = Parking { retry_in, class, code: None, counts: false, pin: None };
+        self.store.release(&sending.lease, parking).await?;
+        Ok(Done::of("not_yet", Went::Well))
     }
 
     async fn deliver_reversal(
@@ -334,6 +351,7 @@ struct Payment {
     pin: Option<WaitingPin>,
     needs_pin: bool,
     sent_unknown: bool,
+    changed_at: i64,
 }
 
 /// What came of one item.
@@ -382,6 +400,9 @@ impl Width {
         u32::try_from(if free * 4 < self.now { 0 } else { free }).unwrap_or(u32::MAX)
     }
 }
+
+/// Rests are counted by one clock and changes told by another.
+const CLOCK_SLACK: Duration = Duration::from_millis(100);
 
 /// Items of one lane that one sender takes in a row: then the others have their turn by priority.
 const IN_A_ROW_MAX: u32 = 32;

@@ -105,6 +105,8 @@ pub struct Due {
     pub sent_unknown: bool,
     /// Attempts that counted.
     pub attempts: u32,
+    /// Epoch milliseconds: nothing was sent of it since.
+    pub changed_at: i64,
 }
 
 /// Why a payment could not be taken or reported.
@@ -311,8 +313,8 @@ impl Payments {
     async fn opened(&self, claimed: Claimed) -> Option<Due> {
         match self.open(&claimed).await {
             Ok(what) => {
-                let Claimed { lease, facts, sent_unknown, attempts, .. } = claimed;
-                Some(Due { lease, facts, what, sent_unknown, attempts })
+                let Claimed { lease, facts, sent_unknown, attempts, changed_at, .. } = claimed;
+                Some(Due { lease, facts, what, sent_unknown, attempts, changed_at })
             }
             Err(error) => {
                 self.put_back(&claimed, &error).await;

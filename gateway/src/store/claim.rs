@@ -44,6 +44,8 @@ pub struct Claimed {
     pub sent_unknown: bool,
     /// Attempts that counted.
     pub attempts: u32,
+    /// Epoch milliseconds: nothing was sent of it since.
+    pub changed_at: i64,
 }
 
 impl Order for Claim {
@@ -144,6 +146,7 @@ pub(super) async fn open(
             needs_pin,
             sent_unknown,
             attempts: row.number("attempts")?,
+            changed_at: row.get("updated_at")?,
         });
     }
     Ok(claimed)

@@ -276,6 +276,14 @@ async fn misbehave(
             tokio::time::sleep(fault.delay()).await;
             next.run(request).await
         }
+        Mode::Stubborn => {
+            let delay = fault.delay();
+            let working = tokio::spawn(async move {
+                tokio::time::sleep(delay).await;
+                next.run(request).await
+            });
+            working.await.unwrap_or_else(|error| journal_failed(&error))
+        }
         Mode::Fail => app.not_now(StatusCode::SERVICE_UNAVAILABLE, "unavailable", request).await,
         Mode::TooMany => {
             app.not_now(StatusCode::TOO_MANY_REQUESTS, "too-many-requests", request).await

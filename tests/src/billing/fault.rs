@@ -16,6 +16,8 @@ pub enum Mode {
     Normal,
     /// Waits `delay_ms`, then works as usual.
     Slow,
+    /// The same, also when the caller has hung up meanwhile.
+    Stubborn,
     /// 503 with Retry-After under the biller's MAC: it took nothing.
     Fail,
     /// 429 with Retry-After under the biller's MAC: it took nothing.
@@ -48,7 +50,7 @@ pub enum Mode {
 pub struct Fault {
     /// What happens.
     pub mode: Mode,
-    /// How long `slow` waits; no other mode takes it.
+    /// How long `slow` and `stubborn` wait; no other mode takes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delay_ms: Option<u64>,
     /// For how many requests, counted from now; then normal.
@@ -77,10 +79,12 @@ impl Fault {
     pub(crate) fn defect(&self) -> Option<&'static str> {
         match (self.mode, self.delay_ms, self.count) {
             (_, _, Some(0)) => Some("count must be at least 1"),
-            (Mode::Slow, None, _) => Some("slow needs delay_ms"),
-            (Mode::Slow, Some(DELAY_MS_TOO_LONG..), _) => Some("delay_ms must be below 600000"),
-            (Mode::Slow, Some(_), _) | (_, None, _) => None,
-            (_, Some(_), _) => Some("only slow takes delay_ms"),
+            (Mode::Slow | Mode::Stubborn, None, _) => Some("slow and stubborn need delay_ms"),
+            (Mode::Slow | Mode::Stubborn, Some(DELAY_MS_TOO_LONG..), _) => {
+                Some("delay_ms must be below 600000")
+            }
+            (Mode::Slow | Mode::Stubborn, Some(_), _) | (_, None, _) => None,
+            (_, Some(_), _) => Some("only slow and stubborn take delay_ms"),
         }
     }
 
@@ -152,6 +156,7 @@ mod tests {
         let names = [
             "normal",
             "slow",
+            "stubborn",
             "fail",
             "too-many",
             "proxy-503",

@@ -11,9 +11,16 @@ use crate::support::{Counter, assert_paid_once, query, telkom, text, until};
 
 /// telkom, as it promises to be.
 async fn telkom_that(promises: &'static [(&'static str, bool)]) -> (World, Counter) {
+    telkom_asked_after(1, promises).await
+}
+
+async fn telkom_asked_after(
+    seconds: i64,
+    promises: &'static [(&'static str, bool)],
+) -> (World, Counter) {
     let edit = move |table: &mut toml::Table| {
         let queue = table["queue"].as_table_mut().unwrap();
-        queue.insert("enquiry_after_s".into(), 1.into());
+        queue.insert("enquiry_after_s".into(), seconds.into());
         let telkom = telkom(table);
         telkom.insert("deduplicates".into(), false.into());
         for (promise, kept) in promises {
@@ -181,6 +188,31 @@ async fn a_gateway_that_dies_while_it_sends_leaves_the_payment_to_a_person() {
     drop(sending.await);
     let counter = Counter::a(&world);
     until("held", DRAIN, async || text(&counter.pay("k1", &body).await, "status") == "HELD").await;
+
+    let ledger = ledger(&world).await;
+    assert_eq!((ledger.effects.len(), ledger.requests), (1, 1));
+}
+
+/// The biller is slow, not deaf: asked at once after the restart, it would not know of the payment yet.
+#[tokio::test]
+async fn a_gateway_that_restarts_does_not_ask_before_the_payment_can_have_arrived() {
+    let (mut world, counter) = telkom_asked_after(6, &[("store", true), ("enquiry", true)]).await;
+    let control = world.billing_control().unwrap();
+    let stubborn = Fault { delay_ms: Some(4_000), ..Fault::next(Mode::Stubborn, 1) };
+    control.set_mode(stubborn).await.unwrap();
+    let body = counter.body(&Payment::of("telkom", "bill-1"));
+
+    let sending = tokio::spawn({
+        let (counter, body) = (counter.clone(), body.clone());
+        async move { counter.client.pay(&counter.acquirer, "k1", body).await }
+    });
+    until("sent", DRAIN, async || control.ledger().await.unwrap().requests == 1).await;
+    world.kill_gateway();
+    world.start_gateway().await.unwrap();
+    drop(sending.await);
+    let counter = Counter::a(&world);
+    until("paid", DRAIN, async || text(&counter.pay("k1", &body).await, "status") == "SUCCESS")
+        .await;
 
     let ledger = ledger(&world).await;
     assert_eq!((ledger.effects.len(), ledger.requests), (1, 1));

@@ -23,7 +23,7 @@ pub(super) fn router() -> Router<Admin> {
 const BODY_BYTES_MAX: usize = 4 * 1024;
 
 /// 200 with `rolled_back`, whether there was a rollback to acknowledge, and `payments`, how many open
-/// ones count as possibly sent and leave again under their old references.
+/// ones count as possibly sent.
 async fn acknowledge(
     State(admin): State<Admin>,
     entry: AuditEntry,

@@ -8,13 +8,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use compliance::{EventType, Outcome as AuditOutcome, Reason as AuditReason};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::Relay;
 use super::biller::{Biller, Sent, Settlement, TakenBack, Way};
-use super::pay::{PayError, class, ended, final_answer};
+use super::pay::{PayError, class, ended, final_answer, recorded};
 use super::payment::{Due, PaymentError, PaymentOrder, ReversalOrder, Waiting, WaitingPin};
 use super::policy::Remedy;
 use crate::links::backend::{BackendError, NO_HSM};
@@ -249,9 +250,10 @@ impl Relay {
         let mut done =
             Done::of(if status == Status::Success { "success" } else { "declined" }, Went::Well);
         if *takes_next {
-            done.next = self.payments.finish_and_take(lease, ending).await?;
+            let finish = || self.payments.finish_and_take(lease, ending.clone());
+            done.next = recorded(finish).await?;
         } else {
-            self.store.complete(lease, ending).await?;
+            recorded(|| self.store.complete(lease, ending.clone())).await?;
         }
         self.queue_event(facts.id, &facts.target, status).await;
         Ok(done)
@@ -260,14 +262,25 @@ impl Relay {
     /// Nothing of it arrived, and it may not be sent any more.
     async fn fail_unsent(&self, sending: &Sending<'_>) -> Result<Done, PayError> {
         let Sending { facts, lease, .. } = sending;
-        let status = match self.store.withdraw(lease, "not-received", KeyAfter::Kept).await? {
+        let withdraw = || self.store.withdraw(lease, "not-received", KeyAfter::Kept);
+        let status = match recorded(withdraw).await? {
             Settled::Recorded => Status::Failed,
             Settled::Held => Status::Held,
             Settled::Stale => return Ok(Done::of("stale", Went::Well)),
         };
         self.count_payment(&facts.target, status);
-        self.queue_event(facts.id, &facts.target, status).await;
-        Ok(Done::of("not-received", Went::Well))
+        self.unsent_event(facts, status).await;
+        Ok(Done::of("not_received", Went::Well))
+    }
+
+    /// What ended without a word of the biller.
+    async fn unsent_event(&self, facts: &ItemFacts, status: Status) {
+        if status != Status::Failed {
+            return self.queue_event(facts.id, &facts.target, status).await;
+        }
+        let reason = Some(AuditReason::BackendUnavailable);
+        let ended = (EventType::QueueDeliver, AuditOutcome::Failure, reason);
+        self.payment_event(facts.id, &facts.target, ended).await;
     }
 
     async fn reverse_later(
@@ -285,9 +298,9 @@ impl Relay {
         reason: HoldReason,
     ) -> Result<Done, PayError> {
         let Sending { facts, lease, .. } = sending;
-        self.store.hold(lease, reason).await?;
+        recorded(|| self.store.hold(lease, reason)).await?;
         self.queue_event(facts.id, &facts.target, Status::Held).await;
-        Ok(Done::of(reason.name(), Went::Badly))
+        Ok(Done::of("held", Went::Badly))
     }
 
     /// Lets it wait for its next attempt.
@@ -307,8 +320,8 @@ impl Relay {
         }
         let class = class(decisive);
         let parking = Parking { retry_in, class, code: None, counts, pin: None };
-        match self.store.release(lease, parking).await? {
-            Parked::Failed => self.queue_event(facts.id, &facts.target, Status::Failed).await,
+        match recorded(|| self.store.release(lease, parking.clone())).await? {
+            Parked::Failed => self.unsent_event(facts, Status::Failed).await,
             Parked::Held => self.queue_event(facts.id, &facts.target, Status::Held).await,
             Parked::Waiting | Parked::Stale => {}
         }
@@ -325,7 +338,7 @@ impl Relay {
             BackendError::NotSent { why: NO_HSM } => (Duration::from_secs(1), false),
             BackendError::NotSent { .. } => (Duration::from_millis(200), false),
             BackendError::TryAgain { after, .. } => {
-                let age = jiff::Timestamp::now().as_millisecond().saturating_sub(since);
+                let age = self.store.now().saturating_sub(since);
                 let grown = self.queue.wait_at_age(u64::try_from(age).unwrap_or(0));
                 (rest.max(jitter(grown, 0.2)).max(after.unwrap_or_default()), false)
             }
@@ -401,7 +414,7 @@ impl Width {
     }
 }
 
-/// Rests are counted by one clock and changes told by another.
+/// Replicas do not read the server's clock in the same instant.
 const CLOCK_SLACK: Duration = Duration::from_millis(100);
 
 /// Items of one lane that one sender takes in a row: then the others have their turn by priority.

@@ -1,9 +1,8 @@
 //! A payment's first way: made durable, forwarded now, or left to wait.
 //!
 //! The row comes before the first byte: a crash at any later point leaves a payment that the next
-//! start knows. A backend that deduplicates on our reference is sent the same bytes again; a
-//! payment that may not wait and of which nothing was sent is taken back; one that may have been
-//! sent and cannot be sent again is held for a person. It is never guessed.
+//! start knows. A payment that may not wait and of which nothing was sent is withdrawn; what becomes of
+//! one that may have been sent is [`policy`](super::policy)'s to say. It is never guessed.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -63,7 +62,8 @@ impl fmt::Debug for Instruction {
 /// What the client is told.
 #[derive(Debug)]
 pub enum Receipt {
-    /// The biller has answered: this status and these bytes, now and at every repeat.
+    /// The biller has answered, or the payment is taken back: this status and these bytes, now and at
+    /// every repeat.
     Final {
         /// HTTP.
         status: u16,
@@ -163,7 +163,7 @@ impl Relay {
         let block = waiting_pin.as_ref().map(|pin| &pin.block);
         let bytes = biller.payment(&facts.reference, &order, block);
         if !biller.route.deduplicates {
-            // Durable before the first byte: a kill between the two costs a person's look, no payment.
+            // Durable before the first byte: a kill between the two makes it one that may have been sent.
             match recorded(|| self.store.begin_send(&lease, false)).await {
                 Ok(Marked::Marked) => {}
                 Ok(Marked::Stale) => return begun.receipt(),
@@ -405,7 +405,9 @@ impl Receipt {
 }
 
 /// Recording twice is safe, and unrecorded, the payment would be sent once more.
-async fn recorded<T, E, F: Future<Output = Result<T, E>>>(record: impl Fn() -> F) -> Result<T, E> {
+pub(super) async fn recorded<T, E, F: Future<Output = Result<T, E>>>(
+    record: impl Fn() -> F,
+) -> Result<T, E> {
     insist(record, |_| true).await
 }
 

@@ -136,7 +136,7 @@ impl Rollback {
         Ok(seen)
     }
 
-    /// An operator has looked: the payments of the database leave again, under their old references.
+    /// An operator has looked: the queue goes on, and what is open counts as possibly sent.
     /// How many are open; `None` when nothing waited.
     ///
     /// # Errors

@@ -22,7 +22,8 @@ SELECT i.seq, i.id, i.tenant, i.kind, i.target, i.reference, i.ord_key, i.prio, 
        i.pin_dek_id, i.pin_nonce, i.pin_ct, i.updated_at,
        i.res_ct IS NOT NULL
        OR EXISTS (SELECT 1 FROM saf_attempt a WHERE a.item_seq = i.seq AND NOT a.late
-                  AND a.what IN ('done', 'failed', 'withdrawn', 'cancelled', 'expired')
+                  AND a.what IN
+                  ('done', 'failed', 'withdrawn', 'cancelled', 'expired', 'reversed')
                   AND NOT EXISTS (SELECT 1 FROM saf_attempt o WHERE o.item_seq = i.seq
                                   AND o.n > a.n AND NOT o.late AND o.what = 'retried')) AS ended
 "

@@ -178,7 +178,8 @@ impl Store {
     /// Makes a payment durable, or says what its idempotency key already stands for.
     ///
     /// With [`Begun::Forward`] the caller holds the lease and forwards the payment itself, now. Do
-    /// so in a task that outlives the client's connection: a lease that is dropped counts as sent.
+    /// so in a task that outlives the client's connection: a lease that is dropped counts as sent, unless
+    /// the payment is marked before it is sent and was not.
     ///
     /// # Errors
     /// [`StoreError::Busy`] when the writer has too much to do: nothing was stored.

@@ -1,6 +1,6 @@
 //! An operator's hand on one payment: hold, release, retry, cancel, settle.
 //!
-//! Nobody touches what is being sent. What may have been made is taken back by nobody, and moves only
+//! Nobody touches what is being sent. What may have been made is taken back by a reversal alone, and moves only
 //! when two operators say the same (`decision`). A lane keeps its order through all of it: what comes
 //! back has its old place.
 
@@ -91,7 +91,7 @@ pub enum Operated {
     NotBy(OpenDecision),
     /// Something else is proposed. That is made or taken back first.
     Taken(OpenDecision),
-    /// It may have been made, and its biller takes nothing back.
+    /// It may have been made, and its biller takes nothing back, or what is stored does not tell what.
     NeedsReversal,
     /// It is being sent now.
     InFlight,

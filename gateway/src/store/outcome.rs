@@ -17,7 +17,7 @@ use super::{Class, HoldReason, Lease, OrdKey, REVERSAL, Sealed, StoreError};
 pub enum Outcome {
     /// Answered and accepted.
     Done,
-    /// Declined, or given up with nothing sent.
+    /// Declined, given up with nothing sent, or taken back.
     Failed,
 }
 

@@ -25,7 +25,7 @@ pub struct OrdKey(pub [u8; 16]);
 )]
 #[serde(rename_all = "lowercase")]
 pub enum Priority {
-    /// The gateway's own reversals and confirmations.
+    /// Reversals, and what clients call so.
     Critical,
     /// Before the normal ones.
     High,

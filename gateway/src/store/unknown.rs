@@ -107,7 +107,8 @@ pub(super) async fn take_back(
         answer.map(|sealed| sealed.nonce.as_slice()).into(),
         answer.map(|sealed| sealed.bytes.as_slice()).into(),
     ];
-    END.execute(end.to_vec(), db).await?;
+    END.run(end.to_vec(), db).await?;
+    batch.ended.push(id);
     insert(db).execute(item(reversal, id, batch.now).to_vec(), db).await?;
     batch.wake = true;
     Ok(())

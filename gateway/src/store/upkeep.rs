@@ -10,7 +10,7 @@ use super::{HoldReason, OrdKey, REVERSAL, StoreError};
 /// What a rescue found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Rescued {
-    /// Payments that wait again. They count as sent.
+    /// Payments that wait again. They count as sent, unless they are marked before and were not.
     pub freed: u32,
     /// Payments left to a person: nothing can be done from what is stored, or poisonous.
     pub held: u32,

@@ -355,7 +355,7 @@ async fn what_is_past_its_time_is_not_released(on: On) {
     assert_eq!(does(&world, "op-1", "cancel", id).await, done(Status::Cancelled));
 }
 
-async fn what_may_have_been_made_is_cancelled_by_nobody(on: On) {
+async fn what_may_have_been_made_is_not_cancelled_without_a_reversal(on: On) {
     let world = World::new(on).await;
     let waiting = waits_after(&world, 1, Class::SentUnknown).await;
     let ambiguous = held(&world, 2, HoldReason::Ambiguous).await;
@@ -498,7 +498,7 @@ both! {
     acts_that_do_not_fit_the_state_change_nothing,
     a_payment_without_its_pin_block_or_payload_is_not_released,
     what_is_past_its_time_is_not_released,
-    what_may_have_been_made_is_cancelled_by_nobody,
+    what_may_have_been_made_is_not_cancelled_without_a_reversal,
     what_may_have_been_made_moves_when_two_operators_say_the_same,
     a_proposal_ends_by_its_proposer_or_with_its_day,
     a_settled_payment_answers_its_repeats_and_frees_its_lane,

@@ -5,11 +5,10 @@
 //! MAC proves nothing, whatever its status: a proxy may have spoken after the backend took the
 //! payment. All URLs of a biller are doors to one ledger: it recognises a reference at each of them.
 
-use std::convert::Infallible;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -174,17 +173,17 @@ impl Backend {
         limit: Instant,
     ) -> Result<Answered, BackendError> {
         let started = Instant::now();
-        let begun = Arc::new(AtomicBool::new(false));
+        let departure = Arc::new(Departure::default());
         let left = limit.saturating_duration_since(started);
-        let exchange = self.send_and_read(door, body, mac, left, Arc::clone(&begun));
+        let exchange = self.send_and_read(door, body, mac, left, Arc::clone(&departure));
         let outcome = match timeout_at(limit, exchange).await {
             Ok(outcome) => outcome.map_err(|error| (error.why, Some(error.cause))),
             Err(_) => Err((TIME_OUT, None)),
         };
         let outcome = outcome.map_err(|(why, cause)| {
-            let error = match begun.load(Ordering::Acquire) {
-                true => BackendError::SentUnknown { why },
-                false => BackendError::NotSent { why },
+            let error = match departure.forbid() {
+                true => BackendError::NotSent { why },
+                false => BackendError::SentUnknown { why },
             };
             let cause = cause.as_ref().map(|cause| chain(cause)).unwrap_or_default();
             let class = error.outcome().name();
@@ -202,7 +201,7 @@ impl Backend {
         body: Bytes,
         mac: String,
         left: Duration,
-        begun: Arc<AtomicBool>,
+        departure: Arc<Departure>,
     ) -> Result<Answered, Broken> {
         let request = self
             .client
@@ -211,7 +210,7 @@ impl Backend {
             .header(MAC_HEADER, mac)
             // How long its answer is of use to us.
             .header("request-timeout", format!("{:.3}", left.as_secs_f64()))
-            .body(reqwest::Body::wrap(Watched { bytes: Some(body), begun }));
+            .body(reqwest::Body::wrap(Watched { bytes: Some(body), departure }));
         let sent = request.send().await;
         let mut response = sent.map_err(|cause| Broken { why: "connection", cause })?;
         let status = response.status().as_u16();
@@ -282,21 +281,48 @@ struct Broken {
     cause: reqwest::Error,
 }
 
-/// A request's body that says when it is taken: before that, not one byte of it has left.
+/// Whether a body has been taken, or may not be taken any more: one of the two, decided once.
+#[derive(Debug, Default)]
+struct Departure(AtomicU8);
+
+impl Departure {
+    const OPEN: u8 = 0;
+    const TAKEN: u8 = 1;
+    const FORBIDDEN: u8 = 2;
+
+    fn change(&self, to: u8) -> bool {
+        let changed = self.0.compare_exchange(Self::OPEN, to, Ordering::AcqRel, Ordering::Acquire);
+        changed.map_or_else(|before| before == to, |_| true)
+    }
+
+    /// Whether it may be taken.
+    fn take(&self) -> bool {
+        self.change(Self::TAKEN)
+    }
+
+    /// Whether not one byte of it left, nor ever will.
+    fn forbid(&self) -> bool {
+        self.change(Self::FORBIDDEN)
+    }
+}
+
+/// A request's body that is taken once, and never after its time.
 struct Watched {
     bytes: Option<Bytes>,
-    begun: Arc<AtomicBool>,
+    departure: Arc<Departure>,
 }
 
 impl Body for Watched {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = TooLate;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        self.begun.store(true, Ordering::Release);
+    ) -> Poll<Option<Result<Frame<Bytes>, TooLate>>> {
+        if !self.departure.take() {
+            return Poll::Ready(Some(Err(TooLate)));
+        }
         Poll::Ready(self.bytes.take().map(|bytes| Ok(Frame::data(bytes))))
     }
 
@@ -308,6 +334,11 @@ impl Body for Watched {
         SizeHint::with_exact(self.bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
     }
 }
+
+/// Nobody waits for the exchange any more.
+#[derive(Debug, thiserror::Error)]
+#[error("its time was over before it was sent")]
+struct TooLate;
 
 /// A longer wait than this is not waited for, whatever the other side says.
 const AFTER_MAX: Duration = Duration::from_secs(300);
@@ -391,6 +422,14 @@ impl From<CallError<BackendError>> for BackendError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_body_is_taken_or_its_time_is_over_and_never_both() {
+        let (taken, forbidden) = (Departure::default(), Departure::default());
+
+        assert!(taken.take() && !taken.forbid() && taken.take());
+        assert!(forbidden.forbid() && !forbidden.take() && forbidden.forbid());
+    }
 
     #[test]
     fn too_many_is_asked_again_and_says_nothing_of_the_billers_health() {

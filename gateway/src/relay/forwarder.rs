@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::Relay;
 use super::biller::{Biller, Sent, Settlement, TakenBack, Way};
 use super::pay::{PayError, class, ended, final_answer, recorded};
-use super::payment::{Due, PaymentError, PaymentOrder, ReversalOrder, Waiting, WaitingPin};
+use super::payment::{Doubt, Due, PaymentError, PaymentOrder, ReversalOrder, Waiting, WaitingPin};
 use super::policy::Remedy;
 use crate::links::backend::{BackendError, NO_HSM};
 use crate::links::jitter;
@@ -90,7 +90,7 @@ impl Relay {
         let mut due = first;
         for more in (0..IN_A_ROW_MAX).rev() {
             let id = due.facts.id;
-            let takes_next = more > 0 && !stop.is_cancelled();
+            let takes_next = more > 0 && !stop.is_cancelled() && self.is_ready();
             let done = match self.deliver(biller, due, takes_next).await {
                 Ok(done) => done,
                 Err(error) => {
@@ -110,13 +110,12 @@ impl Relay {
     }
 
     async fn deliver(&self, biller: &Biller, due: Due, takes_next: bool) -> Result<Done, PayError> {
-        let Due { lease, facts, what, sent_unknown, attempts, changed_at } = due;
-        let limit = Instant::now() + self.queue.sending_max();
+        let Due { lease, facts, what, doubt, attempts, until: limit } = due;
         let sending = Sending { biller, facts, lease, attempts, limit, takes_next };
         match what {
             Waiting::Reversal(order) => self.deliver_reversal(&sending, &order).await,
             Waiting::Payment(order, pin, needs_pin) => {
-                let payment = Payment { order, pin, needs_pin, sent_unknown, changed_at };
+                let payment = Payment { order, pin, needs_pin, doubt };
                 self.deliver_payment(&sending, &payment).await
             }
         }
@@ -131,7 +130,8 @@ impl Relay {
         let route = biller.route;
         let has_pin = !payment.needs_pin || payment.pin.is_some();
         let may_send = has_pin && route.may_wait(payment.needs_pin);
-        let mut in_doubt = payment.sent_unknown;
+        let doubt = payment.doubt;
+        let mut in_doubt = doubt.sent_unknown;
         if in_doubt {
             match route.remedy(may_send) {
                 Remedy::Resend => {}
@@ -148,15 +148,15 @@ impl Relay {
                         Err(error) => return self.park(sending, &error, false).await,
                     }
                 }
-                Remedy::Reverse => return self.reverse_later(sending, &payment.order).await,
+                Remedy::Reverse => return self.reverse_later(sending, payment).await,
                 Remedy::Hold => return self.hold_later(sending, HoldReason::Ambiguous).await,
             }
         }
-        if !route.deduplicates || !may_send {
-            let is_absent = payment.sent_unknown && !in_doubt;
+        if !route.deduplicates || doubt.is_marked || !may_send {
+            let is_absent = doubt.sent_unknown && !in_doubt;
             match self.store.begin_send(lease, is_absent).await? {
                 Marked::Marked => {}
-                Marked::Stale => return Ok(Done::of("stale", Went::Well)),
+                Marked::Stale => return Ok(Done::of(STALE, Went::Well)),
             }
         }
         if !may_send {
@@ -179,7 +179,7 @@ impl Relay {
                     Remedy::Resend | Remedy::Enquire => {
                         self.park(sending, &error, may_have_arrived).await
                     }
-                    Remedy::Reverse => self.reverse_later(sending, &payment.order).await,
+                    Remedy::Reverse => self.reverse_later(sending, payment).await,
                     Remedy::Hold => self.hold_later(sending, HoldReason::Ambiguous).await,
                 }
             }
@@ -188,7 +188,7 @@ impl Relay {
 
     /// Whether a request may still be on its way or in the biller's hands: "unknown" would prove nothing.
     fn is_too_early(&self, payment: &Payment) -> bool {
-        let since = self.store.now().saturating_sub(payment.changed_at);
+        let since = self.store.now().saturating_sub(payment.doubt.changed_at);
         let since = Duration::from_millis(u64::try_from(since).unwrap_or(0));
         since + CLOCK_SLACK < self.queue.enquiry_after()
     }
@@ -236,7 +236,9 @@ impl Relay {
         let body = final_answer(facts, status, code);
         let ending = self.payments.ending(facts, outcome, code, (200, &body));
         let done = self.end(sending, ending.map_err(PaymentError::from)?, status).await?;
-        self.count_payment(&facts.target, status);
+        if done.outcome != STALE {
+            self.count_payment(&facts.target, status);
+        }
         Ok(done)
     }
 
@@ -249,11 +251,16 @@ impl Relay {
         let Sending { facts, lease, takes_next, .. } = sending;
         let mut done =
             Done::of(if status == Status::Success { "success" } else { "declined" }, Went::Well);
+        let settled;
         if *takes_next {
             let finish = || self.payments.finish_and_take(lease, ending.clone());
-            done.next = recorded(finish).await?;
+            (settled, done.next) = recorded(finish).await?;
         } else {
-            recorded(|| self.store.complete(lease, ending.clone())).await?;
+            settled = recorded(|| self.store.complete(lease, ending.clone())).await?;
+        }
+        if settled == Settled::Stale {
+            // It is evidence in its history; what became of it is another sender's to say.
+            return Ok(Done { outcome: STALE, ..done });
         }
         self.queue_event(facts.id, &facts.target, status).await;
         Ok(done)
@@ -266,7 +273,7 @@ impl Relay {
         let status = match recorded(withdraw).await? {
             Settled::Recorded => Status::Failed,
             Settled::Held => Status::Held,
-            Settled::Stale => return Ok(Done::of("stale", Went::Well)),
+            Settled::Stale => return Ok(Done::of(STALE, Went::Well)),
         };
         self.count_payment(&facts.target, status);
         self.unsent_event(facts, status).await;
@@ -286,10 +293,14 @@ impl Relay {
     async fn reverse_later(
         &self,
         sending: &Sending<'_>,
-        order: &PaymentOrder,
+        payment: &Payment,
     ) -> Result<Done, PayError> {
-        let reversed = self.reverse(&sending.facts, &sending.lease, order).await?;
-        Ok(Done::of(if reversed.is_some() { "reversed" } else { "stale" }, Went::Badly))
+        if payment.doubt.by_rollback {
+            // Its client may have been told that it was paid.
+            return self.hold_later(sending, HoldReason::Ambiguous).await;
+        }
+        let reversed = self.reverse(&sending.facts, &sending.lease, &payment.order).await?;
+        Ok(Done::of(if reversed.is_some() { "reversed" } else { STALE }, Went::Badly))
     }
 
     async fn hold_later(
@@ -363,8 +374,7 @@ struct Payment {
     order: PaymentOrder,
     pin: Option<WaitingPin>,
     needs_pin: bool,
-    sent_unknown: bool,
-    changed_at: i64,
+    doubt: Doubt,
 }
 
 /// What came of one item.
@@ -413,6 +423,9 @@ impl Width {
         u32::try_from(if free * 4 < self.now { 0 } else { free }).unwrap_or(u32::MAX)
     }
 }
+
+/// Its lease was lost: the report is evidence, and no more.
+const STALE: &str = "stale";
 
 /// Replicas do not read the server's clock in the same instant.
 const CLOCK_SLACK: Duration = Duration::from_millis(100);

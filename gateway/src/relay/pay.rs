@@ -154,6 +154,8 @@ impl Relay {
             route: biller.route,
             request,
         };
+        // Before the row: its lease begins after it, and nothing is sent when it may have run out.
+        let since = Instant::now();
         let (facts, begin) = self.payments.begin(intake).await?;
         metrics::counter!(IDEMPOTENCY, "outcome" => stood_for(&begin)).increment(1);
         let Begun::Forward(lease) = begin else {
@@ -174,7 +176,7 @@ impl Relay {
             }
         }
         // From here on the payment has its own time: a client in a hurry is told that it is underway.
-        let limit = Instant::now() + self.queue.sending_max();
+        let limit = since + self.queue.sending_max();
         let Sent { result: sent, may_have_arrived } =
             biller.send(&self.hsm, &facts.reference, &bytes, Way::first(limit)).await;
         let (facts, lease, order) = (&facts, &lease, &order);
@@ -201,15 +203,10 @@ impl Relay {
         let id = facts.id;
         let may_wait = biller.route.may_wait(pin.is_some());
         match sent {
-            Ok(settlement) => {
-                let body = self.settle(facts, lease, &settlement).await?;
-                let paid = settlement.paid;
-                Ok(Receipt::Final { status: 200, body, id, paid, replayed: false })
-            }
+            Ok(settlement) => self.settle_now(way, &settlement).await,
             // Not a word of ours was acceptable to the biller, and no earlier send is in doubt.
             Err(BackendError::Refused { .. }) if !may_have_arrived => {
-                let body = self.settle(facts, lease, &Settlement::refused()).await?;
-                Ok(Receipt::Final { status: 200, body, id, paid: false, replayed: false })
+                self.settle_now(way, &Settlement::refused()).await
             }
             Err(error) if may_have_arrived => {
                 let may_resend = may_wait && !matches!(error, BackendError::Refused { .. });
@@ -322,19 +319,24 @@ impl Relay {
         self.payment_event(id, biller, queued).await;
     }
 
-    /// Records the biller's final word together with the answer that every repeat gets.
-    pub(super) async fn settle(
+    /// Records the biller's final word together with the answer that every repeat gets. Once the lease is
+    /// lost, what became of the payment is another sender's to say.
+    async fn settle_now(
         &self,
-        facts: &ItemFacts,
-        lease: &Lease,
+        way: FirstWay<'_>,
         settlement: &Settlement,
-    ) -> Result<Bytes, PayError> {
+    ) -> Result<Receipt, PayError> {
+        let FirstWay { facts, lease, begun, .. } = way;
         let (outcome, status) = ended(settlement);
         let body = final_answer(facts, status, &settlement.response_code);
         let (code, answer) = (&settlement.response_code, (200, &*body));
-        recorded(|| self.payments.finish(lease, facts, outcome, code, answer)).await?;
+        let finish = || self.payments.finish(lease, facts, outcome, code, answer);
+        if recorded(finish).await? == Settled::Stale {
+            return begun.receipt();
+        }
         self.count_payment(&facts.target, status);
-        Ok(body)
+        let paid = settlement.paid;
+        Ok(Receipt::Final { status: 200, body, id: facts.id, paid, replayed: false })
     }
 
     async fn translate(

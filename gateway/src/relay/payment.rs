@@ -101,12 +101,25 @@ pub struct Due {
     pub facts: ItemFacts,
     /// What to send.
     pub what: Waiting,
-    /// It may have reached the biller before.
-    pub sent_unknown: bool,
+    /// What is known of its earlier ways.
+    pub doubt: Doubt,
     /// Attempts that counted.
     pub attempts: u32,
+    /// When the last byte of it may leave: well before the lease runs out.
+    pub until: Instant,
+}
+
+/// What is known of a payment's earlier ways.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Doubt {
+    /// It may have reached the biller before.
+    pub sent_unknown: bool,
     /// Epoch milliseconds: nothing was sent of it since.
     pub changed_at: i64,
+    /// It is marked before its first byte, whatever its biller promises now.
+    pub is_marked: bool,
+    /// An old copy of the database was restored: it may have been made, and told.
+    pub by_rollback: bool,
 }
 
 /// Why a payment could not be taken or reported.
@@ -196,12 +209,15 @@ impl Payments {
         &self,
         lease: &Lease,
         ending: Ending,
-    ) -> Result<Option<Due>, PaymentError> {
+    ) -> Result<(Settled, Option<Due>), PaymentError> {
+        let since = Instant::now();
         let taker = Taker { owner: self.owner.clone(), lease: self.queue.lease() };
-        match self.store.complete_and_take(lease, ending, taker).await?.1 {
-            Some(next) => Ok(self.opened(next).await),
-            None => Ok(None),
-        }
+        let (settled, next) = self.store.complete_and_take(lease, ending, taker).await?;
+        let next = match next {
+            Some(next) => self.opened(next, since).await,
+            None => None,
+        };
+        Ok((settled, next))
     }
 
     /// The end of a payment with the answer that every repeat gets: HTTP status and body.
@@ -300,21 +316,25 @@ impl Payments {
     pub async fn claim(&self, targets: Vec<String>, rows: u32) -> Result<Vec<Due>, StoreError> {
         let (owner, lease) = (self.owner.clone(), self.queue.lease());
         let mut due = Vec::new();
+        // Before the claim: the lease begins after it.
         let begun = Instant::now();
         let claimed = self.store.claim(Claim { targets, rows, owner, lease }).await?;
         metrics::histogram!(QUEUE_CLAIM).record(begun.elapsed());
         for claimed in claimed {
-            due.extend(self.opened(claimed).await);
+            due.extend(self.opened(claimed, begun).await);
         }
         Ok(due)
     }
 
     /// `None` when it did not open; then it is held, or waits a little longer.
-    async fn opened(&self, claimed: Claimed) -> Option<Due> {
+    async fn opened(&self, claimed: Claimed, since: Instant) -> Option<Due> {
         match self.open(&claimed).await {
             Ok(what) => {
-                let Claimed { lease, facts, sent_unknown, attempts, changed_at, .. } = claimed;
-                Some(Due { lease, facts, what, sent_unknown, attempts, changed_at })
+                let until = since + self.queue.sending_max();
+                let Claimed { lease, facts, sent_unknown, attempts, .. } = claimed;
+                let Claimed { changed_at, is_marked, by_rollback, .. } = claimed;
+                let doubt = Doubt { sent_unknown, changed_at, is_marked, by_rollback };
+                Some(Due { lease, facts, what, doubt, attempts, until })
             }
             Err(error) => {
                 self.put_back(&claimed, &error).await;

@@ -34,13 +34,10 @@ impl Witness {
         Self { store: seen.store, epoch: seen.number, item_seq: seen.item_seq }
     }
 
-    /// What is wrong with a database that looks like this now.
-    fn contradicts(&self, seen: &Epoch) -> Option<&'static str> {
-        if self.store != seen.store {
-            return Some("another database");
-        }
-        let is_behind = seen.number <= self.epoch || seen.item_seq < self.item_seq;
-        is_behind.then_some("an old copy")
+    /// As the store compares it.
+    fn epoch(self) -> Epoch {
+        let Self { store, epoch: number, item_seq } = self;
+        Epoch { store, number, item_seq, rolled_back: false }
     }
 }
 
@@ -68,13 +65,20 @@ pub enum RollbackError {
     Unrecorded,
 }
 
+/// What was seen last, and whether a rollback that stands is on record.
+#[derive(Debug, Default)]
+struct Last {
+    seen: Option<Witness>,
+    is_told: bool,
+}
+
 /// Compares the database with its witness.
 #[derive(Debug)]
 pub struct Rollback {
     store: Store,
     audit: AuditLog,
     path: PathBuf,
-    last: Mutex<Option<Witness>>,
+    last: Mutex<Last>,
     /// Until the first look has found nothing.
     waits: AtomicBool,
 }
@@ -89,7 +93,13 @@ impl Rollback {
         let last =
             read(&path).map_err(|source| RollbackError::Witness { path: path.clone(), source })?;
         let is_first = last.is_none();
-        let this = Self { store, audit, path, last: Mutex::new(last), waits: true.into() };
+        let this = Self {
+            store,
+            audit,
+            path,
+            last: Mutex::new(Last { seen: last, is_told: false }),
+            waits: true.into(),
+        };
         match this.look().await {
             Ok(seen) if is_first && seen.item_seq > 0 => {
                 tracing::warn!(
@@ -117,17 +127,17 @@ impl Rollback {
     /// [`RollbackError`].
     pub(super) async fn look(&self) -> Result<Epoch, RollbackError> {
         let mut last = self.last.lock().await;
-        let mut seen = self.store.raise_epoch().await?;
-        if let Some(witness) = *last
-            && let Some(what) = witness.contradicts(&seen)
-        {
+        let (seen, found) = self.store.raise_epoch(last.seen.map(Witness::epoch)).await?;
+        if seen.rolled_back && (found.is_some() || !last.is_told) {
             self.wait(true);
-            self.record(what, &witness, &seen).await?;
-            seen = self.store.roll_back(witness.epoch).await?;
+            last.is_told = false;
+            let what = found.unwrap_or("an old copy, found before");
+            self.record(what, last.seen.as_ref(), &seen).await?;
         }
+        last.is_told = seen.rolled_back;
         self.wait(seen.rolled_back);
         let witness = Witness::of(&seen);
-        *last = Some(witness);
+        last.seen = Some(witness);
         let (path, text) = (self.path.clone(), serde_json::to_vec(&witness).unwrap_or_default());
         let written = tokio::task::spawn_blocking(move || write(&path, &text)).await;
         if let Err(error) = written.unwrap_or_else(|error| Err(io::Error::other(error))) {
@@ -159,22 +169,23 @@ impl Rollback {
     async fn record(
         &self,
         what: &'static str,
-        witness: &Witness,
+        witness: Option<&Witness>,
         seen: &Epoch,
     ) -> Result<(), RollbackError> {
+        let before = witness.copied().unwrap_or_else(|| Witness::of(seen));
         tracing::error!(
             what,
             epoch = seen.number,
-            last_epoch = witness.epoch,
+            last_epoch = before.epoch,
             last_payment = seen.item_seq,
-            last_payment_before = witness.item_seq,
+            last_payment_before = before.item_seq,
             "the database was rolled back: nothing leaves it until an operator acknowledges"
         );
         let on = Resource::new(ResourceType::Queue, Label::new(&seen.store.to_string()));
         let event = self.audit.own_event(EventType::QueueRollback, Outcome::Error, on);
         let note = format!(
             "{what}: epoch {} after {}, payment {} after {}",
-            seen.number, witness.epoch, seen.item_seq, witness.item_seq
+            seen.number, before.epoch, seen.item_seq, before.item_seq
         );
         let event = event.service(Service::Queue).reason(Reason::RolledBack);
         let recorded = self.audit.append(event.note(Label::new(&note))).await;

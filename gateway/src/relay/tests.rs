@@ -203,7 +203,7 @@ mod payments {
 
         assert_eq!(due.what, Waiting::Payment(order(), Some(pin()), true));
         assert_eq!(due.facts, facts);
-        assert_eq!((due.attempts, due.sent_unknown), (1, false));
+        assert_eq!((due.attempts, due.doubt.sent_unknown), (1, false));
     }
 
     /// Its key was pruned, the payment was not: neither we nor the biller take it for another one.
@@ -486,7 +486,7 @@ mod key_life {
 
         assert!(without.is_empty());
         assert_eq!(with[0].facts.id, facts.id);
-        assert!(!with[0].sent_unknown);
+        assert!(!with[0].doubt.sent_unknown);
     }
 
     /// T11: logs and backups then hold noise.

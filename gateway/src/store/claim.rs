@@ -9,6 +9,7 @@ use super::db::{Db, Row, Sql, query};
 use super::lane::{self, Settling, item_columns};
 use super::order::{self, Job, Order};
 use super::outcome::Release;
+use super::place::BY_ROLLBACK;
 use super::upkeep::expire_due;
 use super::writer::Batch;
 use super::{Class, HoldReason, ItemFacts, Lease, OrdKey, Parking, Sealed, StoreError};
@@ -46,6 +47,11 @@ pub struct Claimed {
     pub attempts: u32,
     /// Epoch milliseconds: nothing was sent of it since.
     pub changed_at: i64,
+    /// [`begin_send`](super::Store::begin_send) has to come before its first byte, whatever its biller
+    /// promises now.
+    pub is_marked: bool,
+    /// It is in doubt because an old copy of the database was restored: it may have been made and told.
+    pub by_rollback: bool,
 }
 
 impl Order for Claim {
@@ -132,6 +138,7 @@ pub(super) async fn open(
         let payload = Sealed::read(&row, enc_v, ["dek_id", "nonce", "ct"])?;
         let pin = Sealed::read(&row, enc_v, ["pin_dek_id", "pin_nonce", "pin_ct"])?;
         let sent_unknown: bool = row.get("sent_unknown")?;
+        let mark: Option<i64> = row.get("send_mark")?;
         let needs_pin: bool = row.get("needs_pin")?;
         let is_workable = !needs_pin || pin.is_some() || sent_unknown;
         let (Some(payload), true) = (payload, is_workable) else {
@@ -147,6 +154,8 @@ pub(super) async fn open(
             sent_unknown,
             attempts: row.number("attempts")?,
             changed_at: row.get("updated_at")?,
+            is_marked: mark.is_some(),
+            by_rollback: mark == Some(BY_ROLLBACK),
         });
     }
     Ok(claimed)

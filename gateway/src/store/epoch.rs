@@ -4,6 +4,7 @@ use uuid::Uuid;
 
 use super::db::{Db, Row, Sql, locking, query};
 use super::order::Order;
+use super::place::BY_ROLLBACK;
 use super::writer::Batch;
 use super::{Store, StoreError};
 
@@ -21,21 +22,17 @@ pub struct Epoch {
 }
 
 impl Store {
-    /// Raises the database's epoch; durable when this answers.
+    /// Raises the database's epoch; durable when this answers. A database that contradicts what was `last`
+    /// seen of it is an old copy: in the same transaction every open payment counts as possibly sent, and
+    /// every gateway on it waits. Says what contradicts.
     ///
     /// # Errors
     /// [`StoreError::Busy`], [`StoreError::Unavailable`].
-    pub async fn raise_epoch(&self) -> Result<Epoch, StoreError> {
-        self.writer.ask(Raise).await
-    }
-
-    /// Takes the database for an old copy, whose epoch was `seen` before: every open payment counts as
-    /// possibly sent, and every gateway on it waits.
-    ///
-    /// # Errors
-    /// [`StoreError::Busy`], [`StoreError::Unavailable`].
-    pub async fn roll_back(&self, seen: i64) -> Result<Epoch, StoreError> {
-        self.writer.ask(RollBack { seen }).await
+    pub async fn raise_epoch(
+        &self,
+        last: Option<Epoch>,
+    ) -> Result<(Epoch, Option<&'static str>), StoreError> {
+        self.writer.ask(Raise { last }).await
     }
 
     /// Ends that wait. How many payments are open; `None` when nobody waited.
@@ -47,29 +44,34 @@ impl Store {
     }
 }
 
-/// Raises the epoch.
-struct Raise;
-
-impl Order for Raise {
-    type Answer = Epoch;
-
-    async fn run(&self, db: &mut Db<'_>, _: &mut Batch) -> Result<Epoch, StoreError> {
-        read(&query(RAISE).one(db).await?)
+impl Epoch {
+    /// What is wrong with a database that looks like this, when it looked like `last` before.
+    fn contradicts(&self, last: &Self) -> Option<&'static str> {
+        if self.store != last.store {
+            return Some("another database");
+        }
+        let is_behind = self.number < last.number || self.item_seq < last.item_seq;
+        is_behind.then_some("an old copy")
     }
 }
 
-/// Takes the database for an old copy: raises its epoch above `seen`, and whatever is open may have
-/// been sent.
-struct RollBack {
-    seen: i64,
+/// Compares and raises the epoch: an old copy never gets past its witness by being looked at.
+struct Raise {
+    last: Option<Epoch>,
 }
 
-impl Order for RollBack {
-    type Answer = Epoch;
+impl Order for Raise {
+    type Answer = (Epoch, Option<&'static str>);
 
-    async fn run(&self, db: &mut Db<'_>, batch: &mut Batch) -> Result<Epoch, StoreError> {
-        doubt(db, batch).await?;
-        read(&query(ROLL_BACK).bind(self.seen).bind(batch.now).one(db).await?)
+    async fn run(&self, db: &mut Db<'_>, batch: &mut Batch) -> Result<Self::Answer, StoreError> {
+        let now = read(&query(LOOK).one(db).await?)?;
+        let found = self.last.as_ref().and_then(|last| now.contradicts(last));
+        if found.is_some() {
+            doubt(db, batch).await?;
+            let above = self.last.map_or(0, |last| last.number);
+            query(ROLL_BACK).bind(above).bind(batch.now).execute(db).await?;
+        }
+        Ok((read(&query(RAISE).one(db).await?)?, found))
     }
 }
 
@@ -91,7 +93,7 @@ impl Order for Acknowledge {
 /// Marks every open payment as possibly sent. Lanes first, as everywhere.
 async fn doubt(db: &mut Db<'_>, batch: &Batch) -> Result<u64, StoreError> {
     query(LANES).all(db).await?;
-    query(DOUBT).bind(batch.now).execute(db).await
+    query(DOUBT).bind(batch.now).bind(BY_ROLLBACK).execute(db).await
 }
 
 fn read(row: &Row) -> Result<Epoch, StoreError> {
@@ -110,11 +112,21 @@ SET epoch = epoch + 1,
                 FROM (SELECT item_seq AS known UNION ALL SELECT max(seq) FROM saf_item) AS places)
 RETURNING store, epoch, item_seq, rolled_back_at";
 
+/// Locks it, so that looks come one after another.
+const LOOK: Sql = locking!(
+    "
+SELECT store, epoch,
+       (SELECT coalesce(max(known), 0)
+        FROM (SELECT e.item_seq AS known UNION ALL SELECT max(seq) FROM saf_item) AS places)
+       AS item_seq, rolled_back_at
+FROM saf_epoch e",
+    "FOR UPDATE OF e"
+);
+
 const ROLL_BACK: &str = "
 UPDATE saf_epoch
-SET epoch = CASE WHEN epoch < $1 THEN $1 ELSE epoch END + 1,
-    rolled_back_at = coalesce(rolled_back_at, $2)
-RETURNING store, epoch, item_seq, rolled_back_at";
+SET epoch = CASE WHEN epoch < $1 THEN $1 ELSE epoch END,
+    rolled_back_at = coalesce(rolled_back_at, $2)";
 
 const ACKNOWLEDGE: &str = "
 UPDATE saf_epoch SET epoch = epoch + 1, rolled_back_at = NULL WHERE rolled_back_at IS NOT NULL
@@ -122,5 +134,7 @@ RETURNING one";
 
 const LANES: Sql = locking!("SELECT ord_key FROM saf_lane ORDER BY ord_key");
 
+/// Also of what was given up and may be tried again: it may have been, since.
 const DOUBT: &str = "
-UPDATE saf_item SET sent_unknown = TRUE, updated_at = $1 WHERE state < 2";
+UPDATE saf_item SET sent_unknown = TRUE, send_mark = $2, updated_at = $1
+WHERE state < 2 OR seq IN (SELECT item_seq FROM saf_dead_letter)";

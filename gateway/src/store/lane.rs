@@ -19,7 +19,7 @@ macro_rules! item_columns {
         "
 SELECT i.seq, i.id, i.tenant, i.kind, i.target, i.reference, i.ord_key, i.prio, i.created_at,
        i.expires_at, i.needs_pin, i.sent_unknown, i.attempts, i.enc_v, i.dek_id, i.nonce, i.ct,
-       i.pin_dek_id, i.pin_nonce, i.pin_ct, i.updated_at,
+       i.pin_dek_id, i.pin_nonce, i.pin_ct, i.send_mark, i.updated_at,
        i.res_ct IS NOT NULL
        OR EXISTS (SELECT 1 FROM saf_attempt a WHERE a.item_seq = i.seq AND NOT a.late
                   AND a.what IN

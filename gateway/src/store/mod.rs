@@ -120,7 +120,8 @@ impl Store {
         // In a file of our own the lock proves that earlier owners are dead; the leases of other
         // gateways run out by themselves.
         let all = this.path().is_some();
-        while this.writer.ask(upkeep::Rescue { all }).await?.any() {}
+        let rescue = || upkeep::Rescue { all, opening: true };
+        while this.writer.ask(rescue()).await?.any() {}
         Ok(this)
     }
 
@@ -289,7 +290,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Busy`], [`StoreError::Unavailable`].
     pub async fn rescue(&self) -> Result<Rescued, StoreError> {
-        self.writer.ask(upkeep::Rescue { all: false }).await
+        self.writer.ask(upkeep::Rescue { all: false, opening: false }).await
     }
 
     /// Ends payments that have waited too long. Call every 5 s.

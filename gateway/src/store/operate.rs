@@ -12,7 +12,7 @@ use super::lane::{self, Settling};
 use super::order::Order;
 use super::unknown;
 use super::writer::Batch;
-use super::{Ending, HoldReason, OrdKey, Status, Store, StoreError, TakingBack};
+use super::{Ending, HoldReason, OrdKey, REVERSAL, Status, Store, StoreError, TakingBack};
 
 /// One operator's word on one payment.
 #[derive(Debug, Clone)]
@@ -155,6 +155,12 @@ impl Operation {
         if item.in_doubt {
             match self.action {
                 Action::Cancel(None) => return Ok(Operated::NeedsReversal),
+                // Its row holds nothing that a reversal could stand behind.
+                Action::Cancel(Some(_)) if item.state == FAILED => {
+                    return Ok(Operated::NeedsReversal);
+                }
+                // It is sent again anyhow.
+                Action::Retry if item.is_reversal && item.state == OPEN => {}
                 Action::Cancel(Some(_)) if !unknown::has_room(&item.target, batch) => {
                     return Ok(Operated::Refused("the queue has no room for its reversal: wait"));
                 }
@@ -271,8 +277,9 @@ struct Locked {
     /// It failed with its attempts used up, and another of its lane is leased: it has no place there
     /// now.
     lane_in_flight: bool,
-    /// It may have been made.
+    /// It may have been made; of a reversal: the payment that it takes back.
     in_doubt: bool,
+    is_reversal: bool,
     /// Whether what is stored is enough to go on with it.
     workable: bool,
     /// It failed because its attempts were used up, and what it takes to try again is kept.
@@ -293,6 +300,7 @@ impl Locked {
             Some(_) | None => None,
         };
         let hold_reason: Option<String> = row.get("hold_reason")?;
+        let is_reversal = row.get::<String>("kind")? == REVERSAL;
         let is_ambiguous = hold_reason.as_deref() == Some(HoldReason::Ambiguous.name());
         Ok(Some(Self {
             seq,
@@ -300,7 +308,8 @@ impl Locked {
             state: row.get("state")?,
             in_flight: leased_seq == Some(seq),
             lane_in_flight: leased_seq.is_some(),
-            in_doubt: is_ambiguous || row.get("sent_unknown")?,
+            in_doubt: is_ambiguous || is_reversal || row.get("sent_unknown")?,
+            is_reversal,
             hold_reason,
             workable: row.get("workable")?,
             dead: row.get("dead")?,
@@ -317,6 +326,7 @@ impl Locked {
             (Action::Release | Action::Retry, HELD) => self.keeps_back(now),
             (Action::Release, OPEN) => Some("it is not held: it waits"),
             (Action::Settle(_), HELD) if self.in_doubt => None,
+            (Action::Settle(_), FAILED) if self.dead && self.in_doubt => None,
             (Action::Settle(_), HELD) => Some("nothing of it was sent: release it or cancel it"),
             (Action::Settle(_), OPEN) => Some("it still waits: hold it first"),
             (Action::Retry, FAILED) if self.dead => self.keeps_dead(now),
@@ -441,7 +451,7 @@ const LOCK_LANE: Sql = locking!("SELECT leased, head_seq FROM saf_lane WHERE ord
 
 const LOCK_ITEM: Sql = locking!(
     "
-SELECT i.seq, i.target, i.state, i.hold_reason, i.sent_unknown, i.expires_at,
+SELECT i.seq, i.kind, i.target, i.state, i.hold_reason, i.sent_unknown, i.expires_at,
        i.ct IS NOT NULL AND (NOT i.needs_pin OR i.pin_ct IS NOT NULL OR i.sent_unknown) AS workable,
        EXISTS (SELECT 1 FROM saf_dead_letter d WHERE d.item_seq = i.seq) AS dead
 FROM saf_item i WHERE i.id = $1",

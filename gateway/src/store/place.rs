@@ -143,6 +143,9 @@ pub(super) const ITEM_COLUMNS: usize = 22;
 /// `send_mark` of what is marked before its first byte and was not sent yet.
 pub(super) const UNSENT: i64 = 0;
 
+/// `send_mark` of what an old copy of the database says is open.
+pub(super) const BY_ROLLBACK: i64 = -1;
+
 /// The head of a lane that has none yet.
 const FREE: i64 = 0;
 

@@ -1,6 +1,8 @@
 //! What time does to payments: leases run out, lives end.
 
-use super::db::{Db, Sql, locking, query};
+use std::collections::HashMap;
+
+use super::db::{Db, Row, Sql, locking, query};
 use super::lane::{self, Settling};
 use super::order::Order;
 use super::outcome::{FAILED, NOT_STORABLE};
@@ -38,6 +40,8 @@ pub struct Expired {
 /// Frees up to [`BATCH`] leases that have run out, or all of an earlier boot.
 pub(super) struct Rescue {
     pub(super) all: bool,
+    /// The database was not compared with its witness yet: nothing in it proves that nothing was sent.
+    pub(super) opening: bool,
 }
 
 impl Order for Rescue {
@@ -50,11 +54,18 @@ impl Order for Rescue {
             query(WAKE).bind(batch.steady + REST_MS_MAX).execute(db).await?;
         }
         let lost = query(LOST).bind(until).bind(BATCH).all(db).await?;
+        let heads = lost.iter().map(|row| row.get("head_seq")).collect::<Result<Vec<i64>, _>>()?;
+        let mut items = by_seq(query(LOST_ITEMS).bind(heads).all(db).await?)?;
         let mut rescued = Rescued::default();
         for row in &lost {
             let seq: i64 = row.get("head_seq")?;
             let ord_key = OrdKey(row.bytes("ord_key")?);
             let lease = Some((row.get("lease_token")?, row.get("leased_at")?));
+            let Some(row) = items.remove(&seq) else {
+                lane::settle(db, batch, ord_key, Settling::EndLease).await?;
+                rescued.freed += 1;
+                continue;
+            };
             let abandoned = row.get::<i64>("abandoned")? + 1;
             let tries = row.get::<i64>("attempts")? + abandoned;
             query(ABANDON).bind(seq).bind(batch.now).execute(db).await?;
@@ -62,7 +73,7 @@ impl Order for Rescue {
             let was_sent: bool = row.get("was_sent")?;
             let is_workable =
                 row.get::<bool>("is_kept")? && (was_sent || !row.get::<bool>("lacks_pin")?);
-            if !is_workable && !was_sent {
+            if !is_workable && !was_sent && !self.opening {
                 lane::end(db, batch, seq, FAILED, NOT_STORABLE, 0).await?;
                 lane::note(db, batch, seq, None, "failed", Some(NOT_STORABLE), false).await?;
                 lane::settle(db, batch, ord_key, Settling::EndLease).await?;
@@ -105,7 +116,11 @@ impl Order for Expire {
 pub(super) async fn expire_due(db: &mut Db<'_>, batch: &mut Batch) -> Result<Expired, StoreError> {
     let due = query(DUE).bind(batch.now).bind(BATCH).all(db).await?;
     let mut expired = Expired::default();
-    for row in &due {
+    if due.is_empty() {
+        return Ok(expired);
+    }
+    let seqs = due.iter().map(|row| row.get("seq")).collect::<Result<Vec<i64>, _>>()?;
+    for row in query(DUE_ITEMS).bind(seqs).all(db).await? {
         let seq: i64 = row.get("seq")?;
         // A reversal that was never taken says that the payment may still stand.
         if row.get::<bool>("sent_unknown")? || row.get::<String>("kind")? == REVERSAL {
@@ -122,6 +137,10 @@ pub(super) async fn expire_due(db: &mut Db<'_>, batch: &mut Batch) -> Result<Exp
         lane::settle(db, batch, ord_key, Settling::KeepLease).await?;
     }
     Ok(expired)
+}
+
+fn by_seq(rows: Vec<Row>) -> Result<HashMap<i64, Row>, StoreError> {
+    rows.into_iter().map(|row| Ok((row.get("seq")?, row))).collect()
 }
 
 /// 1, 2, 4, 8, 16 s, then 30, 60, 120 and at most 300 s, each 20 % up or down.
@@ -142,15 +161,37 @@ const ABANDONED_MAX: i64 = 5;
 
 const EXPIRED: i64 = 4;
 
+/// Locks the lanes. What is in them is read by a statement of its own: on PostgreSQL this one sees the
+/// items as they were before it waited for the lock.
 const LOST: Sql = locking!(
     "
-SELECT l.ord_key, l.head_seq, l.lease_token, l.leased_at, i.attempts, i.abandoned,
-       i.sent_unknown OR i.send_mark IS NULL AS was_sent, i.ct IS NOT NULL AS is_kept,
-       i.needs_pin AND i.pin_ct IS NULL AS lacks_pin
-FROM saf_lane l JOIN saf_item i ON i.seq = l.head_seq
-WHERE l.leased AND l.lease_until <= $1
-ORDER BY l.lease_until LIMIT $2",
-    "FOR UPDATE OF l SKIP LOCKED"
+SELECT ord_key, head_seq, lease_token, leased_at FROM saf_lane
+WHERE leased AND lease_until <= $1
+ORDER BY lease_until LIMIT $2",
+    "FOR UPDATE SKIP LOCKED"
+);
+
+macro_rules! of_seqs {
+    ($columns:literal) => {
+        Sql::Each {
+            sqlite: concat!(
+                "SELECT seq, ",
+                $columns,
+                " FROM saf_item
+WHERE seq IN (SELECT value FROM json_each($1)) AND state = 0 ORDER BY ord_key, seq"
+            ),
+            postgres: concat!(
+                "SELECT seq, ",
+                $columns,
+                " FROM saf_item WHERE seq = ANY ($1) AND state = 0 ORDER BY ord_key, seq"
+            ),
+        }
+    };
+}
+
+const LOST_ITEMS: Sql = of_seqs!(
+    "attempts, abandoned, sent_unknown OR send_mark IS NULL AS was_sent, ct IS NOT NULL AS is_kept,
+       needs_pin AND pin_ct IS NULL AS lacks_pin"
 );
 
 /// An hour: the longest `queue.wait_ms_max`.
@@ -163,10 +204,13 @@ UPDATE saf_item
 SET sent_unknown = (sent_unknown OR send_mark IS NULL), abandoned = abandoned + 1, queued = TRUE, updated_at = $2
 WHERE seq = $1";
 
+/// Locks the lanes, likewise.
 const DUE: Sql = locking!(
     "
-SELECT i.seq, i.ord_key, i.kind, i.sent_unknown FROM saf_item i JOIN saf_lane l ON l.ord_key = i.ord_key
+SELECT i.seq FROM saf_item i JOIN saf_lane l ON l.ord_key = i.ord_key
 WHERE i.state = 0 AND i.expires_at <= $1 AND NOT (l.leased AND l.head_seq = i.seq)
 ORDER BY i.expires_at LIMIT $2",
     "FOR UPDATE OF l SKIP LOCKED"
 );
+
+const DUE_ITEMS: Sql = of_seqs!("ord_key, kind, sent_unknown");

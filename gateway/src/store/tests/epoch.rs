@@ -2,13 +2,20 @@
 
 use super::*;
 
+/// Finds nothing.
+async fn look(world: &World, last: Option<Epoch>) -> Epoch {
+    let (epoch, found) = world.store.raise_epoch(last).await.unwrap();
+    assert_eq!(found, None);
+    epoch
+}
+
 async fn each_look_raises_the_epoch_of_the_same_database_also_after_a_crash(on: On) {
     let world = World::new(on).await;
 
-    let first = world.store.raise_epoch().await.unwrap();
-    let second = world.store.raise_epoch().await.unwrap();
-    let after = world.after_a_crash().await.store.raise_epoch().await.unwrap();
-    let other = World::new(on).await.store.raise_epoch().await.unwrap();
+    let first = look(&world, None).await;
+    let second = look(&world, None).await;
+    let after = look(&world.after_a_crash().await, None).await;
+    let other = look(&World::new(on).await, None).await;
 
     assert!(first.number < second.number && second.number < after.number);
     assert_eq!((first.store, second.store), (after.store, after.store));
@@ -18,17 +25,17 @@ async fn each_look_raises_the_epoch_of_the_same_database_also_after_a_crash(on: 
 
 async fn the_last_payment_is_remembered_when_it_is_pruned(on: On) {
     let world = World::new(on).await;
-    let empty = world.store.raise_epoch().await.unwrap();
+    let empty = look(&world, None).await;
     let lease = world.forward(world.new_payment(1)).await;
     world.store.complete(&lease, done()).await.unwrap();
-    let before = world.store.raise_epoch().await.unwrap();
+    let before = look(&world, None).await;
 
     world.clock.advance(Duration::from_secs(10 * 86_400));
     while world.store.prune(PruneRule { ended_before: world.store.now() }).await.unwrap().any() {}
 
     assert_eq!((empty.item_seq, before.item_seq), (0, lease.seq()));
     assert_eq!(world.count("saf_item").await, 0);
-    assert_eq!(world.store.raise_epoch().await.unwrap().item_seq, lease.seq());
+    assert_eq!(look(&world, None).await.item_seq, lease.seq());
 }
 
 async fn a_rollback_is_remembered_until_it_is_acknowledged_and_doubts_what_is_open(on: On) {
@@ -40,22 +47,39 @@ async fn a_rollback_is_remembered_until_it_is_acknowledged_and_doubts_what_is_op
     world.store.complete(&lease, done()).await.unwrap();
 
     let none = world.store.acknowledge_rollback().await.unwrap();
-    let rolled = world.store.roll_back(1_000).await.unwrap();
-    let remembered = world.after_a_crash().await.store.raise_epoch().await.unwrap();
+    let last = Epoch { number: 1_000, ..look(&world, None).await };
+    let (rolled, found) = world.store.raise_epoch(Some(last)).await.unwrap();
+    // A copy never gets past its witness by being looked at.
+    let again = look(&world, Some(last)).await;
+    let remembered = look(&world.after_a_crash().await, None).await;
     let open_then = world.store.acknowledge_rollback().await.unwrap();
-    let after = world.store.raise_epoch().await.unwrap();
+    let after = look(&world, None).await;
     world.clock.advance(Duration::from_secs(2));
     let claimed = world.claim(10).await;
 
     assert_eq!((none, open_then), (None, Some(1)));
-    assert!(rolled.rolled_back && rolled.number > 1_000);
+    assert_eq!(found, Some("an old copy"));
+    assert!(rolled.rolled_back && rolled.number > 1_000 && again.rolled_back);
     assert!(remembered.rolled_back && remembered.number > rolled.number);
     assert!(!after.rolled_back && after.number > rolled.number);
     assert_eq!((claimed.len(), claimed[0].sent_unknown), (1, true));
+    assert!(claimed[0].by_rollback && claimed[0].is_marked);
     assert_eq!(world.status(ended.facts.id).await, Status::Success);
 }
 
+async fn another_database_and_one_that_lacks_payments_are_old_copies(on: On) {
+    let world = World::new(on).await;
+    let seen = look(&world, None).await;
+
+    let (_, other) =
+        world.store.raise_epoch(Some(Epoch { store: Uuid::now_v7(), ..seen })).await.unwrap();
+    let (_, behind) = world.store.raise_epoch(Some(Epoch { item_seq: 1, ..seen })).await.unwrap();
+
+    assert_eq!((other, behind), (Some("another database"), Some("an old copy")));
+}
+
 both! {
+    another_database_and_one_that_lacks_payments_are_old_copies,
     each_look_raises_the_epoch_of_the_same_database_also_after_a_crash,
     the_last_payment_is_remembered_when_it_is_pruned,
     a_rollback_is_remembered_until_it_is_acknowledged_and_doubts_what_is_open,

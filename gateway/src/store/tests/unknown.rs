@@ -6,6 +6,8 @@ both! {
     a_mark_is_durable_before_the_first_byte_and_taken_back_when_none_left,
     a_lost_lease_without_a_mark_sent_nothing,
     what_was_never_sent_and_may_not_wait_has_failed_when_its_sender_is_lost,
+    one_operator_alone_does_not_end_a_reversal,
+    what_was_given_up_in_an_old_copy_is_in_doubt,
     a_mark_stands_when_another_lease_sent_nothing,
     what_the_biller_never_saw_is_as_good_as_unsent,
     who_lost_the_lease_may_send_nothing,
@@ -82,9 +84,73 @@ async fn what_was_never_sent_and_may_not_wait_has_failed_when_its_sender_is_lost
     (payment.payload, payment.may_wait) = (None, false);
     world.forward(payment.clone()).await;
 
+    world.clock.advance(LEASE);
+    let rescued = world.store.rescue().await.unwrap();
+
+    assert_eq!(rescued, Rescued { freed: 0, held: 0, failed: 1 });
+    assert_eq!(world.status(payment.facts.id).await, Status::Failed);
+}
+
+/// The file may be an old copy: in it, "nothing was sent" proves nothing yet.
+#[tokio::test]
+async fn at_a_start_nothing_is_taken_for_unsent_that_cannot_be_sent_later() {
+    let world = World::new(On::Sqlite).await;
+    let mut payment = marked(world.store.now(), 1);
+    (payment.payload, payment.may_wait) = (None, false);
+    world.forward(payment.clone()).await;
+
     let world = world.after_a_crash().await;
 
-    assert_eq!(world.status(payment.facts.id).await, Status::Failed);
+    assert_eq!(world.status(payment.facts.id).await, Status::Held);
+}
+
+/// Its client was told that the payment failed.
+async fn one_operator_alone_does_not_end_a_reversal(on: On) {
+    let world = World::new(on).await;
+    let payment = marked(world.store.now(), 1);
+    let lease = world.forward(payment.clone()).await;
+    let taking = taking_back(&payment.facts);
+    let id = taking.reversal.facts.id;
+    world.store.reverse(&lease, taking).await.unwrap();
+    let does = async |actor: &str, action: Action| {
+        let (actor, reason) = (actor.to_owned(), "tired of it".to_owned());
+        world.store.operate(Operation { id, action, actor, reason }).await.unwrap()
+    };
+
+    let cancelled = does("op-1", Action::Cancel(None)).await;
+    let retried = does("op-1", Action::Retry).await;
+    let lease = world.claim(1).await.remove(0).lease;
+    world.store.hold(&lease, HoldReason::NotAccepted).await.unwrap();
+    let settled = does("op-1", Action::Settle(done())).await;
+
+    assert_eq!(cancelled, Operated::NeedsReversal);
+    assert!(matches!(retried, Operated::Done { status: Status::Pending, .. }), "{retried:?}");
+    assert!(matches!(settled, Operated::Proposed(_)), "{settled:?}");
+}
+
+/// In the time that the copy has lost, it may have been tried again and paid.
+async fn what_was_given_up_in_an_old_copy_is_in_doubt(on: On) {
+    let queue = QueueConfig { attempts_max: 1, ..QueueConfig::default() };
+    let world = World::with(on, queue).await;
+    let payment = marked(world.store.now(), 1);
+    let lease = world.forward(payment.clone()).await;
+    let parked = world.store.release(&lease, parking(Class::NotSent)).await.unwrap();
+    let seen = world.store.raise_epoch(None).await.unwrap().0;
+    world.store.raise_epoch(Some(Epoch { number: 1_000, ..seen })).await.unwrap();
+    world.store.acknowledge_rollback().await.unwrap();
+    let does = async |actor: &str| {
+        let (actor, reason, id) = (actor.to_owned(), "again".to_owned(), payment.facts.id);
+        world.store.operate(Operation { id, action: Action::Retry, actor, reason }).await.unwrap()
+    };
+
+    let first = does("op-1").await;
+    let second = does("op-2").await;
+    let claimed = world.claim(1).await.remove(0);
+
+    assert_eq!(parked, Parked::Failed);
+    assert!(matches!(first, Operated::Proposed(_)), "{first:?}");
+    assert!(matches!(second, Operated::Done { .. }), "{second:?}");
+    assert!(claimed.sent_unknown && claimed.by_rollback);
 }
 
 async fn a_mark_stands_when_another_lease_sent_nothing(on: On) {

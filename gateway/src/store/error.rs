@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use sqlx::postgres::PgDatabaseError;
 
@@ -119,6 +120,12 @@ impl StoreError {
         }
     }
 
+    /// Whether the database, or a reader that came free, was waited for in vain.
+    #[must_use]
+    pub fn is_late(&self) -> bool {
+        matches!(self, Self::Unavailable { what, .. } if *what == LATE)
+    }
+
     /// Whether another writer's transaction undid this one, which may succeed at once.
     pub(super) fn is_conflict(&self) -> bool {
         match self {
@@ -197,7 +204,7 @@ fn of_postgres(code: &str) -> Option<&'static str> {
         "25006" => "it is read-only",
         "53100" => "its disk is full",
         "53300" => "it has as many connections as it may",
-        "57014" => "it did not answer in time",
+        "57014" => LATE,
         "57P01" | "57P02" | "57P03" => "its server stops or starts",
         "58030" => "its disk does not answer",
         _ if code.starts_with("08") || code.starts_with("28") => "it lets nobody in",
@@ -240,6 +247,9 @@ const TLS: &str = "TLS with it fails: it must show a certificate of store.postgr
 /// A transaction takes its lock before it does anything.
 const LOCKED: &str = "it is locked by another process";
 
+/// By our clock or its own.
+const LATE: &str = "it did not answer in time";
+
 /// The transaction was undone as a whole.
 const IN_THE_WAY: &str = "another writer was in the way";
 
@@ -270,7 +280,13 @@ fn is_connection(error: &sqlx::Error) -> bool {
 pub(super) async fn within<T>(
     call: impl Future<Output = Result<T, StoreError>>,
 ) -> Result<T, StoreError> {
-    tokio::time::timeout(ANSWER_WITHIN, call)
-        .await
-        .unwrap_or_else(|_| Err(StoreError::unavailable("it did not answer in time")))
+    in_time(ANSWER_WITHIN, call).await
+}
+
+/// Answers within `limit`, whatever the database does.
+pub(super) async fn in_time<T>(
+    limit: Duration,
+    call: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    tokio::time::timeout(limit, call).await.unwrap_or_else(|_| Err(StoreError::unavailable(LATE)))
 }

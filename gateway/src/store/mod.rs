@@ -49,6 +49,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 pub use begin::Begun;
@@ -87,6 +88,9 @@ use writer::Writer;
 
 /// How long a call waits for the database before it answers [`StoreError::Unavailable`].
 pub const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+
+/// How long the end of the store takes at most, when the database does not answer.
+pub const CLOSED_WITHIN: Duration = Duration::from_secs(15);
 
 /// The store: cheap to clone, closed when its last clone is dropped.
 #[derive(Debug, Clone)]
@@ -143,10 +147,13 @@ impl Store {
     }
 
     /// Ends the writer after what it has accepted, folds the write-ahead log into the file and
-    /// gives the instance lock back. Later calls answer [`StoreError::Unavailable`].
+    /// gives the instance lock back, within [`CLOSED_WITHIN`]. Later calls answer
+    /// [`StoreError::Unavailable`].
     pub async fn close(&self) {
-        self.readers.close().await;
-        self.writer.close().await;
+        let deadline = Instant::now() + CLOSED_WITHIN;
+        // Its tasks go on by themselves: nobody waits for them any more.
+        let _ = timeout_at(deadline, self.readers.close()).await;
+        self.writer.close(deadline).await;
     }
 
     /// Epoch milliseconds now, for `created_at` and `expires_at`.

@@ -3,10 +3,12 @@
 use std::path::Path;
 use std::time::Duration;
 
+use hsm_adapter::worker::chain;
 use sqlx::migrate::{Migrate, MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgListener, PgPoolOptions, PgSslMode};
-use sqlx::{ConnectOptions, Connection};
+use sqlx::{ConnectOptions, Connection, Executor};
 use tokio::sync::Notify;
+use tokio::time::timeout;
 
 use super::db::{Readers, Session};
 use super::{ANSWER_WITHIN, StoreError};
@@ -42,6 +44,11 @@ pub(super) async fn open(
     let readers = PgPoolOptions::new()
         .max_connections(readers)
         .acquire_timeout(ANSWER_WITHIN)
+        // The pool's own test waits for ever for a host that has vanished. What fails here is closed
+        // without a word to the server.
+        .test_before_acquire(false)
+        .before_acquire(|connection, _| Box::pin(async { answers(connection).await }))
+        .after_release(|connection, _| Box::pin(async { answers(connection).await }))
         .connect_lazy_with((*server.options).clone());
     Ok((server, writers, Readers::Postgres(readers)))
 }
@@ -110,7 +117,7 @@ impl Server {
     /// A connection that writes.
     pub(super) async fn connect(&self) -> Result<PgConnection, StoreError> {
         let connecting = PgConnection::connect_with(&self.options);
-        let connected = tokio::time::timeout(CONNECT_MAX, connecting).await;
+        let connected = timeout(CONNECT_MAX, connecting).await;
         connected
             .unwrap_or_else(|late| Err(sqlx::Error::Io(late.into())))
             .map_err(|error| StoreError::unreachable(&self.name, error))
@@ -198,17 +205,33 @@ impl Server {
                 let mut listener = PgListener::connect_with(&pool).await?;
                 listener.listen(CHANNEL).await?;
                 loop {
-                    listener.recv().await?;
-                    wake.notify_waiters();
+                    match timeout(QUIET_MAX, listener.recv()).await {
+                        Ok(told) => {
+                            told?;
+                            wake.notify_waiters();
+                        }
+                        // Nothing moves, or the host has vanished.
+                        Err(_) => {
+                            let asked = timeout(PING_MAX, listener.execute("SELECT 1")).await;
+                            asked.map_err(|late| sqlx::Error::Io(late.into()))??;
+                        }
+                    }
                 }
             };
             let ended: Result<(), sqlx::Error> = listening.await;
             if let Err(error) = ended {
-                tracing::warn!(%error, "not told what other gateways queue; polling goes on");
+                let error = chain(&error);
+                tracing::warn!(error, "not told what other gateways queue; polling goes on");
             }
             tokio::time::sleep(RELISTEN).await;
         }
     }
+}
+
+/// Whether it answers now: an error when it does not.
+async fn answers(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    let answer = timeout(PING_MAX, connection.ping()).await;
+    answer.unwrap_or_else(|late| Err(sqlx::Error::Io(late.into()))).map(|()| true)
 }
 
 fn password(file: &Path) -> Result<zeroize::Zeroizing<String>, StoreError> {
@@ -225,6 +248,12 @@ const VERSION_MIN: u32 = 150_000;
 
 /// How long a connection may take to be made.
 const CONNECT_MAX: Duration = Duration::from_secs(4);
+
+/// The longest silence before the server is asked whether it is there.
+const QUIET_MAX: Duration = Duration::from_secs(30);
+
+/// How long an idle connection may take to say that it is there.
+const PING_MAX: Duration = Duration::from_secs(1);
 
 /// The pause before listening again.
 const RELISTEN: Duration = Duration::from_secs(1);

@@ -16,8 +16,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use hsm_adapter::worker::chain;
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::{Instant, MissedTickBehavior, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
@@ -25,7 +26,7 @@ use uuid::Uuid;
 use super::control::PAUSED;
 use super::db::{Db, Readers, Row, Session, Sql, query};
 use super::depth::{Depths, Known};
-use super::error::within;
+use super::error::{in_time, within};
 use super::memory::{Alarm, Memory};
 use super::order::{Group, Job, Order, Waiting, merge, orders_in};
 use super::postgres::{self, Server};
@@ -119,6 +120,18 @@ impl Home {
         })
     }
 
+    /// How long a transaction may take before its connection counts as lost: a server whose host has
+    /// vanished says nothing, ever. A file always answers.
+    fn answers_within(&self, group: &[Box<dyn Job>]) -> Option<Duration> {
+        match self {
+            Self::Sqlite(_) => None,
+            Self::Postgres(_) if group.iter().any(|job| job.is_long()) => {
+                Some(LONG_TRANSACTION_MAX)
+            }
+            Self::Postgres(_) => Some(TRANSACTION_MAX),
+        }
+    }
+
     /// For how long a count of the open payments holds. In a file, nobody else writes.
     fn depth_holds(&self) -> Option<Duration> {
         match self {
@@ -197,9 +210,12 @@ impl Writer {
         answer.try_recv().unwrap_or(waited)
     }
 
-    pub(super) async fn close(&self) {
+    /// Ends after what it has accepted, or at the deadline.
+    pub(super) async fn close(&self, deadline: Instant) {
         self.closing.cancel();
-        self.tasks.wait().await;
+        if timeout_at(deadline, self.tasks.wait()).await.is_err() {
+            tracing::warn!("the database does not answer: what was not committed is given up");
+        }
     }
 
     pub(super) fn is_healthy(&self) -> bool {
@@ -281,7 +297,7 @@ impl Desk {
         if let Some(session) = self.session.take()
             && let Err(error) = session.close().await
         {
-            tracing::warn!(%error, "the database did not close cleanly");
+            tracing::warn!(error = chain(&error), "the database did not close cleanly");
         }
     }
 
@@ -306,7 +322,8 @@ impl Desk {
         }
         for orphan in orphans {
             if let Err(error) = self.insist(&mut [orphan]).await {
-                tracing::warn!(%error, "what nobody waited for stays until its lease runs out");
+                let error = chain(&error);
+                tracing::warn!(error, "what nobody waited for stays until its lease runs out");
             }
         }
     }
@@ -315,7 +332,9 @@ impl Desk {
     async fn insist(&mut self, group: &mut [Box<dyn Job>]) -> Result<(), StoreError> {
         for _ in 1..CONFLICTS_MAX {
             match self.transact(group).await {
-                Err(error) if error.is_conflict() => tracing::debug!(%error, "a group again"),
+                Err(error) if error.is_conflict() => {
+                    tracing::debug!(error = chain(&error), "a group again");
+                }
                 outcome => return outcome,
             }
         }
@@ -324,7 +343,11 @@ impl Desk {
 
     /// One transaction around the group: all of it or nothing.
     async fn transact(&mut self, group: &mut [Box<dyn Job>]) -> Result<(), StoreError> {
-        match self.try_transact(group).await {
+        let done = match self.home.answers_within(group) {
+            Some(limit) => in_time(limit, self.try_transact(group)).await,
+            None => self.try_transact(group).await,
+        };
+        match done {
             Ok(batch) => {
                 self.known.add(&batch.depth.added);
                 if batch.depth.moved {
@@ -427,7 +450,9 @@ impl Desk {
         let probe = Waiting::unasked(Probe { instance: self.instance.clone() });
         match self.insist(&mut [probe]).await {
             Ok(()) => self.health.record(),
-            Err(error) => tracing::warn!(%error, "the database does not take writes"),
+            Err(error) => {
+                tracing::warn!(error = chain(&error), "the database does not take writes");
+            }
         }
         self.set_patience(PATIENCE).await;
     }
@@ -502,6 +527,12 @@ const TELL: Sql = Sql::Each { sqlite: "", postgres: "NOTIFY lanes_moved" };
 
 /// How often a group is tried that other writers undo.
 const CONFLICTS_MAX: u32 = 4;
+
+/// How long a transaction on a server may take: longer than a statement may (`statement_timeout`).
+const TRANSACTION_MAX: Duration = Duration::from_secs(10);
+
+/// The same for one that may touch every open payment.
+const LONG_TRANSACTION_MAX: Duration = Duration::from_secs(600);
 
 /// How often the database is written to although nobody asks.
 const PROBE_PERIOD: Duration = Duration::from_secs(2);

@@ -37,6 +37,7 @@ mod settings;
 mod several;
 mod shredding;
 mod unknown;
+mod vanished;
 
 use std::collections::HashSet;
 use std::os::unix::fs::PermissionsExt;
@@ -83,9 +84,7 @@ impl World {
         };
         let world = Self::open(tempfile::tempdir().unwrap(), Clock::manual(), queue, server).await;
         // Sealed rows refer to a data key: number 1.
-        let (class, wrapped) = (DekClass::Record, vec![1; 40]);
-        let not_after = i64::MAX;
-        world.store.insert_dek(NewDek { class, kek_version: 1, wrapped, not_after }).await.unwrap();
+        world.store.insert_dek(dek()).await.unwrap();
         world
     }
 
@@ -257,6 +256,10 @@ pub(crate) fn new_payment(now: i64, lane: u8) -> NewPayment {
         owner: "front".into(),
         lease: LEASE,
     }
+}
+
+fn dek() -> NewDek {
+    NewDek { class: DekClass::Record, kek_version: 1, wrapped: vec![1; 40], not_after: i64::MAX }
 }
 
 fn sealed(bytes: &[u8]) -> Sealed {

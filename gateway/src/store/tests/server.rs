@@ -136,10 +136,6 @@ async fn a_server_that_takes_no_writes_any_more_says_so_and_comes_back() {
     assert!(after.is_ok(), "{after:?}");
 }
 
-fn dek() -> NewDek {
-    NewDek { class: DekClass::Record, kek_version: 1, wrapped: vec![1; 40], not_after: i64::MAX }
-}
-
 /// A role with as many connections as its writers need, and none for its readers.
 #[tokio::test]
 async fn a_role_without_connections_left_is_answered_in_time_and_served_again() {

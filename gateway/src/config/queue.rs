@@ -36,7 +36,8 @@ pub struct QueueConfig {
     /// Payments of the queue that are sent to one biller at once, when it takes them: one after a
     /// failure, twice as many after each success. Default 16.
     pub senders_max: u32,
-    /// How long finished payments can be looked up. Days; default 90.
+    /// How long finished payments can be looked up. Days; default 90; at least `payment_life_s` + 2
+    /// days + `idempotency_h`.
     pub retention_days: u32,
     /// How long an idempotency key is remembered; for a payment that may wait, counted from the
     /// end of the day after its life. Hours; default 24.
@@ -78,8 +79,22 @@ impl QueueConfig {
         within("queue.reversal_life_s", self.reversal_life_s, 3_600..=30 * 86_400)?;
         within("queue.enquiry_after_s", self.enquiry_after_s, 1..=3_600)?;
         within("queue.senders_max", self.senders_max, 1..=256)?;
-        within("queue.retention_days", self.retention_days, 1..=3_650)?;
-        within("queue.idempotency_h", self.idempotency_h, 24..=24 * 31)
+        within("queue.idempotency_h", self.idempotency_h, 24..=24 * 31)?;
+        let least = self.retention_days_min();
+        if self.retention_days < least {
+            return Err(format!(
+                "queue.retention_days = {}: must be at least {least}, which is queue.payment_life_s + 2 \
+                 days + queue.idempotency_h",
+                self.retention_days
+            ));
+        }
+        within("queue.retention_days", self.retention_days, least..=3_650)
+    }
+
+    /// A payment is remembered for as long as its idempotency key, however long it waited.
+    fn retention_days_min(&self) -> u32 {
+        let hours = self.payment_life_s.div_ceil(3_600) + 48 + self.idempotency_h;
+        hours.div_ceil(24)
     }
 
     /// `lease_s`.
@@ -182,6 +197,25 @@ mod tests {
         let refusal = config.check().unwrap_err();
 
         assert_eq!(refusal, "queue.pin_life_s = 3601: must be from 60 to 3600");
+    }
+
+    #[test]
+    fn a_payment_is_not_forgotten_before_its_idempotency_key() {
+        let config = |days| QueueConfig {
+            payment_life_s: 7 * 86_400,
+            idempotency_h: 25,
+            retention_days: days,
+            ..QueueConfig::default()
+        };
+
+        let refusal = config(10).check().unwrap_err();
+
+        assert_eq!(
+            refusal,
+            "queue.retention_days = 10: must be at least 11, which is queue.payment_life_s + 2 days + \
+             queue.idempotency_h"
+        );
+        assert_eq!(config(11).check(), Ok(()));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use compliance::{EventType, ResourceType};
+use hsm_adapter::worker::chain;
 
 use super::{Admin, Admitted, Watching, one_of};
 use crate::audit::AuditEntry;
@@ -99,7 +100,7 @@ async fn order(
         }),
     };
     let answer = done.map_err(|error| {
-        tracing::error!(%error, "orders for breakers");
+        tracing::error!(error = chain(&error), "orders for breakers");
         Problem::new(Slug::Overloaded)
     })?;
     answer.ok_or_else(|| Problem::new(Slug::NotFound))

@@ -16,6 +16,7 @@ use hsm_adapter::client::LinkError;
 use hsm_adapter::protocol::KeyFacts;
 use hsm_adapter::register::{KeyAlgorithm, KeyState};
 use hsm_adapter::vocabulary::{Kcv, KeyLabel, KeyRole, MacAlgorithm, Mode, PinBlockFormat};
+use hsm_adapter::worker::chain;
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -333,7 +334,7 @@ async fn make(admin: &Admin, entry: &AuditEntry, number: i64) -> Result<Response
 }
 
 fn store_problem(error: &StoreError) -> Problem {
-    tracing::error!(%error, "key changes");
+    tracing::error!(error = chain(error), "key changes");
     Problem::new(Slug::Overloaded)
 }
 

@@ -13,6 +13,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use compliance::{EventType, Label, Reason, ResourceType};
+use hsm_adapter::worker::chain;
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::json;
@@ -471,7 +472,7 @@ fn time(ms: i64) -> Option<Timestamp> {
 }
 
 fn store_problem(error: &StoreError) -> Problem {
-    tracing::error!(%error, "an operator's look at the queue, or hand on it");
+    tracing::error!(error = chain(error), "an operator's look at the queue, or hand on it");
     match error.is_transient() {
         true => Problem::new(Slug::Overloaded),
         false => Problem::new(Slug::Internal),

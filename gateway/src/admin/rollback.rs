@@ -4,6 +4,7 @@ use axum::extract::{DefaultBodyLimit, State};
 use axum::routing::post;
 use axum::{Json, Router};
 use compliance::{EventType, ResourceType};
+use hsm_adapter::worker::chain;
 
 use super::breakers::Operator;
 use super::{Admin, Admitted};
@@ -35,7 +36,7 @@ async fn acknowledge(
     let Reasoned { reason } = Reasoned::parse(&body)?;
     entry.note(&reason);
     let open = admin.relay.rollback().acknowledge().await.map_err(|error| {
-        tracing::error!(%error, "the acknowledgement of a rollback");
+        tracing::error!(error = chain(&error), "the acknowledgement of a rollback");
         Problem::new(Slug::Overloaded)
     })?;
     let payments = open.unwrap_or(0);

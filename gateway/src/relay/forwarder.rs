@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use compliance::{EventType, Outcome as AuditOutcome, Reason as AuditReason};
+use hsm_adapter::worker::chain;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -80,7 +81,10 @@ impl Relay {
                     sending.spawn(async move { relay.forward_lane(&biller, due, &stop).await });
                 }
             }
-            Err(error) => tracing::error!(%error, biller = biller.name, "claiming from the queue"),
+            Err(error) => {
+                let (error, biller) = (chain(&error), &biller.name);
+                tracing::error!(error, biller, "claiming from the queue");
+            }
         }
         POLL
     }
@@ -95,7 +99,8 @@ impl Relay {
                 Ok(done) => done,
                 Err(error) => {
                     // The lease runs out and the payment is found again.
-                    tracing::error!(%error, %id, "recording what became of a forwarded payment");
+                    let error = chain(&error);
+                    tracing::error!(error, %id, "recording what became of a forwarded payment");
                     return Went::Badly;
                 }
             };

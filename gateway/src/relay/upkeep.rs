@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use hsm_adapter::worker::chain;
 use metrics::{counter, gauge};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -28,7 +29,7 @@ impl Relay {
                 continue;
             }
             if let Err(error) = self.keep_once(rounds.is_multiple_of(60)).await {
-                tracing::error!(%error, "keeping the queue");
+                tracing::error!(error = chain(&error), "keeping the queue");
             }
         }
     }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sqlx::migrate::MigrateError;
 use sqlx::postgres::PgDatabaseError;
 
 use super::ANSWER_WITHIN;
@@ -47,14 +48,16 @@ pub enum StoreError {
         /// What it must say.
         wanted: &'static str,
     },
-    /// The schema is not one of ours.
-    #[error("cannot migrate {place}: restore a backup, or run the release that wrote it")]
+    /// The schema is not one of ours, or cannot be made so.
+    #[error("cannot migrate {place}: {what}")]
     Migrate {
         /// The database.
         place: String,
+        /// What is wrong, and the remedy.
+        what: &'static str,
         /// Which migration, and why.
         #[source]
-        source: Arc<sqlx::migrate::MigrateError>,
+        source: Arc<MigrateError>,
     },
     /// The server cannot be reached or lets nobody in. The same call may succeed later.
     #[error("cannot connect to {place}: {what}")]
@@ -149,8 +152,9 @@ impl StoreError {
         }
     }
 
-    pub(super) fn migrate(place: impl ToString, source: sqlx::migrate::MigrateError) -> Self {
-        Self::Migrate { place: place.to_string(), source: source.into() }
+    pub(super) fn migrate(place: impl ToString, source: MigrateError) -> Self {
+        let (place, what) = (place.to_string(), of_migrating(&source));
+        Self::Migrate { place, what, source: source.into() }
     }
 
     pub(super) fn unreachable(place: &str, source: sqlx::Error) -> Self {
@@ -205,14 +209,48 @@ fn of_postgres(code: &str) -> Option<&'static str> {
         "53100" => "its disk is full",
         "53300" => "it has as many connections as it may",
         "57014" => LATE,
+        "42501" => {
+            "the role lacks rights: the owner of the schema must GRANT SELECT, INSERT, UPDATE, DELETE \
+             ON ALL TABLES IN SCHEMA and GRANT USAGE ON ALL SEQUENCES IN SCHEMA to \
+             store.postgres.user"
+        }
+        "42P01" | "42703" => "its schema is another release's: run the release that migrated it",
         "57P01" | "57P02" | "57P03" => "its server stops or starts",
         "58030" => "its disk does not answer",
         _ if code.starts_with("08") || code.starts_with("28") => "it lets nobody in",
         _ if code.starts_with("53") => "it is out of resources",
-        _ if code.starts_with("XX") => "it is damaged: restore a backup",
+        "XX001" | "XX002" => "it is damaged: restore a backup",
+        _ if code.starts_with("XX") => "its server failed inside: see the server's log",
         _ => return None,
     })
 }
+
+/// Each step of a migration is one transaction.
+fn of_migrating(error: &MigrateError) -> &'static str {
+    let failed = match error {
+        MigrateError::Execute(failed) | MigrateError::ExecuteMigration(failed, _) => failed,
+        MigrateError::VersionMissing(_)
+        | MigrateError::VersionMismatch(_)
+        | MigrateError::VersionNotPresent(_)
+        | MigrateError::VersionTooOld(..)
+        | MigrateError::VersionTooNew(..) => {
+            return "restore a backup, or run the release that wrote it";
+        }
+        _ => return STEP,
+    };
+    let code = failed.as_database_error().and_then(|said| said.code());
+    match code.as_deref() {
+        Some("42501") => "the role lacks rights: start once as the owner of the schema",
+        Some("55P03") => {
+            "somebody else's transaction is in the way: find it in pg_stat_activity, end it and start \
+             again; nothing was changed"
+        }
+        _ => STEP,
+    }
+}
+
+/// Of a step that failed.
+const STEP: &str = "nothing was changed by the step that failed: mend the cause and start again";
 
 fn of_connecting(error: &sqlx::Error) -> &'static str {
     let said =
@@ -223,6 +261,7 @@ fn of_connecting(error: &sqlx::Error) -> &'static str {
                 "it does not let us in: see store.postgres.user, password_file and certificate, and its \
                  pg_hba.conf"
             }
+            "42501" => "store.postgres.user may not: GRANT CONNECT ON DATABASE to it",
             "3D000" => "it has no such database: create it, or mend store.postgres.database",
             "53300" => "it has as many connections as it, or store.postgres.user, may have",
             code => of_postgres(code).unwrap_or("it refuses"),

@@ -165,7 +165,10 @@ impl Server {
             .fetch_one(&mut *connection)
             .await?;
         let applied = match known {
-            Some(_) => connection.list_applied_migrations(TABLE).await.map_err(failed)?,
+            Some(_) => match connection.list_applied_migrations(TABLE).await {
+                Err(MigrateError::Execute(refused)) => return Err(refused.into()),
+                applied => applied.map_err(failed)?,
+            },
             None => Vec::new(),
         };
         for one in &applied {
@@ -180,16 +183,19 @@ impl Server {
 
     /// Applies what is missing. A role that may make no tables needs nothing to be missing.
     async fn migrate(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
-        if self.schema(connection).await?.1 == 0 {
+        let (from, pending) = self.schema(connection).await?;
+        if pending == 0 {
             return Ok(());
         }
-        // Of several gateways that start at once, one migrates and the others wait: longer than a
-        // statement may otherwise take.
-        sqlx::raw_sql("SET statement_timeout = 0; SET lock_timeout = 0")
+        let to = MIGRATIONS.iter().map(|one| one.version).max();
+        tracing::info!(database = self.name, from, to, "waiting to migrate");
+        // Of several gateways that start at once, one migrates and the others wait.
+        sqlx::raw_sql("SET statement_timeout = 0; SET lock_timeout = '30s'")
             .execute(&mut *connection)
             .await?;
         let ran = MIGRATIONS.run(&mut *connection).await;
         ran.map_err(|source| StoreError::migrate(&self.name, source))?;
+        tracing::info!(database = self.name, from, to, "migrated");
         sqlx::raw_sql("RESET statement_timeout; RESET lock_timeout").execute(connection).await?;
         Ok(())
     }

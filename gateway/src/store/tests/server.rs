@@ -102,6 +102,50 @@ async fn a_server_that_does_not_sync_is_refused() {
     }
 }
 
+/// The role that runs is not the one that owns the schema.
+#[tokio::test]
+async fn a_role_without_rights_is_told_which_and_needs_no_more_than_those() {
+    let server = Server::start();
+    server.execute("CREATE ROLE gateway LOGIN");
+    let config = server.config("gateway");
+
+    let no_tables = open(&config).await.unwrap_err();
+    open(&server.config(cluster::USER)).await.unwrap().close().await;
+    let no_rights = open(&config).await.unwrap_err();
+    server
+        .execute("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO gateway");
+    server.execute("GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO gateway");
+    let store = open(&config).await.unwrap();
+    let served = store.insert_dek(dek()).await;
+    server.execute("REVOKE INSERT ON saf_dek FROM gateway");
+    let revoked = store.insert_dek(dek()).await.unwrap_err();
+    server.execute("ALTER TABLE saf_dek RENAME TO saf_key");
+    let other = store.insert_dek(dek()).await.unwrap_err();
+
+    assert!(no_tables.to_string().contains("owner of the schema"), "{no_tables}");
+    assert!(no_rights.to_string().contains("GRANT"), "{no_rights}");
+    assert!(served.is_ok(), "{served:?}");
+    assert!(revoked.to_string().contains("GRANT") && revoked.is_transient(), "{revoked}");
+    assert!(other.to_string().contains("another release"), "{other}");
+}
+
+#[tokio::test]
+async fn a_migration_that_fails_says_that_nothing_was_changed_and_what_to_mend() {
+    let server = Server::start();
+    server.execute("CREATE TABLE saf_item (stranger bigint)");
+    let config = server.config(cluster::USER);
+
+    let in_the_way = open(&config).await.unwrap_err().to_string();
+    server.execute("DROP TABLE saf_item");
+    open(&config).await.unwrap().close().await;
+    server.execute("UPDATE _sqlx_migrations SET checksum = '\\x00' WHERE version = 1");
+    let not_ours = open(&config).await.unwrap_err().to_string();
+
+    assert!(in_the_way.contains("nothing was changed"), "{in_the_way}");
+    assert!(!in_the_way.contains("backup"), "{in_the_way}");
+    assert!(not_ours.contains("restore a backup"), "{not_ours}");
+}
+
 /// As a standby is.
 #[tokio::test]
 async fn a_server_that_takes_no_writes_is_refused_at_the_start() {

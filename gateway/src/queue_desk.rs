@@ -166,7 +166,7 @@ impl Filter {
             ("biller", self.biller.clone()),
             ("kind", self.kind.clone()),
             ("priority", self.priority.clone()),
-            ("reason", self.hold_reason.clone()),
+            ("hold_reason", self.hold_reason.clone()),
             ("older_than_s", self.older_than_s.map(|seconds| seconds.to_string())),
             ("after", self.after.map(|seq| seq.to_string())),
             ("order", order),

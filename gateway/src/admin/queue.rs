@@ -474,6 +474,8 @@ fn time(ms: i64) -> Option<Timestamp> {
 fn store_problem(error: &StoreError) -> Problem {
     tracing::error!(error = chain(error), "an operator's look at the queue, or hand on it");
     match error.is_transient() {
+        true if error.is_late() => Problem::new(Slug::Overloaded)
+            .with_detail("it took too long: narrow a list by status or age, or look again later"),
         true => Problem::new(Slug::Overloaded),
         false => Problem::new(Slug::Internal),
     }

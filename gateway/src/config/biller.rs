@@ -16,7 +16,7 @@ use crate::links::health::HealthConfig;
 pub struct BillerConfig {
     /// Its name in requests: lower-case letters, digits, `-`; at most 32. No default.
     pub name: String,
-    /// `https://host:port/`, each a door to the same ledger of references. 1 to 8, no default.
+    /// `https://host:port/`, all of the same ledger of references. 1 to 8, no default.
     pub urls: Vec<String>,
     /// The same, for when none of `urls` takes a payment. At most 8; default none.
     #[serde(default)]

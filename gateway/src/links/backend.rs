@@ -3,7 +3,7 @@
 //! The outcome says exactly what may be done next: nothing was sent, it is unknown whether it was
 //! taken, the backend asks for another try, or it answered. An answer without the backend's valid
 //! MAC proves nothing, whatever its status: a proxy may have spoken after the backend took the
-//! payment. All URLs of a biller are doors to one ledger: it recognises a reference at each of them.
+//! payment. All URLs of a biller lead to one ledger: it recognises a reference at each of them.
 
 use std::fmt;
 use std::pin::Pin;
@@ -40,8 +40,8 @@ pub struct Backend {
     biller: String,
     client: Client,
     url: Url,
-    /// By [`Door`].
-    doors: [Url; 3],
+    /// By [`Resource`].
+    resources: [Url; 3],
     health: Url,
     idle_min: usize,
 }
@@ -108,7 +108,7 @@ impl Answered {
 
 /// What is asked of a biller, each below its URL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Door {
+pub enum Resource {
     /// `v1/payments`.
     Payments,
     /// `v1/enquiries`.
@@ -149,10 +149,10 @@ impl Backend {
     pub fn new(name: String, url: Url, options: &BackendOptions) -> Result<Self, String> {
         let client = options.client()?;
         let below = |path: &str| url.join(path).map_err(|error| format!("url: {error}"));
-        let doors = [below("v1/payments")?, below("v1/enquiries")?, below("v1/reversals")?];
+        let resources = [below("v1/payments")?, below("v1/enquiries")?, below("v1/reversals")?];
         let health = below(&options.health_path)?;
         let (biller, idle_min) = (options.biller.clone(), options.idle_min);
-        Ok(Self { name, biller, client, url, doors, health, idle_min })
+        Ok(Self { name, biller, client, url, resources, health, idle_min })
     }
 
     /// Where it is.
@@ -167,7 +167,7 @@ impl Backend {
     /// See [`BackendError`]: its classes say what may be done next.
     pub async fn exchange(
         &self,
-        door: Door,
+        resource: Resource,
         body: Bytes,
         mac: String,
         limit: Instant,
@@ -175,7 +175,7 @@ impl Backend {
         let started = Instant::now();
         let departure = Arc::new(Departure::default());
         let left = limit.saturating_duration_since(started);
-        let exchange = self.send_and_read(door, body, mac, left, Arc::clone(&departure));
+        let exchange = self.send_and_read(resource, body, mac, left, Arc::clone(&departure));
         let outcome = match timeout_at(limit, exchange).await {
             Ok(outcome) => outcome.map_err(|error| (error.why, Some(error.cause))),
             Err(_) => Err((TIME_OUT, None)),
@@ -197,7 +197,7 @@ impl Backend {
 
     async fn send_and_read(
         &self,
-        door: Door,
+        resource: Resource,
         body: Bytes,
         mac: String,
         left: Duration,
@@ -205,7 +205,7 @@ impl Backend {
     ) -> Result<Answered, Broken> {
         let request = self
             .client
-            .post(self.doors[door as usize].clone())
+            .post(self.resources[resource as usize].clone())
             .header(CONTENT_TYPE, "application/json")
             .header(MAC_HEADER, mac)
             // How long its answer is of use to us.

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::payment::{PaymentOrder, ReversalOrder};
 use super::policy::Route;
 use crate::links::Patience;
-use crate::links::backend::{Answered, Backend, BackendError, Door, NO_HSM};
+use crate::links::backend::{Answered, Backend, BackendError, NO_HSM, Resource};
 use crate::links::breaker::Verdict;
 use crate::links::classify::{Operation, Word, of_status};
 use crate::links::pool::{Call, Called, Pool, Tried};
@@ -114,7 +114,7 @@ struct Answer {
 /// One request to a biller.
 #[derive(Debug, Clone, Copy)]
 struct Ask<'a> {
-    door: Door,
+    resource: Resource,
     operation: Operation,
     reference: &'a str,
     enquiry: Option<Uuid>,
@@ -152,7 +152,7 @@ impl Biller {
             true => Operation::Payment,
             false => Operation::PaymentOnce,
         };
-        let ask = Ask { door: Door::Payments, operation, reference, enquiry: None, body };
+        let ask = Ask { resource: Resource::Payments, operation, reference, enquiry: None, body };
         self.ask(hsm, ask, way, |answer| settlement(&answer)).await
     }
 
@@ -161,7 +161,7 @@ impl Biller {
         let enquiry = Uuid::now_v7();
         let body = &bytes(&Enquiry { enquiry, reference, biller: &self.name });
         let (operation, enquiry) = (Operation::Pure, Some(enquiry));
-        let ask = Ask { door: Door::Enquiries, operation, reference, enquiry, body };
+        let ask = Ask { resource: Resource::Enquiries, operation, reference, enquiry, body };
         let read = |answer: Answer| match answer.status.as_str() {
             "UNKNOWN" => Some(None),
             _ => settlement(&answer).map(Some),
@@ -186,7 +186,7 @@ impl Biller {
             amount: &reversal.amount,
         });
         let operation = Operation::Payment;
-        let ask = Ask { door: Door::Reversals, operation, reference, enquiry: None, body };
+        let ask = Ask { resource: Resource::Reversals, operation, reference, enquiry: None, body };
         let read = |answer: Answer| {
             settlement(&answer).map(|said| match said.response_code.as_str() {
                 "00" | "94" => TakenBack::Done,
@@ -233,7 +233,7 @@ impl Biller {
             Err(error) => return (Duration::ZERO, Err(error)),
         };
         let begun = Instant::now();
-        let answered = backend.exchange(ask.door, ask.body.clone(), mac, limit.until).await;
+        let answered = backend.exchange(ask.resource, ask.body.clone(), mac, limit.until).await;
         let took = begun.elapsed();
         match answered {
             Ok(answered) => {

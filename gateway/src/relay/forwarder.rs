@@ -73,7 +73,7 @@ impl Relay {
         if room == 0 {
             return POLL;
         }
-        match self.payments.claim(vec![biller.name.clone()], room).await {
+        match self.payments.claim(biller.name.clone(), room).await {
             Ok(due) => {
                 for due in due {
                     let (relay, biller) = (Arc::clone(self), Arc::clone(biller));

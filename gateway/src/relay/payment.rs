@@ -17,6 +17,7 @@ use zeroize::Zeroizing;
 use super::idempotency::Request;
 use super::keys::{Keys, OpenError, SealPinError, SealingUnavailable};
 use super::policy::Route;
+use super::ring::millis;
 use super::sealing::Tampered;
 use crate::config::QueueConfig;
 use crate::store::{
@@ -313,12 +314,12 @@ impl Payments {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn claim(&self, targets: Vec<String>, rows: u32) -> Result<Vec<Due>, StoreError> {
+    pub async fn claim(&self, target: String, rows: u32) -> Result<Vec<Due>, StoreError> {
         let (owner, lease) = (self.owner.clone(), self.queue.lease());
         let mut due = Vec::new();
         // Before the claim: the lease begins after it.
         let begun = Instant::now();
-        let claimed = self.store.claim(Claim { targets, rows, owner, lease }).await?;
+        let claimed = self.store.claim(Claim { target, rows, owner, lease }).await?;
         metrics::histogram!(QUEUE_CLAIM).record(begun.elapsed());
         for claimed in claimed {
             due.extend(self.opened(claimed, begun).await);
@@ -440,10 +441,6 @@ fn text(value: &impl Serialize) -> Zeroizing<Vec<u8>> {
 /// What we sealed ourselves and cannot read is as good as tampered with.
 fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T, Tampered> {
     serde_json::from_slice(text).map_err(|_| Tampered)
-}
-
-fn millis(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX / 4)
 }
 
 const DAY: Duration = Duration::from_secs(86_400);

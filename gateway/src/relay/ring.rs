@@ -99,6 +99,7 @@ impl Dek {
     }
 }
 
+/// For the store's times.
 pub(super) fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX / 4)
 }

@@ -148,7 +148,9 @@ impl House {
     }
 
     async fn claim(&self) -> Vec<Due> {
-        self.payments.claim(vec!["pln".into(), "pdam".into()], 10).await.unwrap()
+        let mut due = self.payments.claim("pln".into(), 10).await.unwrap();
+        due.extend(self.payments.claim("pdam".into(), 10).await.unwrap());
+        due
     }
 
     async fn deks(&self, class: DekClass) -> usize {

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Relay;
 use crate::links::jitter;
-use crate::store::{Cell, HoldReason, PruneRule, Rescued, StoreError};
+use crate::store::{Cell, HoldReason, Priority, PruneRule, Rescued, Status, StoreError};
 use crate::telemetry::metrics::{QUEUE_DEPTH, QUEUE_HELD, QUEUE_OLDEST, QUEUE_RESCUED};
 
 impl Relay {
@@ -25,6 +25,10 @@ impl Relay {
             rounds += 1;
             self.tell_alarms().await;
             self.look_at_epoch().await;
+            // Also while nothing may leave: what is seen must not be what was.
+            if let Err(error) = self.show_figures().await {
+                tracing::error!(error = chain(&error), "the figures of the queue");
+            }
             if self.rollback.waits() {
                 continue;
             }
@@ -47,22 +51,28 @@ impl Relay {
             let rule = PruneRule { ended_before: self.store.now().saturating_sub(retention) };
             while self.store.prune(rule).await?.any() {}
         }
-        self.show_figures().await
+        Ok(())
     }
 
     async fn show_figures(&self) -> Result<(), StoreError> {
-        let stats = self.store.stats().await?;
-        for depth in &stats.depth {
-            let (status, priority) = (depth.status.name(), depth.priority.name());
-            gauge!(QUEUE_DEPTH, "status" => status, "priority" => priority).set(depth.rows as f64);
-        }
-        gauge!(QUEUE_OLDEST).set(stats.oldest_ms.unwrap_or(0) as f64 / 1_000.0);
         let cells = self.store.queue_stats().await?.cells;
-        for reason in HoldReason::ALL {
-            let of = |cell: &&Cell| cell.hold_reason.as_deref() == Some(reason.name());
-            let rows: u64 = cells.iter().filter(of).map(|cell| cell.rows).sum();
-            gauge!(QUEUE_HELD, "reason" => reason.name()).set(rows as f64);
+        let rows = |of: &dyn Fn(&Cell) -> bool| {
+            cells.iter().filter(|cell| of(cell)).map(|cell| cell.rows).sum::<u64>() as f64
+        };
+        // What there is none of is a figure too: it returns to 0.
+        for status in [Status::Pending, Status::Processing, Status::Held] {
+            for priority in Priority::ALL {
+                gauge!(QUEUE_DEPTH, "status" => status.name(), "priority" => priority.name())
+                    .set(rows(&|cell| cell.status == status && cell.priority == priority));
+            }
         }
+        for reason in HoldReason::ALL.map(HoldReason::name) {
+            gauge!(QUEUE_HELD, "reason" => reason)
+                .set(rows(&|cell| cell.hold_reason.as_deref() == Some(reason)));
+        }
+        let waiting = cells.iter().filter(|cell| cell.status == Status::Pending);
+        let oldest_ms = waiting.map(|cell| cell.oldest_ms).max().unwrap_or(0);
+        gauge!(QUEUE_OLDEST).set(oldest_ms as f64 / 1_000.0);
         Ok(())
     }
 }

@@ -162,7 +162,7 @@ impl Round<'_> {
         for (at, payment) in open {
             match known.get(&owned(payment)) {
                 Some(row) => {
-                    answers.push((at, standing(&payment.idempotency, row, batch.steady)?));
+                    answers.push((at, standing(&payment.idempotency, row, batch.now)?));
                 }
                 None => left.push((at, payment)),
             }
@@ -356,15 +356,15 @@ async fn find(
 pub(super) async fn known(
     readers: &Readers,
     idempotency: &Idempotency,
-    steady: i64,
+    now: i64,
 ) -> Result<Option<Begun>, StoreError> {
     let mut reader = readers.acquire().await?;
     let found = find(std::iter::once(idempotency), &mut reader.db()).await?;
-    found.into_values().next().map(|row| standing(idempotency, &row, steady)).transpose()
+    found.into_values().next().map(|row| standing(idempotency, &row, now)).transpose()
 }
 
 /// The answer of a key that was used before.
-fn standing(idempotency: &Idempotency, row: &Row, steady: i64) -> Result<Begun, StoreError> {
+fn standing(idempotency: &Idempotency, row: &Row, now: i64) -> Result<Begun, StoreError> {
     if row.bytes::<FINGERPRINT_BYTES>("fp")? != idempotency.fp {
         return Ok(Begun::KeyReused);
     }
@@ -373,7 +373,7 @@ fn standing(idempotency: &Idempotency, row: &Row, steady: i64) -> Result<Begun, 
     if let Some(until) = lease_until
         && !queued
     {
-        let left = u64::try_from(until - steady).unwrap_or(0).max(1_000);
+        let left = u64::try_from(until - now).unwrap_or(0).max(1_000);
         return Ok(Begun::Running { retry_after: Duration::from_millis(left) });
     }
     replay(row)

@@ -17,8 +17,8 @@ use super::{Class, HoldReason, ItemFacts, Lease, OrdKey, Parking, Sealed, StoreE
 /// What a forwarder is ready for.
 #[derive(Debug, Clone)]
 pub struct Claim {
-    /// Targets that are not behind an open breaker. Those that are paused are passed over.
-    pub targets: Vec<String>,
+    /// Whose payments: nothing is leased while it is paused.
+    pub target: String,
     /// At most this many.
     pub rows: u32,
     /// Who, for the record.
@@ -65,9 +65,7 @@ impl Order for Claim {
     async fn run(&self, db: &mut Db<'_>, batch: &mut Batch) -> Result<Vec<Claimed>, StoreError> {
         // Some of what is past its time leaves the queue here; the statement skips the rest.
         expire_due(db, batch).await?;
-        let targets: Vec<String> =
-            self.targets.iter().filter(|it| !batch.depth.is_paused(it)).cloned().collect();
-        if targets.is_empty() {
+        if batch.depth.is_paused(&self.target) {
             return Ok(Vec::new());
         }
         let claims = batch.claims.fetch_add(1, Ordering::Relaxed) + 1;
@@ -75,9 +73,8 @@ impl Order for Claim {
         let lanes = query(statement)
             .bind(&self.owner)
             .bind(batch.now)
-            .bind(batch.steady + ms(self.lease))
-            .bind(batch.steady)
-            .bind(targets)
+            .bind(batch.now + ms(self.lease))
+            .bind(&self.target)
             .bind(self.rows)
             .all(db)
             .await?;
@@ -185,25 +182,24 @@ SET leased = TRUE, lease_owner = $1, lease_token = random() & 0x7FFFFFFFFFFFFFFF
     lease_until = $3
 WHERE ord_key IN (
     SELECT ord_key FROM saf_lane
-    WHERE NOT leased AND blocked IS NULL AND next_at <= $4
-      AND target IN (SELECT value FROM json_each($5))
+    WHERE target = $4 AND NOT leased AND blocked IS NULL AND next_at <= $2
       AND NOT EXISTS (SELECT 1 FROM saf_item
                       WHERE seq = head_seq AND state = 0 AND expires_at <= $2)
     ORDER BY ",
                 $order,
-                " LIMIT $6)
+                " LIMIT $5)
 RETURNING ord_key, head_seq, lease_token"
             ),
             postgres: concat!(
                 "
 WITH heads AS MATERIALIZED (
     SELECT ord_key FROM saf_lane
-    WHERE NOT leased AND blocked IS NULL AND next_at <= $4 AND target = ANY ($5)
+    WHERE target = $4 AND NOT leased AND blocked IS NULL AND next_at <= $2
       AND NOT EXISTS (SELECT 1 FROM saf_item
                       WHERE seq = head_seq AND state = 0 AND expires_at <= $2)
     ORDER BY ",
                 $order,
-                " LIMIT $6 FOR UPDATE SKIP LOCKED)
+                " LIMIT $5 FOR UPDATE SKIP LOCKED)
 UPDATE saf_lane l
 SET leased = TRUE, lease_owner = $1, leased_at = $2, lease_until = $3,
     lease_token = CAST(CAST('x' || substr(md5(gen_random_uuid()::text), 1, 16) AS bit(64)) AS bigint)

@@ -70,13 +70,9 @@ impl Clock {
         }
     }
 
-    /// Epoch milliseconds for what people read and for the ends of lives.
-    pub(crate) fn wall(&self) -> i64 {
-        self.steady()
-    }
-
-    /// Epoch milliseconds that only ever run forward, at a second a second.
-    pub(crate) fn steady(&self) -> i64 {
+    /// Epoch milliseconds: a second a second, whatever is set; only [`set`](Self::set) moves it to
+    /// what a shared server says.
+    pub(crate) fn now(&self) -> i64 {
         match &*self.0 {
             Source::System { began, began_ms } => began_ms + ms(began.elapsed()),
             Source::Server { began, began_ms, .. } => {
@@ -102,7 +98,7 @@ impl Clock {
 
 impl fmt::Debug for Clock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Clock({})", self.wall())
+        write!(f, "Clock({})", self.now())
     }
 }
 
@@ -130,11 +126,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_clock_that_is_set_moves_neither_leases_nor_lives() {
         let clock = Clock::system();
-        let before = (clock.wall(), clock.steady());
+        let before = (clock.now(), clock.now());
 
         tokio::time::advance(Duration::from_secs(3_600)).await;
 
-        assert_eq!((clock.wall() - before.0, clock.steady() - before.1), (3_600_000, 3_600_000));
+        assert_eq!((clock.now() - before.0, clock.now() - before.1), (3_600_000, 3_600_000));
     }
 
     #[tokio::test(start_paused = true)]
@@ -145,6 +141,6 @@ mod tests {
         clock.set(1_000_000);
         tokio::time::advance(Duration::from_millis(FRESH_MS as u64)).await;
 
-        assert_eq!((clock.steady(), clock.is_stale()), (1_000_000 + FRESH_MS, true));
+        assert_eq!((clock.now(), clock.is_stale()), (1_000_000 + FRESH_MS, true));
     }
 }

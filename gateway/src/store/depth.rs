@@ -1,7 +1,7 @@
 //! How many payments are open and which billers are paused, without asking each time.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -51,26 +51,43 @@ fn add(depths: &mut HashMap<String, i64>, target: &str, rows: i64) {
 
 /// What the writers know without asking, and since when. Other gateways change it too.
 #[derive(Debug, Default)]
-pub(super) struct Known(Mutex<Option<(Instant, Facts)>>);
+pub(super) struct Known(Mutex<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    facts: Option<(Instant, Facts)>,
+    /// How often it was forgotten.
+    generation: Generation,
+}
 
 /// Open payments and paused targets.
 type Facts = (HashMap<String, i64>, HashSet<String>);
 
+type Generation = u64;
+
 impl Known {
-    pub(super) fn get(&self, fresh_for: Option<Duration>) -> Option<Facts> {
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (since, facts) = known.as_ref()?;
-        let is_fresh = fresh_for.is_none_or(|limit| since.elapsed() < limit);
-        is_fresh.then(|| facts.clone())
+    /// What is known; else the generation under which [`Self::set`] takes what the database says.
+    pub(super) fn get(&self, fresh_for: Option<Duration>) -> Result<Facts, Generation> {
+        let known = self.lock();
+        match &known.facts {
+            Some((since, facts)) if fresh_for.is_none_or(|limit| since.elapsed() < limit) => {
+                Ok(facts.clone())
+            }
+            _ => Err(known.generation),
+        }
     }
 
-    pub(super) fn set(&self, facts: Facts) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), facts));
+    /// What the database has said. Of no effect when it was forgotten since `generation`: the
+    /// database may have been asked before what was forgotten, a pause for one, was written.
+    pub(super) fn set(&self, generation: Generation, facts: Facts) {
+        let mut known = self.lock();
+        if known.generation == generation {
+            known.facts = Some((Instant::now(), facts));
+        }
     }
 
     pub(super) fn add(&self, added: &HashMap<String, i64>) {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, (depths, _))) = known.as_mut() {
+        if let Some((_, (depths, _))) = self.lock().facts.as_mut() {
             for (target, rows) in added {
                 add(depths, target, *rows);
             }
@@ -79,6 +96,45 @@ impl Known {
 
     /// It has to be asked again.
     pub(super) fn forget(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let mut known = self.lock();
+        known.facts = None;
+        known.generation += 1;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One writer reads, another pauses and forgets, and only then the first says what it has read.
+    #[test]
+    fn what_was_read_before_a_pause_does_not_undo_it() {
+        let (known, running) = (Known::default(), Facts::default());
+        let paused = (HashMap::new(), HashSet::from(["pln".to_owned()]));
+
+        let before = known.get(None).unwrap_err();
+        known.forget();
+        known.set(before, running);
+        let late = known.get(None);
+        known.set(late.clone().unwrap_err(), paused.clone());
+
+        assert_eq!(late, Err(before + 1));
+        assert_eq!(known.get(None), Ok(paused));
+    }
+
+    #[test]
+    fn what_is_known_holds_for_its_time_and_is_added_to() {
+        let known = Known::default();
+        let one = HashMap::from([("pln".to_owned(), 1)]);
+        known.set(known.get(None).unwrap_err(), (one.clone(), HashSet::new()));
+
+        known.add(&one);
+
+        assert_eq!(known.get(None).unwrap().0["pln"], 2);
+        assert!(known.get(Some(Duration::ZERO)).is_err());
     }
 }

@@ -227,16 +227,18 @@ fn of_postgres(code: &str) -> Option<&'static str> {
 
 /// Each step of a migration is one transaction.
 fn of_migrating(error: &MigrateError) -> &'static str {
-    let failed = match error {
-        MigrateError::Execute(failed) | MigrateError::ExecuteMigration(failed, _) => failed,
+    if matches!(
+        error,
         MigrateError::VersionMissing(_)
-        | MigrateError::VersionMismatch(_)
-        | MigrateError::VersionNotPresent(_)
-        | MigrateError::VersionTooOld(..)
-        | MigrateError::VersionTooNew(..) => {
-            return "restore a backup, or run the release that wrote it";
-        }
-        _ => return STEP,
+            | MigrateError::VersionMismatch(_)
+            | MigrateError::VersionNotPresent(_)
+            | MigrateError::VersionTooOld(..)
+            | MigrateError::VersionTooNew(..)
+    ) {
+        return "restore a backup, or run the release that wrote it";
+    }
+    let (MigrateError::Execute(failed) | MigrateError::ExecuteMigration(failed, _)) = error else {
+        return STEP;
     };
     let code = failed.as_database_error().and_then(|said| said.code());
     match code.as_deref() {

@@ -31,6 +31,15 @@ SELECT i.seq, i.id, i.tenant, i.kind, i.target, i.reference, i.ord_key, i.prio, 
 }
 pub(super) use item_columns;
 
+/// Whether what is stored of an item `i` is enough to go on with it.
+macro_rules! workable {
+    () => {
+        "
+       i.ct IS NOT NULL AND (NOT i.needs_pin OR i.pin_ct IS NOT NULL OR i.sent_unknown) AS workable"
+    };
+}
+pub(super) use workable;
+
 /// The item's row as a transition needs it.
 pub(super) struct Item {
     pub(super) id: Uuid,
@@ -114,7 +123,8 @@ pub(super) async fn park(
     next_at: i64,
 ) -> Result<(), StoreError> {
     query(PARK).bind(ord_key.0.as_slice()).bind(next_at).execute(db).await?;
-    batch.wake = true;
+    // A lane that rests is found when a forwarder looks by itself.
+    batch.wake |= next_at <= batch.now;
     Ok(())
 }
 
@@ -189,7 +199,7 @@ pub(super) async fn settle_all(
             taker.as_ref().map(|taker| taker.owner.as_str()).into(),
             token.into(),
             taker.as_ref().map(|_| batch.now).into(),
-            taker.as_ref().map(|taker| batch.steady + ms(taker.lease)).into(),
+            taker.as_ref().map(|taker| batch.now + ms(taker.lease)).into(),
         ]);
         if let Some(token) = token {
             leases.push((Lease { seq, ord_key, token, leased_at: batch.now }, head));
@@ -255,11 +265,14 @@ pub(super) async fn late(
 }
 
 const LEASED: Sql = locking!(
-    "
-SELECT i.id, i.kind, i.sent_unknown, i.send_mark, i.attempts,
-       i.ct IS NOT NULL AND (NOT i.needs_pin OR i.pin_ct IS NOT NULL OR i.sent_unknown) AS workable
+    concat!(
+        "
+SELECT i.id, i.kind, i.sent_unknown, i.send_mark, i.attempts,",
+        workable!(),
+        "
 FROM saf_lane l JOIN saf_item i ON i.seq = l.head_seq
-WHERE l.ord_key = $1 AND l.leased AND l.lease_token = $2 AND l.head_seq = $3 AND i.state = 0",
+WHERE l.ord_key = $1 AND l.leased AND l.lease_token = $2 AND l.head_seq = $3 AND i.state = 0"
+    ),
     "FOR UPDATE OF l"
 );
 

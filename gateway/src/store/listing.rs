@@ -103,6 +103,8 @@ pub struct Cell {
     pub target: String,
     pub hold_reason: Option<String>,
     pub rows: u64,
+    /// Age of the oldest.
+    pub oldest_ms: i64,
 }
 
 /// What waits, and what should not wait much longer.
@@ -117,20 +119,28 @@ pub struct QueueStats {
 }
 
 impl Store {
-    /// A page of payments.
+    /// A page of payments. One look at a time: payments need the other readers.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub async fn list(&self, filter: &ListFilter) -> Result<Vec<Listed>, StoreError> {
-        within(list(&self.readers, filter)).await
+        within(async {
+            let _turn = self.looks.lock().await;
+            list(&self.readers, filter).await
+        })
+        .await
     }
 
-    /// One payment.
+    /// One payment. One look at a time, likewise.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub async fn show(&self, id: Uuid) -> Result<Option<Shown>, StoreError> {
-        within(show(&self.readers, id, self.clock.wall())).await
+        within(async {
+            let _turn = self.looks.lock().await;
+            show(&self.readers, id, self.clock.now()).await
+        })
+        .await
     }
 
     /// What waits, by biller.
@@ -138,7 +148,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub async fn queue_stats(&self) -> Result<QueueStats, StoreError> {
-        within(queue_stats(&self.readers, self.clock.wall())).await
+        within(queue_stats(&self.readers, self.clock.now())).await
     }
 }
 
@@ -152,10 +162,12 @@ async fn list(readers: &Readers, filter: &ListFilter) -> Result<Vec<Listed>, Sto
         (true, true) | (false, false) => None,
     };
     let is_open = |status: &Status| status.state() < 2;
-    let statement = match (filter.statuses.is_empty(), filter.statuses.iter().all(is_open)) {
-        (true, _) => EVERY,
-        (false, true) => OPEN,
-        (false, false) => SOME,
+    let is_unpaid = |status: &Status| !matches!(status.state(), 0 | 2);
+    let statement = match &filter.statuses {
+        none if none.is_empty() => EVERY,
+        open if open.iter().all(is_open) => OPEN,
+        unpaid if unpaid.iter().all(is_unpaid) => UNPAID,
+        _ => SOME,
     };
     let statement = if filter.oldest_first { statement.0 } else { statement.1 };
     let mut reader = readers.acquire().await?;
@@ -223,6 +235,7 @@ async fn queue_stats(readers: &Readers, now: i64) -> Result<QueueStats, StoreErr
             target: row.get("target")?,
             hold_reason: row.get("hold_reason")?,
             rows: row.number("n")?,
+            oldest_ms: (now - oldest).max(0),
         });
     }
     Ok(stats)
@@ -305,6 +318,13 @@ const EVERY: Page = page!("$1 IS NOT NULL", "$1::bigint[] IS NOT NULL", "i.seq")
 
 const SOME: Page =
     page!("i.state IN (SELECT value FROM json_each($1))", "i.state = ANY ($1)", "i.seq");
+
+/// Few among many: the index says which.
+pub(super) const UNPAID: Page = page!(
+    "i.state NOT IN (0, 2) AND i.state IN (SELECT value FROM json_each($1))",
+    "i.state NOT IN (0, 2) AND i.state = ANY ($1)",
+    "i.seq"
+);
 
 /// Few among many.
 const OPEN: Page = page!(

@@ -48,7 +48,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Mutex, Notify};
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
@@ -74,7 +74,7 @@ pub use outcome::{Ending, KeyAfter, Outcome, Parked, Parking, Settled};
 pub use pin_counters::{Counted, GuardScope, Try, TryEnd, Window};
 pub use postgres::ServerSeen;
 pub use prune::{PruneRule, Pruned};
-pub use read::{Depth, HistoryEntry, PaymentView, Stats};
+pub use read::{HistoryEntry, PaymentView};
 pub use row::{
     Class, ENC_V, FINGERPRINT_BYTES, HoldReason, Idempotency, ItemFacts, Lease, NewPayment, OrdKey,
     PAYMENT, Priority, REVERSAL, Reversal, Sealed, Status, TakingBack,
@@ -99,6 +99,8 @@ pub struct Store {
     readers: Readers,
     clock: Clock,
     wake: Arc<Notify>,
+    /// Held by an operator's look: they take turns.
+    looks: Arc<Mutex<()>>,
 }
 
 impl Store {
@@ -120,7 +122,7 @@ impl Store {
     ) -> Result<Self, StoreError> {
         let wake = Arc::new(Notify::new());
         let (writer, readers) = Writer::start(store, queue, &clock, &wake).await?;
-        let this = Self { writer, readers, clock, wake };
+        let this = Self { writer, readers, clock, wake, looks: Arc::default() };
         // In a file of our own the lock proves that earlier owners are dead; the leases of other
         // gateways run out by themselves.
         let all = this.path().is_some();
@@ -159,7 +161,7 @@ impl Store {
     /// Epoch milliseconds now, for `created_at` and `expires_at`.
     #[must_use]
     pub fn now(&self) -> i64 {
-        self.clock.wall()
+        self.clock.now()
     }
 
     /// Notified when a lane may have become claimable: each forwarder should
@@ -202,7 +204,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub async fn known(&self, key: &Idempotency) -> Result<Option<Begun>, StoreError> {
-        error::within(begin::known(&self.readers, key, self.clock.steady())).await
+        error::within(begin::known(&self.readers, key, self.clock.now())).await
     }
 
     /// Leases the heads of up to `claim.rows` lanes. Expired payments leave first.
@@ -386,7 +388,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub async fn quarantined(&self) -> Result<Vec<(GuardScope, String, i64)>, StoreError> {
-        error::within(pin_counters::quarantined(&self.readers, self.clock.wall())).await
+        error::within(pin_counters::quarantined(&self.readers, self.clock.now())).await
     }
 
     /// Whether a KSN was not used yet. Only [`advance`](Self::advance) decides.
@@ -419,14 +421,6 @@ impl Store {
     /// [`StoreError::Unavailable`].
     pub async fn payload(&self, id: Uuid) -> Result<Option<(ItemFacts, Sealed)>, StoreError> {
         error::within(read::payload(&self.readers, id)).await
-    }
-
-    /// What waits.
-    ///
-    /// # Errors
-    /// [`StoreError::Unavailable`].
-    pub async fn stats(&self) -> Result<Stats, StoreError> {
-        error::within(read::stats(&self.readers, self.clock.wall())).await
     }
 
     /// Stores a wrapped data key; its number is what sealed rows refer to.

@@ -431,10 +431,10 @@ pub(super) async fn keep_dead_letter(db: &mut Db<'_>, seq: i64) -> Result<(), St
     Ok(())
 }
 
-const OPEN: i64 = 0;
-const HELD: i64 = 1;
-const FAILED: i64 = 3;
-const CANCELLED: i64 = 5;
+const OPEN: i64 = Status::Pending.state();
+const HELD: i64 = Status::Held.state();
+const FAILED: i64 = Status::Failed.state();
+const CANCELLED: i64 = Status::Cancelled.state();
 
 const FIND: &str = "
 SELECT i.seq, i.ord_key,
@@ -450,11 +450,14 @@ ON CONFLICT (ord_key) DO UPDATE SET target = saf_lane.target";
 const LOCK_LANE: Sql = locking!("SELECT leased, head_seq FROM saf_lane WHERE ord_key = $1");
 
 const LOCK_ITEM: Sql = locking!(
-    "
-SELECT i.seq, i.kind, i.target, i.state, i.hold_reason, i.sent_unknown, i.expires_at,
-       i.ct IS NOT NULL AND (NOT i.needs_pin OR i.pin_ct IS NOT NULL OR i.sent_unknown) AS workable,
+    concat!(
+        "
+SELECT i.seq, i.kind, i.target, i.state, i.hold_reason, i.sent_unknown, i.expires_at,",
+        lane::workable!(),
+        ",
        EXISTS (SELECT 1 FROM saf_dead_letter d WHERE d.item_seq = i.seq) AS dead
-FROM saf_item i WHERE i.id = $1",
+FROM saf_item i WHERE i.id = $1"
+    ),
     "FOR UPDATE OF i"
 );
 

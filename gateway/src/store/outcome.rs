@@ -10,7 +10,7 @@ use super::lane::{self, Settling, Taker};
 use super::operate;
 use super::order::{Job, Order};
 use super::writer::Batch;
-use super::{Class, HoldReason, Lease, OrdKey, REVERSAL, Sealed, StoreError};
+use super::{Class, HoldReason, Lease, OrdKey, REVERSAL, Sealed, Status, StoreError};
 
 /// How a payment ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -24,7 +24,7 @@ pub enum Outcome {
 impl Outcome {
     pub(super) fn state(self) -> i64 {
         match self {
-            Self::Done => 2,
+            Self::Done => Status::Success.state(),
             Self::Failed => FAILED,
         }
     }
@@ -292,7 +292,7 @@ impl Order for Release {
         // Read again: the PIN block that came with the report may be what was missing.
         let workable = lane::leased(db, lease).await?.is_some_and(|item| item.workable);
         if workable && !exhausted {
-            lane::park(db, batch, lease.ord_key, batch.steady + ms(parking.retry_in)).await?;
+            lane::park(db, batch, lease.ord_key, batch.now + ms(parking.retry_in)).await?;
             return Ok(Parked::Waiting);
         }
         if sent {
@@ -364,7 +364,7 @@ async fn stale(
     Ok(if repeated { Settled::Recorded } else { Settled::Stale })
 }
 
-pub(super) const FAILED: i64 = 3;
+pub(super) const FAILED: i64 = Status::Failed.state();
 
 /// Nothing was sent, and it may not wait.
 pub(super) const NOT_STORABLE: &str = "not-storable";

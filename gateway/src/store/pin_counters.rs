@@ -114,7 +114,7 @@ async fn count(
     db: &mut Db<'_>,
     batch: &Batch,
 ) -> Result<Counted, StoreError> {
-    let (now, short_ms, long_ms) = (batch.steady, ms(window.short.0), ms(window.long.0));
+    let (now, short_ms, long_ms) = (batch.now, ms(window.short.0), ms(window.long.0));
     let row = query(COUNT)
         .bind(window.rule)
         .bind(subject)
@@ -198,7 +198,7 @@ impl Order for BeginTry {
     }
 
     async fn run(&self, db: &mut Db<'_>, batch: &mut Batch) -> Result<Try, StoreError> {
-        let now = batch.steady;
+        let now = batch.now;
         if self.is_blocked(db, now).await? {
             return Ok(Try::Blocked);
         }
@@ -299,7 +299,7 @@ pub(super) async fn quarantined(
 pub(super) async fn prune(db: &mut Db<'_>, batch: &Batch) -> Result<u64, StoreError> {
     let mut rows = 0;
     for statement in [PRUNE_WINDOWS, PRUNE_TRIES, PRUNE_QUARANTINE] {
-        rows += query(statement).bind(batch.steady).execute(db).await?;
+        rows += query(statement).bind(batch.now).execute(db).await?;
     }
     Ok(rows)
 }

@@ -59,7 +59,7 @@ impl Lane<'_> {
             (&first.owner).into(),
             self.token.into(),
             batch.now.into(),
-            (batch.steady + ms(first.lease)).into(),
+            (batch.now + ms(first.lease)).into(),
         ]
     }
 }

@@ -56,6 +56,7 @@ impl Order for PruneRule {
             deks,
             counters: pin_counters::prune(db, batch).await?,
         };
+        query(INSTANCES).bind(batch.now - DAY_MS).execute(db).await?;
         batch.fold |= pruned.any();
         Ok(pruned)
     }
@@ -88,6 +89,11 @@ const DEAD_LETTERS: &str = "
 DELETE FROM saf_dead_letter WHERE item_seq IN (
     SELECT d.item_seq FROM saf_dead_letter d JOIN saf_item i ON i.seq = d.item_seq
     WHERE i.expires_at <= $1 LIMIT 256)";
+
+/// A gateway is a new one with each start.
+const INSTANCES: &str = "DELETE FROM gateway_instance WHERE seen_at < $1";
+
+const DAY_MS: i64 = 86_400_000;
 
 const DEKS: &str = "
 DELETE FROM saf_dek WHERE dek_id IN (

@@ -1,9 +1,9 @@
-//! What may be read without a key: status, history, depth.
+//! What may be read without a key: status, history.
 
 use uuid::Uuid;
 
 use super::db::{Readers, query};
-use super::{ItemFacts, Priority, Sealed, Status, StoreError};
+use super::{ItemFacts, Sealed, Status, StoreError};
 
 /// One payment as its client may see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,32 +32,13 @@ pub struct HistoryEntry {
     /// Epoch milliseconds.
     pub at: i64,
     /// `accepted`, `not-sent`, `sent-unknown`, `answered-retryable`, `lease-lost`, `done`,
-    /// `failed`, `withdrawn`, `expired`, `held`; by an operator's hand also `released`, `retried`,
-    /// `cancelled`.
+    /// `failed`, `reversed`, `withdrawn`, `expired`, `held`; by an operator's hand also `released`,
+    /// `retried`, `cancelled`.
     pub what: String,
     /// The response code, or our own word for the cause.
     pub code: Option<String>,
     /// Reported under a lease that was lost: evidence, without effect.
     pub late: bool,
-}
-
-/// What waits.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Stats {
-    /// Open payments by status (`Pending`, `Processing`, `Held`) and priority: every cell, so that
-    /// a figure that is set from it returns to 0.
-    pub depth: Vec<Depth>,
-    /// Age of the oldest pending payment, in milliseconds.
-    pub oldest_ms: Option<i64>,
-}
-
-/// One cell of [`Stats::depth`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names say it")]
-pub struct Depth {
-    pub status: Status,
-    pub priority: Priority,
-    pub rows: u64,
 }
 
 pub(super) async fn payment(
@@ -108,30 +89,6 @@ pub(super) async fn payload(
     sealed.map(|sealed| Ok((ItemFacts::read(&row)?, sealed))).transpose()
 }
 
-pub(super) async fn stats(readers: &Readers, now: i64) -> Result<Stats, StoreError> {
-    let mut stats = Stats::default();
-    for status in [Status::Pending, Status::Processing, Status::Held] {
-        let cells = Priority::ALL.map(|priority| Depth { status, priority, rows: 0 });
-        stats.depth.extend(cells);
-    }
-    let mut reader = readers.acquire().await?;
-    for row in query(DEPTH).all(&mut reader.db()).await? {
-        let status = Status::of(row.get("state")?, row.get("leased")?)?;
-        let priority = Priority::of_rank(row.get("prio")?)?;
-        let rows: u64 = row.number("n")?;
-        for cell in &mut stats.depth {
-            if (cell.status, cell.priority) == (status, priority) {
-                cell.rows += rows;
-            }
-        }
-        let oldest: i64 = row.get("oldest")?;
-        if row.get::<i64>("state")? == 0 && !row.get::<bool>("leased")? {
-            stats.oldest_ms = stats.oldest_ms.max(Some((now - oldest).max(0)));
-        }
-    }
-    Ok(stats)
-}
-
 const PAYMENT: &str = "
 SELECT i.seq, i.reference, i.state, i.last_code, i.attempts, i.created_at, i.updated_at,
        EXISTS (SELECT 1 FROM saf_lane l
@@ -145,10 +102,3 @@ FROM saf_item WHERE id = $1 AND state < 2 AND ct IS NOT NULL";
 
 const HISTORY: &str = "
 SELECT ended_at, what, code, late FROM saf_attempt WHERE item_seq = $1 ORDER BY n";
-
-const DEPTH: &str = "
-SELECT i.state, i.prio, l.leased IS NOT NULL AS leased, count(*) AS n, min(i.created_at) AS oldest
-FROM saf_item i
-LEFT JOIN saf_lane l ON l.ord_key = i.ord_key AND l.head_seq = i.seq AND l.leased
-WHERE i.state < 2
-GROUP BY 1, 2, 3 ORDER BY 1, 3, 2";

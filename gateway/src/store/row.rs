@@ -103,7 +103,7 @@ impl Status {
     }
 
     /// As the database says it; "leased" is the lane's.
-    pub(super) fn state(self) -> i64 {
+    pub(super) const fn state(self) -> i64 {
         match self {
             Self::Pending | Self::Processing => 0,
             Self::Held => 1,

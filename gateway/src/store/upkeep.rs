@@ -7,7 +7,7 @@ use super::lane::{self, Settling};
 use super::order::Order;
 use super::outcome::{FAILED, NOT_STORABLE};
 use super::writer::Batch;
-use super::{HoldReason, OrdKey, REVERSAL, StoreError};
+use super::{HoldReason, OrdKey, REVERSAL, Status, StoreError};
 
 /// What a rescue found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -48,10 +48,10 @@ impl Order for Rescue {
     type Answer = Rescued;
 
     async fn run(&self, db: &mut Db<'_>, batch: &mut Batch) -> Result<Rescued, StoreError> {
-        let until = if self.all { i64::MAX } else { batch.steady };
+        let until = if self.all { i64::MAX } else { batch.now };
         if self.all {
             // The clock may have been set back since: no rest is longer than this.
-            query(WAKE).bind(batch.steady + REST_MS_MAX).execute(db).await?;
+            query(WAKE).bind(batch.now + REST_MS_MAX).execute(db).await?;
         }
         let lost = query(LOST).bind(until).bind(BATCH).all(db).await?;
         let heads = lost.iter().map(|row| row.get("head_seq")).collect::<Result<Vec<i64>, _>>()?;
@@ -93,7 +93,7 @@ impl Order for Rescue {
                 lane::settle(db, batch, ord_key, Settling::EndLease).await?;
                 rescued.held += 1;
             } else {
-                lane::park(db, batch, ord_key, batch.steady + back_off_ms(tries)?).await?;
+                lane::park(db, batch, ord_key, batch.now + back_off_ms(tries)?).await?;
                 rescued.freed += 1;
             }
         }
@@ -159,7 +159,7 @@ const BATCH: i64 = 256;
 /// A payment that has taken this many senders with it takes no sixth.
 const ABANDONED_MAX: i64 = 5;
 
-const EXPIRED: i64 = 4;
+const EXPIRED: i64 = Status::Expired.state();
 
 /// Locks the lanes. What is in them is read by a statement of its own: on PostgreSQL this one sees the
 /// items as they were before it waited for the lock.

@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use hsm_adapter::worker::chain;
+use rustix::system::uname;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -37,10 +38,8 @@ use crate::config::{Place, QueueConfig, StoreConfig};
 /// What the orders of one transaction share.
 #[derive(Debug)]
 pub(super) struct Batch {
-    /// Epoch milliseconds for people.
+    /// Epoch milliseconds, by the store's [`Clock`].
     pub(super) now: i64,
-    /// Epoch milliseconds for leases.
-    pub(super) steady: i64,
     pub(super) depth: Depths,
     pub(super) depth_max: i64,
     pub(super) attempts_max: i64,
@@ -157,7 +156,7 @@ impl Writer {
         let claims = Arc::new(AtomicU64::new(0));
         let memory = Arc::new(Memory::default());
         let lock = Arc::new(lock);
-        let instance = Uuid::now_v7().to_string();
+        let instance = instance();
         for (number, session) in sessions.into_iter().enumerate() {
             let mut desk = Desk {
                 session: Some(session),
@@ -397,8 +396,8 @@ impl Desk {
             self.clock.set(query(CLOCK).one(db).await?.value()?);
         }
         let (counted, paused) = match self.known.get(self.home.depth_holds()) {
-            Some(known) => known,
-            None => {
+            Ok(known) => known,
+            Err(generation) => {
                 let mut counted = HashMap::new();
                 for row in query(DEPTHS).all(db).await? {
                     counted.insert(row.get("target")?, row.get("open")?);
@@ -406,13 +405,12 @@ impl Desk {
                 let paused = query(PAUSED).all(db).await?;
                 let paused = paused.iter().map(Row::value).collect::<Result<_, _>>()?;
                 let known = (counted, paused);
-                self.known.set(known.clone());
+                self.known.set(generation, known.clone());
                 known
             }
         };
         let mut batch = Batch {
-            now: self.clock.wall(),
-            steady: self.clock.steady(),
+            now: self.clock.now(),
             depth: Depths { counted, paused, ..Depths::default() },
             depth_max: self.depth_max,
             attempts_max: self.attempts_max,
@@ -483,6 +481,12 @@ impl Desk {
         }
         self.set_patience(PATIENCE).await;
     }
+}
+
+/// A name for this process, of 255 characters at most: its host's, and one that nobody else has.
+fn instance() -> String {
+    let host = uname().nodename().to_string_lossy().chars().take(200).collect::<String>();
+    format!("{host}:{}", Uuid::now_v7())
 }
 
 /// All that waits, by kind, up to a number of orders; `None` when nothing will come any more.

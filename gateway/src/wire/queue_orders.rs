@@ -41,7 +41,7 @@ impl SettleOrder {
 }
 
 /// The query of a list: `status` (several with commas), `dead=true` for held, failed and expired,
-/// `biller`, `kind`, `priority`, `reason`, `older_than_s`, `after`, `order=asc`, `limit`. `now` is in
+/// `biller`, `kind`, `priority`, `hold_reason`, `older_than_s`, `after`, `order=asc`, `limit`. `now` is in
 /// epoch milliseconds.
 ///
 /// # Errors
@@ -68,7 +68,7 @@ pub(crate) fn list_filter(query: &[(String, String)], now: i64) -> Result<ListFi
             "dead" => return Err(wrong("must be true or false")),
             "biller" => filter.target = word()?,
             "kind" => filter.kind = word()?,
-            "reason" => filter.hold_reason = word()?,
+            "hold_reason" => filter.hold_reason = word()?,
             "priority" => {
                 let known = Priority::ALL.into_iter().find(|it| it.name() == value);
                 filter.priority = Some(known.ok_or_else(|| wrong("is no priority"))?);
@@ -117,7 +117,7 @@ mod tests {
 
     #[test]
     fn a_query_becomes_a_filter() {
-        let every = "status=held,PENDING&biller=pln&kind=payment&priority=high&reason=operator\
+        let every = "status=held,PENDING&biller=pln&kind=payment&priority=high&hold_reason=operator\
                      &older_than_s=60&after=7&order=asc&limit=500";
 
         let filter = filter(every).unwrap();

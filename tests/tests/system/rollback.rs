@@ -90,7 +90,8 @@ async fn an_old_backup_waits_for_an_operator_and_pays_nothing_twice() {
 
     assert_refused(&refused, "backend-unavailable");
     assert!(text(&refused, "detail").contains("operator"), "{refused:?}");
-    assert_eq!((told.len(), events(&world, "queue.rollback").len()), (1, 1), "{told:?}");
+    // Each start that finds it says so: the first may have died before it could.
+    assert_eq!((told.len(), events(&world, "queue.rollback").len()), (1, 2), "{told:?}");
     assert_eq!(told[0]["reason"], "rolled-back", "{}", told[0]);
     assert_eq!((&*status_then, metric.to_bits()), ("PENDING", 1f64.to_bits()));
     assert_eq!((monitor.status.as_u16(), &still["queue"]), (403, &json!(false)));

@@ -95,8 +95,9 @@ const ROOMS: &[Room] = &[
     Room { name: "links", opens: &["telemetry"], never: &["axum", "sqlx"] },
     Room {
         name: "store",
-        opens: &["config", "telemetry"],
-        // It holds sealed rows and has nothing to open them with.
+        // Of the adapter only the text of an error: it holds sealed rows and has nothing to open
+        // them with.
+        opens: &["config", "hsm_adapter::worker::chain", "telemetry"],
         never: &["hsm_adapter", "aes_gcm", "axum", "reqwest", "rustls", "tokio_rustls"],
     },
     Room {
@@ -178,15 +179,15 @@ fn trespasses(file: &File) -> Vec<String> {
     let module = inside.trim_end_matches(".rs").trim_end_matches("/mod").replace('/', "::");
     let mut found = Vec::new();
     for (line, path) in paths(&without_tests(&code(&file.text).text)) {
+        let is_open = |path: &str| row.opens.iter().any(|part| below(path, part));
         let bad = match from_crate_root(&module, &path) {
-            Some(local) => {
-                let open = |part: &&&str| below(&local, part);
-                !below(&local, room) && !row.opens.iter().any(|part| open(&part))
-            }
-            None => row.never.iter().any(|part| {
+            Some(local) => !below(&local, room) && !is_open(&local),
+            None => {
                 let all = path.strip_suffix("::*");
-                below(&path, part) || all.is_some_and(|all| below(part, all))
-            }),
+                let is_in =
+                    |part: &&str| below(&path, part) || all.is_some_and(|all| below(part, all));
+                row.never.iter().any(is_in) && !is_open(&path)
+            }
         };
         if bad {
             found.push(format!("{}:{line}: {room} imports {path}", file.path));

@@ -78,7 +78,44 @@ async fn another_database_and_one_that_lacks_payments_are_old_copies(on: On) {
     assert_eq!((other, behind), (Some("another database"), Some("an old copy")));
 }
 
+/// Longer than a statement of the server may otherwise take.
+async fn many_open_payments_are_doubted_however_long_it_takes(on: On) {
+    let world = World::new(on).await;
+    let mut db = world.intruder().await;
+    fill(&mut db.db(), 20_000, 20_000).await;
+    if let Session::Postgres(mut server) = db {
+        // Six seconds in all, where a statement has five.
+        sqlx::raw_sql(
+            "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
+             'BEGIN IF NEW.seq % 4000 = 0 THEN PERFORM pg_sleep(1.2); END IF; RETURN NEW; END';
+             CREATE TRIGGER slow BEFORE UPDATE ON saf_item FOR EACH ROW EXECUTE FUNCTION slow()",
+        )
+        .execute(&mut server)
+        .await
+        .unwrap();
+    }
+
+    // Its caller may have gone by then.
+    let seen = Epoch { number: 1_000, ..look(&world, None).await };
+    let _ = world.store.raise_epoch(Some(seen)).await;
+    let mut rolled = world.store.raise_epoch(None).await;
+    for _ in 0..100 {
+        if rolled.as_ref().is_ok_and(|(epoch, _)| epoch.rolled_back) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        rolled = world.store.raise_epoch(None).await;
+    }
+
+    assert!(rolled.unwrap().0.rolled_back);
+    let doubted = query("SELECT count(*) FROM saf_item WHERE sent_unknown");
+    let doubted: i64 =
+        doubted.one(&mut world.intruder().await.db()).await.unwrap().value().unwrap();
+    assert_eq!(doubted, 20_000);
+}
+
 both! {
+    many_open_payments_are_doubted_however_long_it_takes,
     another_database_and_one_that_lacks_payments_are_old_copies,
     each_look_raises_the_epoch_of_the_same_database_also_after_a_crash,
     the_last_payment_is_remembered_when_it_is_pruned,

@@ -33,18 +33,17 @@ async fn the_depth_is_told_by_status_and_priority(on: On) {
     world.store.hold(&held, HoldReason::Ambiguous).await.unwrap();
     world.clock.advance(Duration::from_secs(7));
 
-    let stats = world.store.stats().await.unwrap();
+    let stats = world.store.queue_stats().await.unwrap();
 
-    let cells: HashSet<_> =
-        stats.depth.iter().map(|it| (it.status, it.priority, it.rows)).collect();
-    let filled: HashSet<_> = cells.iter().copied().filter(|cell| cell.2 > 0).collect();
+    let filled: HashSet<_> =
+        stats.cells.iter().map(|it| (it.status, it.priority, it.rows)).collect();
     let expected = [
         (Status::Processing, Priority::Normal, 1),
         (Status::Pending, Priority::High, 1),
         (Status::Held, Priority::Normal, 1),
     ];
     assert_eq!(filled, HashSet::from(expected));
-    assert_eq!(cells.len(), 12, "an empty cell is a figure too");
+    assert!(stats.cells.iter().all(|cell| cell.oldest_ms == 7_000));
     assert_eq!(stats.oldest_ms, Some(7_000));
 }
 
@@ -103,7 +102,70 @@ async fn everybody_who_waits_is_woken_when_a_lane_can_move(on: On) {
     assert!(tokio::time::timeout(Duration::from_secs(5), both).await.is_ok());
 }
 
+/// What has failed is a few rows in months of what was paid: a list of them reads no others.
+async fn what_has_failed_is_listed_from_an_index_of_its_own(on: On) {
+    let world = World::new(on).await;
+    let mut session = world.intruder().await;
+    let db = &mut session.db();
+    fill(db, 5_000, 1).await;
+    let ended = "
+UPDATE saf_item SET state = CASE WHEN seq % 1000 = 0 THEN 3 ELSE 2 END, terminal_at = 0";
+    for statement in ["DELETE FROM saf_lane", ended, "ANALYZE"] {
+        query(statement).execute(db).await.unwrap();
+    }
+    let none = || Value::Text(None);
+    let values = vec![
+        vec![1_i64, 3, 4].into(),
+        Value::Bool(None),
+        none(),
+        none(),
+        Value::Int(None),
+        none(),
+        Value::Int(None),
+        Value::Int(None),
+        100_i64.into(),
+    ];
+    let statuses = vec![Status::Held, Status::Failed, Status::Expired];
+    let filter = ListFilter { statuses, limit: 100, ..ListFilter::default() };
+
+    let listed = world.store.list(&filter).await.unwrap();
+    let (oldest, newest) = crate::store::listing::UNPAID;
+    let plans = [plan(on, &oldest, values.clone(), db).await, plan(on, &newest, values, db).await];
+
+    assert_eq!(
+        listed.iter().map(|it| it.seq).collect::<Vec<_>>(),
+        [5_000, 4_000, 3_000, 2_000, 1_000]
+    );
+    for plan in plans {
+        assert!(plan.contains("saf_item_unpaid"), "{plan}");
+        assert!(!plan.contains("Sort") && !plan.contains("FOR ORDER BY"), "{plan}");
+    }
+}
+
+async fn a_gateway_is_known_by_its_host_and_forgotten_a_day_after_its_end(on: On) {
+    let world = World::new(on).await;
+    let names = async || {
+        let names = query("SELECT name FROM gateway_instance ORDER BY name");
+        let rows = names.all(&mut world.intruder().await.db()).await.unwrap();
+        rows.iter().map(|row| row.value::<String>().unwrap()).collect::<Vec<_>>()
+    };
+    let seen = "INSERT INTO gateway_instance (name, started_at, seen_at) VALUES ('gone', 0, $1)";
+    world.edit(seen, world.store.now() - 86_400_001).await;
+    while names().await.len() < 2 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+
+    world.store.prune(PruneRule { ended_before: 0 }).await.unwrap();
+
+    let names = names().await;
+    let (host, id) = names[0].rsplit_once(':').unwrap();
+    assert_eq!(names.len(), 1, "{names:?}");
+    assert!(!host.is_empty() && Uuid::parse_str(id).is_ok(), "{names:?}");
+}
+
 both! {
+    what_has_failed_is_listed_from_an_index_of_its_own,
+    a_gateway_is_known_by_its_host_and_forgotten_a_day_after_its_end,
     a_client_sees_its_own_payments_and_their_history,
     the_depth_is_told_by_status_and_priority,
     retention_forgets_keys_then_payments_and_never_what_is_open,

@@ -48,7 +48,7 @@ use cluster::Database;
 use sqlx::ConnectOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 
-use super::db::{Session, query};
+use super::db::{Db, Session, Sql, Value, query};
 use super::order::Order;
 use super::writer::Batch;
 use super::*;
@@ -165,8 +165,8 @@ impl World {
     }
 
     pub(crate) async fn claim(&self, rows: u32) -> Vec<Claimed> {
-        let (targets, owner) = (vec!["pln".to_owned()], "forwarder".to_owned());
-        self.store.claim(Claim { targets, rows, owner, lease: LEASE }).await.unwrap()
+        let (target, owner) = ("pln".to_owned(), "forwarder".to_owned());
+        self.store.claim(Claim { target, rows, owner, lease: LEASE }).await.unwrap()
     }
 
     pub(crate) async fn forward(&self, payment: NewPayment) -> Lease {
@@ -210,6 +210,50 @@ SELECT hold_reason, count(*) AS n FROM saf_item WHERE state = 1 GROUP BY 1";
     fn new_payment(&self, lane: u8) -> NewPayment {
         new_payment(self.store.now(), lane)
     }
+}
+
+/// So many payments of so many accounts, and their lanes.
+async fn fill(db: &mut Db<'_>, payments: u32, accounts: u32) {
+    let (id, ord_key) = match db {
+        Db::Sqlite(_) => ("randomblob(16)", "CAST(printf('%016d', i % {}) AS BLOB)"),
+        Db::Postgres(_) => {
+            ("gen_random_uuid()", "convert_to(lpad((i % {})::text, 16, '0'), 'UTF8')")
+        }
+    };
+    let ord_key = ord_key.replace("{}", &accounts.to_string());
+    let items = format!(
+        "
+INSERT INTO saf_item (id, tenant, kind, target, reference, ord_key, prio, queued, needs_pin,
+                      created_at, expires_at, updated_at, enc_v)
+WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {payments})
+SELECT {id}, 'acquirer-a', 'payment', 'pln', CAST(i + {accounts} * 100000 AS text), {ord_key}, 2,
+       TRUE, FALSE, 0, 1000000, 0, 1
+FROM n"
+    );
+    for statement in [items, LANES.to_owned(), "ANALYZE".to_owned()] {
+        query(Sql::Rows(statement.into())).execute(db).await.unwrap();
+    }
+}
+
+/// The lanes of all open payments.
+const LANES: &str = "
+INSERT INTO saf_lane (ord_key, target, head_seq, head_prio)
+SELECT ord_key, 'pln', min(seq), 2 FROM saf_item WHERE TRUE GROUP BY ord_key
+ON CONFLICT (ord_key) DO NOTHING";
+
+/// How the database means to do it.
+async fn plan(on: On, statement: &Sql, values: Vec<Value>, db: &mut Db<'_>) -> String {
+    let Sql::Each { sqlite, postgres } = statement else { panic!("one text") };
+    let (explain, column) = match on {
+        On::Sqlite => (format!("EXPLAIN QUERY PLAN {sqlite}"), "detail"),
+        On::Postgres => (format!("EXPLAIN {postgres}"), "QUERY PLAN"),
+    };
+    let mut query = query(Sql::Rows(explain.into()));
+    for value in values {
+        query = query.bind(value);
+    }
+    let lines = query.all(db).await.unwrap();
+    lines.iter().map(|row| row.get::<String>(column).unwrap() + "\n").collect()
 }
 
 fn config_of(directory: &tempfile::TempDir, server: Option<&Database>) -> StoreConfig {

@@ -40,8 +40,8 @@ async fn a_pause_of_another_gateway_is_followed_within_a_second() {
     let other = Store::open_at(&world.config(), &world.queue, world.clock.clone()).await.unwrap();
     waits(&world, 1).await;
     let claim = |store: Store| async move {
-        let (targets, owner) = (vec!["pln".to_owned()], "other".to_owned());
-        store.claim(Claim { targets, rows: 1, owner, lease: LEASE }).await.unwrap().len()
+        let (target, owner) = ("pln".to_owned(), "other".to_owned());
+        store.claim(Claim { target, rows: 1, owner, lease: LEASE }).await.unwrap().len()
     };
     assert_eq!(claim(other.clone()).await, 1);
     world.clock.advance(LEASE);

@@ -192,11 +192,11 @@ async fn a_role_without_connections_left_is_answered_in_time_and_served_again() 
     let store = open(&config).await.unwrap();
 
     let begun = tokio::time::Instant::now();
-    let reading = store.stats().await.unwrap_err();
+    let reading = store.queue_stats().await.unwrap_err();
     let took = begun.elapsed();
     let writing = store.insert_dek(dek()).await;
     server.execute("ALTER ROLE gateway CONNECTION LIMIT 20");
-    let served = store.stats().await;
+    let served = store.queue_stats().await;
 
     assert!(refused.contains("as many connections"), "{refused}");
     assert!(reading.is_transient() && took < ANSWER_WITHIN * 2, "{reading} {took:?}");

@@ -49,7 +49,7 @@ impl History {
 
     /// A lease that was asked for at `asked`. Whether it can be relied on still.
     fn begins(&self, lease: &Lease, asked: i64) -> bool {
-        let (now, until) = (self.clock.steady(), asked + super::super::clock::ms(LEASE));
+        let (now, until) = (self.clock.now(), asked + super::super::clock::ms(LEASE));
         if now >= until {
             return false;
         }
@@ -113,8 +113,8 @@ async fn send(
     history.abandoned.fetch_add(1, SeqCst);
     let (store, history) = (store.clone(), history.clone());
     late.spawn(async move {
-        let until = history.clock.steady() + 2 * super::super::clock::ms(LEASE);
-        while history.clock.steady() < until {
+        let until = history.clock.now() + 2 * super::super::clock::ms(LEASE);
+        while history.clock.now() < until {
             tokio::time::sleep(TICK).await;
         }
         let counter = match store.complete(&lease, done()).await.unwrap() {
@@ -181,7 +181,7 @@ async fn ten_workers_of_two_gateways_keep_each_account_in_order_and_one_in_fligh
                 let mut payment = new_payment(store.now(), lane);
                 // The clock runs through a payment's usual life in seconds.
                 payment.facts.expires_at = i64::MAX / 2;
-                let (asked, ord_key) = (history.clock.steady(), payment.facts.ord_key);
+                let (asked, ord_key) = (history.clock.now(), payment.facts.ord_key);
                 let begun = store.begin(payment).await.unwrap();
                 let (seq, lease) = if let Begun::Queued { seq } = begun {
                     (seq, None)
@@ -210,9 +210,9 @@ async fn ten_workers_of_two_gateways_keep_each_account_in_order_and_one_in_fligh
                 history.recorded.load(SeqCst) + late >= ITEMS
             };
             while !ended() {
-                let asked = history.clock.steady();
-                let (targets, owner) = (vec!["pln".to_owned()], worker.to_string());
-                let claim = Claim { targets, rows: 2, owner, lease: LEASE };
+                let asked = history.clock.now();
+                let (target, owner) = ("pln".to_owned(), worker.to_string());
+                let claim = Claim { target, rows: 2, owner, lease: LEASE };
                 let claimed = store.claim(claim).await.unwrap();
                 if claimed.is_empty() {
                     tokio::time::sleep(TICK).await;
@@ -250,8 +250,8 @@ async fn a_gateway_that_was_cut_off_for_two_leases_changes_nothing() {
     world.clock.advance(LEASE * 2);
     let rescued = other.rescue().await.unwrap();
     world.clock.advance(Duration::from_secs(2));
-    let (targets, owner) = (vec!["pln".to_owned()], "other".to_owned());
-    let claim = Claim { targets, rows: 1, owner, lease: LEASE };
+    let (target, owner) = ("pln".to_owned(), "other".to_owned());
+    let claim = Claim { target, rows: 1, owner, lease: LEASE };
     let holder = other.claim(claim).await.unwrap().remove(0);
 
     let late = world.store.complete(&lost, done()).await.unwrap();
@@ -286,8 +286,8 @@ async fn a_gateway_whose_clock_is_an_hour_off_claims_nothing_twice_and_ends_no_l
 
         let upkeep = (off.rescue().await.unwrap(), off.expire().await.unwrap());
         let claim = |owner: &str| {
-            let (targets, owner) = (vec!["pln".to_owned()], owner.to_owned());
-            Claim { targets, rows: 10, owner, lease: LEASE }
+            let (target, owner) = ("pln".to_owned(), owner.to_owned());
+            Claim { target, rows: 10, owner, lease: LEASE }
         };
         let claimed = off.claim(claim("off")).await.unwrap();
         let again = right.claim(claim("right")).await.unwrap();

@@ -12,7 +12,8 @@ both! {
     what_the_biller_never_saw_is_as_good_as_unsent,
     who_lost_the_lease_may_send_nothing,
     a_payment_ends_and_its_reversal_waits_in_one_transaction,
-    a_reversal_may_pass_where_payments_find_no_room,
+    a_reversal_takes_its_payments_place_in_a_full_queue,
+    operators_reversals_pass_the_limit_by_a_tenth,
     a_held_payment_is_taken_back_by_two_operators_and_frees_its_lane,
     a_reversal_is_repeated_without_end_and_never_expires_silently,
     a_freed_key_makes_a_new_payment_under_the_same_reference,
@@ -212,7 +213,7 @@ async fn a_payment_ends_and_its_reversal_waits_in_one_transaction(on: On) {
     assert_eq!(world.count("saf_lane").await, 0);
 }
 
-async fn a_reversal_may_pass_where_payments_find_no_room(on: On) {
+async fn a_reversal_takes_its_payments_place_in_a_full_queue(on: On) {
     let queue = QueueConfig { rows_max: 2, ..QueueConfig::default() };
     let world = World::with(on, queue).await;
     let payment = marked(world.store.now(), 1);
@@ -225,6 +226,40 @@ async fn a_reversal_may_pass_where_payments_find_no_room(on: On) {
     assert_eq!((full, reversed), (Begun::QueueFull, Reversed::Queued));
     let still_full = world.store.begin(new_payment(world.store.now(), 4)).await.unwrap();
     assert_eq!(still_full, Begun::QueueFull);
+}
+
+async fn operators_reversals_pass_the_limit_by_a_tenth(on: On) {
+    let queue = QueueConfig { rows_max: 10, ..QueueConfig::default() };
+    let world = World::with(on, queue).await;
+    let mut held = Vec::new();
+    for lane in [1, 2] {
+        let payment = marked(world.store.now(), lane);
+        let lease = world.forward(payment.clone()).await;
+        world.store.hold(&lease, HoldReason::Ambiguous).await.unwrap();
+        held.push(payment.facts);
+    }
+    let mut leases = Vec::new();
+    for lane in 3..13 {
+        leases.push(world.forward(new_payment(world.store.now(), lane)).await);
+    }
+    let full = world.store.begin(new_payment(world.store.now(), 13)).await.unwrap();
+    let cancel = async |of: &ItemFacts, actor: &str| {
+        let action = Action::Cancel(Some(Box::new(taking_back(of))));
+        let (actor, reason) = (actor.to_owned(), "the biller takes it back".to_owned());
+        world.store.operate(Operation { id: of.id, action, actor, reason }).await.unwrap()
+    };
+
+    let proposed = cancel(&held[0], "op-1").await;
+    let first = cancel(&held[0], "op-2").await;
+    let refused = cancel(&held[1], "op-1").await;
+    world.store.complete(&leases[0], done()).await.unwrap();
+    let again = cancel(&held[1], "op-1").await;
+
+    assert_eq!(full, Begun::QueueFull);
+    assert!(matches!(proposed, Operated::Proposed(_)), "{proposed:?}");
+    assert!(matches!(first, Operated::Done { status: Status::Failed, .. }), "{first:?}");
+    assert!(matches!(refused, Operated::Refused(why) if why.contains("no room")), "{refused:?}");
+    assert!(matches!(again, Operated::Proposed(_)), "{again:?}");
 }
 
 async fn a_held_payment_is_taken_back_by_two_operators_and_frees_its_lane(on: On) {

@@ -76,7 +76,7 @@ async fn fail_in_time(store: &Store) {
             let begun = Instant::now();
             let error = match number % 2 {
                 0 => store.insert_dek(dek()).await.unwrap_err(),
-                _ => store.stats().await.unwrap_err(),
+                _ => store.queue_stats().await.unwrap_err(),
             };
             (error, begun.elapsed())
         });
@@ -96,7 +96,7 @@ async fn a_host_that_vanishes_costs_callers_a_few_seconds_and_is_found_again() {
     let mut readers = JoinSet::new();
     for _ in 0..8 {
         let store = store.clone();
-        readers.spawn(async move { store.stats().await.unwrap() });
+        readers.spawn(async move { store.queue_stats().await.unwrap() });
     }
     readers.join_all().await;
 
@@ -108,7 +108,7 @@ async fn a_host_that_vanishes_costs_callers_a_few_seconds_and_is_found_again() {
     while store.insert_dek(dek()).await.is_err() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    while store.stats().await.is_err() {
+    while store.queue_stats().await.is_err() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     let took = mended.elapsed();
@@ -120,7 +120,7 @@ async fn a_host_that_vanishes_costs_callers_a_few_seconds_and_is_found_again() {
     let mut readers = JoinSet::new();
     for _ in 0..20 {
         let store = store.clone();
-        readers.spawn(async move { store.stats().await.unwrap() });
+        readers.spawn(async move { store.queue_stats().await.unwrap() });
     }
     readers.join_all().await;
     store.close().await;
@@ -131,10 +131,10 @@ async fn a_store_is_closed_also_when_its_host_has_vanished() {
     let server = Database::create().unwrap();
     let wire = Wire::to(&server);
     let store = Store::open(&wire.config(&server), &QueueConfig::default()).await.unwrap();
-    store.stats().await.unwrap();
+    store.queue_stats().await.unwrap();
 
     wire.cut();
-    let asked = tokio::join!(store.insert_dek(dek()), store.stats());
+    let asked = tokio::join!(store.insert_dek(dek()), store.queue_stats());
     let begun = Instant::now();
     store.close().await;
     let took = begun.elapsed();

@@ -359,7 +359,7 @@ async fn drain(place: Place, accounts: u32) -> anyhow::Result<Drained> {
     while left > 0 {
         let asked = Instant::now();
         let claim = Claim {
-            targets: vec!["pln".into()],
+            target: "pln".into(),
             rows: 50,
             owner: "bench".into(),
             lease: Duration::from_secs(30),

@@ -465,7 +465,9 @@ fn module() -> anyhow::Result<PathBuf> {
 #[must_use]
 pub fn sum_of(metrics: &str, line_start: &str) -> f64 {
     let lines = metrics.lines().filter(|line| line.starts_with(line_start));
-    lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    lines
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+        .fold(0.0, |sum, n| sum + n)
 }
 
 /// Ports that nothing listens on, below the range from which the kernel takes its own. Each process

@@ -346,7 +346,7 @@ async fn control(
     }
     let by = By { actor: operator.id().to_owned(), reason };
     let done = admin.relay.control(&biller, paused, by).await;
-    done.map_err(|error| store_problem(&error))?;
+    done.map_err(|error| late_act(&error))?;
     tracing::warn!(biller, paused, by = operator.id(), "an operator's word on a biller");
     let stats = admin.relay.queue_stats().await.map_err(|error| store_problem(&error))?;
     let controls = admin.relay.controls().await.map_err(|error| store_problem(&error))?;
@@ -396,7 +396,7 @@ async fn act(
         }
     };
     let operated = operated.map_err(|error| match error {
-        PaymentError::Store(error) => store_problem(&error),
+        PaymentError::Store(error) => late_act(&error),
         PaymentError::Sealing(_) => Problem::new(Slug::HsmUnavailable),
     });
     answer(&entry, &action, id, operated?)
@@ -453,8 +453,8 @@ fn answer(
             )))
         }
         Operated::NeedsReversal => Err(Problem::new(Slug::NotInThisState).with_detail(
-            "it may have been paid, so that it cannot be cancelled: find out at the biller, hold it \
-             and settle it",
+            "it may have been paid, so that it cannot be cancelled: find out at the biller and settle it \
+             (one that waits is held first)",
         )),
         Operated::InFlight => Err(Problem::new(Slug::RequestInProgress)
             .with_detail("it is being sent now: look again in a moment")),
@@ -469,6 +469,15 @@ fn parse(id: &str) -> Result<Uuid, Problem> {
 
 fn time(ms: i64) -> Option<Timestamp> {
     Timestamp::from_millisecond(ms).ok()
+}
+
+/// What was asked for waits for its turn, also when nobody waits for the answer.
+fn late_act(error: &StoreError) -> Problem {
+    let problem = store_problem(error);
+    match error.changed_nothing() || !error.is_transient() {
+        true => problem,
+        false => problem.with_detail("it may have been done: look at it before you repeat it"),
+    }
 }
 
 fn store_problem(error: &StoreError) -> Problem {

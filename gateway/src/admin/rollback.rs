@@ -38,6 +38,7 @@ async fn acknowledge(
     let open = admin.relay.rollback().acknowledge().await.map_err(|error| {
         tracing::error!(error = chain(&error), "the acknowledgement of a rollback");
         Problem::new(Slug::Overloaded)
+            .with_detail("not all of it is done, and what is done stays: repeat it")
     })?;
     let payments = open.unwrap_or(0);
     Ok(Json(serde_json::json!({ "rolled_back": open.is_some(), "payments": payments })))

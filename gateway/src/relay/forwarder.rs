@@ -300,7 +300,7 @@ impl Relay {
         sending: &Sending<'_>,
         payment: &Payment,
     ) -> Result<Done, PayError> {
-        if payment.doubt.by_rollback {
+        if payment.doubt.by_rollback || self.rollback.waits() {
             // Its client may have been told that it was paid.
             return self.hold_later(sending, HoldReason::Ambiguous).await;
         }
@@ -314,7 +314,9 @@ impl Relay {
         reason: HoldReason,
     ) -> Result<Done, PayError> {
         let Sending { facts, lease, .. } = sending;
-        recorded(|| self.store.hold(lease, reason)).await?;
+        if recorded(|| self.store.hold(lease, reason)).await? == Settled::Stale {
+            return Ok(Done::of(STALE, Went::Badly));
+        }
         self.queue_event(facts.id, &facts.target, Status::Held).await;
         Ok(Done::of("held", Went::Badly))
     }

@@ -25,6 +25,7 @@ use std::sync::Arc;
 use compliance::{Event, EventType, Label, Outcome, Reason, Resource, ResourceType, Service};
 use hsm_adapter::error::{CkrClass, Failure};
 use hsm_adapter::protocol::ClearDataKey;
+use hsm_adapter::worker::chain;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
@@ -69,6 +70,7 @@ impl Relay {
     ) -> Result<Self, RollbackError> {
         let payments = Payments::new(store.clone(), keys.clone(), queue.clone(), owner);
         let rollback = Rollback::start(store.clone(), audit.clone()).await?;
+        store.recover(rollback.waits()).await?;
         let tasks = TaskTracker::new();
         Ok(Self { hsm, guard, store, keys, payments, rollback, queue, audit, tasks })
     }
@@ -119,11 +121,13 @@ impl Relay {
         }
     }
 
-    /// One more look at the database's epoch.
-    async fn look_at_epoch(&self) {
-        if let Err(error) = self.rollback.look().await {
-            tracing::error!(%error, "comparing the database with its witness");
+    /// One more look at the database's epoch: whether it was compared.
+    async fn look_at_epoch(&self) -> bool {
+        let looked = self.rollback.look().await;
+        if let Err(error) = &looked {
+            tracing::error!(error = chain(error), "comparing the database with its witness");
         }
+        looked.is_ok()
     }
 
     /// A payment of the queue reached a status that no client's request tells of.

@@ -2,8 +2,8 @@
 //!
 //! Each look raises the database's epoch and writes what it has seen into a small file beside the audit
 //! log: the witness. A database that is behind its witness, or is another one, was restored: its open
-//! payments may have been sent since, and payments that it does not know were made. Such a database is
-//! marked before the witness follows it, so that every gateway on it waits.
+//! payments may have been sent since, and payments that it does not know were made. That is written into
+//! the database before the witness follows it, so that every gateway on it waits.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
@@ -121,12 +121,16 @@ impl Rollback {
         self.waits.load(Ordering::Acquire)
     }
 
-    /// Raises the epoch, and compares. Call every few seconds.
+    /// Compares, and raises the epoch. Call every few seconds.
     ///
     /// # Errors
     /// [`RollbackError`].
     pub(super) async fn look(&self) -> Result<Epoch, RollbackError> {
         let mut last = self.last.lock().await;
+        self.compare(&mut last).await
+    }
+
+    async fn compare(&self, last: &mut Last) -> Result<Epoch, RollbackError> {
         let (seen, found) = self.store.raise_epoch(last.seen.map(Witness::epoch)).await?;
         if seen.rolled_back && (found.is_some() || !last.is_told) {
             self.wait(true);
@@ -150,9 +154,11 @@ impl Rollback {
     /// How many are open; `None` when nothing waited.
     ///
     /// # Errors
-    /// [`StoreError`].
-    pub async fn acknowledge(&self) -> Result<Option<u64>, StoreError> {
-        let last = self.last.lock().await;
+    /// [`RollbackError`]. What was done of it stays: repeat it.
+    pub async fn acknowledge(&self) -> Result<Option<u64>, RollbackError> {
+        let mut last = self.last.lock().await;
+        // Else what was not compared yet, or is not on record, would be found only afterwards.
+        self.compare(&mut last).await?;
         let open = self.store.acknowledge_rollback().await?;
         if open.is_some() {
             self.wait(false);

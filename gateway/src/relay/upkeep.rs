@@ -18,18 +18,17 @@ impl Relay {
     pub async fn keep(self: Arc<Self>, stop: CancellationToken) {
         let mut rounds = 0u64;
         loop {
+            // Also while nothing may leave: what is seen must not be what was.
+            if let Err(error) = self.show_figures().await {
+                tracing::error!(error = chain(&error), "the figures of the queue");
+            }
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = sleep(jitter(Duration::from_secs(5), 0.1)) => {}
             }
             rounds += 1;
             self.tell_alarms().await;
-            self.look_at_epoch().await;
-            // Also while nothing may leave: what is seen must not be what was.
-            if let Err(error) = self.show_figures().await {
-                tracing::error!(error = chain(&error), "the figures of the queue");
-            }
-            if self.rollback.waits() {
+            if !self.look_at_epoch().await || self.rollback.waits() {
                 continue;
             }
             if let Err(error) = self.keep_once(rounds.is_multiple_of(60)).await {

@@ -29,7 +29,7 @@ impl Depths {
     }
 
     pub(super) fn is_paused(&self, target: &str) -> bool {
-        self.paused.contains(target)
+        self.paused.contains(target) || self.paused.contains(ALL)
     }
 
     pub(super) fn pause(&mut self, target: &str, paused: bool) {
@@ -41,6 +41,9 @@ impl Depths {
         }
     }
 }
+
+/// Paused, it stands for every target. None has such a name.
+pub(super) const ALL: &str = "*";
 
 fn add(depths: &mut HashMap<String, i64>, target: &str, rows: i64) {
     match depths.get_mut(target) {
@@ -57,32 +60,38 @@ pub(super) struct Known(Mutex<Inner>);
 struct Inner {
     facts: Option<(Instant, Facts)>,
     /// How often it was forgotten.
-    generation: Generation,
+    generation: u64,
 }
 
 /// Open payments and paused targets.
 type Facts = (HashMap<String, i64>, HashSet<String>);
 
-type Generation = u64;
+/// A question to the database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Asked {
+    generation: u64,
+    /// What it says is as old as this.
+    at: Instant,
+}
 
 impl Known {
-    /// What is known; else the generation under which [`Self::set`] takes what the database says.
-    pub(super) fn get(&self, fresh_for: Option<Duration>) -> Result<Facts, Generation> {
+    /// What is known; else the database has to be asked, for [`Self::set`].
+    pub(super) fn get(&self, fresh_for: Option<Duration>) -> Result<Facts, Asked> {
         let known = self.lock();
         match &known.facts {
             Some((since, facts)) if fresh_for.is_none_or(|limit| since.elapsed() < limit) => {
                 Ok(facts.clone())
             }
-            _ => Err(known.generation),
+            _ => Err(Asked { generation: known.generation, at: Instant::now() }),
         }
     }
 
-    /// What the database has said. Of no effect when it was forgotten since `generation`: the
-    /// database may have been asked before what was forgotten, a pause for one, was written.
-    pub(super) fn set(&self, generation: Generation, facts: Facts) {
+    /// What the database has said. Of no effect when it was forgotten since it was asked: that may have
+    /// been before what was forgotten, a pause for one, was written.
+    pub(super) fn set(&self, asked: Asked, facts: Facts) {
         let mut known = self.lock();
-        if known.generation == generation {
-            known.facts = Some((Instant::now(), facts));
+        if known.generation == asked.generation {
+            known.facts = Some((asked.at, facts));
         }
     }
 
@@ -122,7 +131,7 @@ mod tests {
         let late = known.get(None);
         known.set(late.clone().unwrap_err(), paused.clone());
 
-        assert_eq!(late, Err(before + 1));
+        assert_eq!(late.unwrap_err().generation, before.generation + 1);
         assert_eq!(known.get(None), Ok(paused));
     }
 

@@ -2,11 +2,11 @@
 
 use uuid::Uuid;
 
-use super::db::{Db, Row, Sql, locking, query};
+use super::db::{Db, Row, Sql, Table, locking, query};
 use super::order::Order;
 use super::place::BY_ROLLBACK;
 use super::writer::Batch;
-use super::{Store, StoreError};
+use super::{OrdKey, Store, StoreError};
 
 /// The database's age, as one look has left it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,9 +22,9 @@ pub struct Epoch {
 }
 
 impl Store {
-    /// Raises the database's epoch; durable when this answers. A database that contradicts what was `last`
-    /// seen of it is an old copy: in the same transaction every open payment counts as possibly sent, and
-    /// every gateway on it waits. Says what contradicts.
+    /// Raises the database's epoch; durable when this answers. One that contradicts what was `last` seen of
+    /// it is an old copy: this says so, and no gateway leases anything of it (others follow within a second)
+    /// until an operator acknowledges.
     ///
     /// # Errors
     /// [`StoreError::Busy`], [`StoreError::Unavailable`].
@@ -35,11 +35,22 @@ impl Store {
         self.writer.ask(Raise { last }).await
     }
 
-    /// Ends that wait. How many payments are open; `None` when nobody waited.
+    /// Ends that, when all that the copy has open, or has given up and may try again, counts as possibly sent:
+    /// it may have been, since. That is done in steps, and repeated after an error; what was done stays.
+    /// How many payments are open; `None` when it was no old copy.
     ///
     /// # Errors
     /// [`StoreError::Busy`], [`StoreError::Unavailable`].
     pub async fn acknowledge_rollback(&self) -> Result<Option<u64>, StoreError> {
+        // Those that were given up first: one that is tried again meanwhile is among the open ones then.
+        let mut after = Some(0);
+        while let Some(seq) = after {
+            after = self.writer.ask(DoubtDead { after: seq }).await?;
+        }
+        let mut after = Some((OrdKey([0; 16]), 0));
+        while let Some(place) = after {
+            after = self.writer.ask(DoubtOpen { after: place }).await?;
+        }
         self.writer.ask(Acknowledge).await
     }
 }
@@ -62,13 +73,12 @@ struct Raise {
 
 impl Order for Raise {
     type Answer = (Epoch, Option<&'static str>);
-    const LONG: bool = true;
 
     async fn run(&self, db: &mut Db<'_>, batch: &mut Batch) -> Result<Self::Answer, StoreError> {
         let now = read(&query(LOOK).one(db).await?)?;
         let found = self.last.as_ref().and_then(|last| now.contradicts(last));
         if found.is_some() {
-            doubt(db, batch).await?;
+            batch.depth.moved = true;
             let above = self.last.map_or(0, |last| last.number);
             query(ROLL_BACK).bind(above).bind(batch.now).execute(db).await?;
         }
@@ -76,30 +86,70 @@ impl Order for Raise {
     }
 }
 
+/// Some of what an old copy has given up and keeps for another try. The last of them; `None` after the last.
+struct DoubtDead {
+    after: i64,
+}
+
+impl Order for DoubtDead {
+    type Answer = Option<i64>;
+
+    async fn run(&self, db: &mut Db<'_>, batch: &mut Batch) -> Result<Option<i64>, StoreError> {
+        let rows = query(DEAD).bind(self.after).bind(STEP).all(db).await?;
+        let seqs = rows.iter().map(Row::value).collect::<Result<Vec<i64>, _>>()?;
+        let last = seqs.last().copied();
+        doubt(DOUBT, seqs, db, batch).await?;
+        Ok(last)
+    }
+}
+
+/// Some of what an old copy has open, likewise, lane by lane. Lanes are locked first, as everywhere.
+struct DoubtOpen {
+    after: (OrdKey, i64),
+}
+
+impl Order for DoubtOpen {
+    type Answer = Option<(OrdKey, i64)>;
+
+    async fn run(&self, db: &mut Db<'_>, batch: &mut Batch) -> Result<Self::Answer, StoreError> {
+        let (ord_key, seq) = self.after;
+        let rows = query(OPEN).bind(ord_key.0.as_slice()).bind(seq).bind(STEP).all(db).await?;
+        let (mut seqs, mut lanes) = (Vec::with_capacity(rows.len()), Vec::<OrdKey>::new());
+        for row in &rows {
+            seqs.push(row.get::<i64>("seq")?);
+            lanes.push(OrdKey(row.bytes("ord_key")?));
+        }
+        let last = lanes.last().copied().zip(seqs.last().copied());
+        lanes.dedup();
+        LANES.run(lanes.iter().map(|lane| lane.0.as_slice().into()).collect(), db).await?;
+        doubt(DOUBT_OPEN, seqs, db, batch).await?;
+        Ok(last)
+    }
+}
+
+async fn doubt(
+    statement: Sql,
+    seqs: Vec<i64>,
+    db: &mut Db<'_>,
+    batch: &Batch,
+) -> Result<(), StoreError> {
+    let doubted = query(statement).bind(batch.now).bind(BY_ROLLBACK).bind(seqs).execute(db).await;
+    doubted.map(drop)
+}
+
 /// Lets the payments of an old copy leave again. How many are open; `None` when it is none.
 struct Acknowledge;
 
 impl Order for Acknowledge {
     type Answer = Option<u64>;
-    const LONG: bool = true;
 
     async fn run(&self, db: &mut Db<'_>, batch: &mut Batch) -> Result<Option<u64>, StoreError> {
         if query(ACKNOWLEDGE).optional(db).await?.is_none() {
             return Ok(None);
         }
-        batch.wake = true;
-        doubt(db, batch).await.map(Some)
+        (batch.wake, batch.depth.moved) = (true, true);
+        query(COUNT).one(db).await?.number("n").map(Some)
     }
-}
-
-/// Marks every open payment as possibly sent, which takes as long as there are many. Lanes first, as
-/// everywhere.
-async fn doubt(db: &mut Db<'_>, batch: &Batch) -> Result<u64, StoreError> {
-    if let Db::Postgres(_) = db {
-        query(NO_LIMIT).execute(db).await?;
-    }
-    query(LANES).one(db).await?;
-    query(DOUBT).bind(batch.now).bind(BY_ROLLBACK).execute(db).await
 }
 
 fn read(row: &Row) -> Result<Epoch, StoreError> {
@@ -138,16 +188,47 @@ const ACKNOWLEDGE: &str = "
 UPDATE saf_epoch SET epoch = epoch + 1, rolled_back_at = NULL WHERE rolled_back_at IS NOT NULL
 RETURNING one";
 
-const NO_LIMIT: &str = "SET LOCAL statement_timeout = 0";
+/// Rows of one step: it takes much less than a statement may.
+const STEP: i64 = 2_000;
 
-/// Counted, so that no row comes here.
-const LANES: Sql = Sql::Each {
-    sqlite: "SELECT count(*) FROM saf_lane",
-    postgres: "
-SELECT count(*) FROM (SELECT ord_key FROM saf_lane ORDER BY ord_key FOR UPDATE) AS locked",
+const DEAD: &str = "
+SELECT item_seq FROM saf_dead_letter
+WHERE item_seq > $1 AND EXISTS (SELECT 1 FROM saf_epoch WHERE rolled_back_at IS NOT NULL)
+ORDER BY item_seq LIMIT $2";
+
+pub(super) const OPEN: &str = "
+SELECT ord_key, seq FROM saf_item
+WHERE state < 2 AND (ord_key, seq) > ($1, $2)
+  AND EXISTS (SELECT 1 FROM saf_epoch WHERE rolled_back_at IS NOT NULL)
+ORDER BY ord_key, seq LIMIT $3";
+
+const LANES: Table = Table {
+    before: "SELECT l.ord_key FROM saf_lane l WHERE l.ord_key IN (SELECT column1 FROM",
+    columns: 1,
+    after: Sql::Each { sqlite: "keys)", postgres: "keys) ORDER BY l.ord_key FOR UPDATE" },
 };
 
-/// Also of what was given up and may be tried again: it may have been, since.
-const DOUBT: &str = "
+macro_rules! doubt {
+    ($also:literal) => {
+        Sql::Each {
+            sqlite: concat!(
+                "
 UPDATE saf_item SET sent_unknown = TRUE, send_mark = $2, updated_at = $1
-WHERE state < 2 OR seq IN (SELECT item_seq FROM saf_dead_letter)";
+WHERE seq IN (SELECT value FROM json_each($3))",
+                $also
+            ),
+            postgres: concat!(
+                "
+UPDATE saf_item SET sent_unknown = TRUE, send_mark = $2, updated_at = $1
+WHERE seq = ANY ($3)",
+                $also
+            ),
+        }
+    };
+}
+
+const DOUBT: Sql = doubt!("");
+
+const DOUBT_OPEN: Sql = doubt!(" AND state < 2");
+
+const COUNT: &str = "SELECT count(*) AS n FROM saf_item WHERE state < 2";

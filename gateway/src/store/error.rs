@@ -243,6 +243,10 @@ fn of_migrating(error: &MigrateError) -> &'static str {
     let code = failed.as_database_error().and_then(|said| said.code());
     match code.as_deref() {
         Some("42501") => "the role lacks rights: start once as the owner of the schema",
+        // The lock around all steps.
+        Some("55P03") if matches!(error, MigrateError::Execute(_)) => {
+            "another gateway migrates: start again when its log says that it has"
+        }
         Some("55P03") => {
             "somebody else's transaction is in the way: find it in pg_stat_activity, end it and start \
              again; nothing was changed"

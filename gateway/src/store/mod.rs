@@ -122,13 +122,7 @@ impl Store {
     ) -> Result<Self, StoreError> {
         let wake = Arc::new(Notify::new());
         let (writer, readers) = Writer::start(store, queue, &clock, &wake).await?;
-        let this = Self { writer, readers, clock, wake, looks: Arc::default() };
-        // In a file of our own the lock proves that earlier owners are dead; the leases of other
-        // gateways run out by themselves.
-        let all = this.path().is_some();
-        let rescue = || upkeep::Rescue { all, opening: true };
-        while this.writer.ask(rescue()).await?.any() {}
-        Ok(this)
+        Ok(Self { writer, readers, clock, wake, looks: Arc::default() })
     }
 
     /// Looks at the file at `path` without changing anything: `None` when there is none yet.
@@ -294,12 +288,25 @@ impl Store {
         self.writer.memory().take_alarms()
     }
 
+    /// Frees the leases of earlier boots, before anything is leased. `in_doubt`: nothing in this database
+    /// proves that nothing was sent.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`], [`StoreError::Unavailable`].
+    pub async fn recover(&self, in_doubt: bool) -> Result<(), StoreError> {
+        // In a file of our own the lock proves that earlier owners are dead; the leases of other
+        // gateways run out by themselves.
+        let all = self.path().is_some();
+        while self.writer.ask(upkeep::Rescue { all, in_doubt }).await?.any() {}
+        Ok(())
+    }
+
     /// Frees leases that have run out. Call every 5 s.
     ///
     /// # Errors
     /// [`StoreError::Busy`], [`StoreError::Unavailable`].
     pub async fn rescue(&self) -> Result<Rescued, StoreError> {
-        self.writer.ask(upkeep::Rescue { all: false, opening: false }).await
+        self.writer.ask(upkeep::Rescue { all: false, in_doubt: false }).await
     }
 
     /// Ends payments that have waited too long. Call every 5 s.

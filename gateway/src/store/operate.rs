@@ -119,18 +119,20 @@ impl Order for Operation {
             return Ok(Operated::Unknown);
         };
         let ord_key = OrdKey(row.bytes("ord_key")?);
-        if let Action::Retry = self.action
-            && row.get("dead")?
-        {
-            // It may be the only one of its lane.
+        if row.get("dead")? {
+            // It may be the only one of its lane; an empty one goes when it is settled.
             query(OPEN_LANE).bind(row.get::<i64>("seq")?).execute(db).await?;
         }
         let lane = query(LOCK_LANE).bind(ord_key.0.as_slice()).optional(db).await?;
+        let has_lane = lane.is_some();
         let operated = match Locked::read(self.id, lane, db).await? {
             Some(item) => self.decide(&item, db, batch).await?,
             None => Operated::Unknown,
         };
-        lane::settle(db, batch, ord_key, Settling::KeepLease).await?;
+        // What is not locked is not touched: a lane may have been made since.
+        if has_lane {
+            lane::settle(db, batch, ord_key, Settling::KeepLease).await?;
+        }
         Ok(operated)
     }
 }
@@ -145,7 +147,7 @@ impl Operation {
         if let Action::Withdraw = self.action {
             return self.withdraw(item, db, batch).await;
         }
-        if item.in_flight {
+        if item.in_flight || item.has_just_moved {
             return Ok(Operated::InFlight);
         }
         if let Some(why) = item.refuses(&self.action, batch.now) {
@@ -277,6 +279,8 @@ struct Locked {
     /// It failed with its attempts used up, and another of its lane is leased: it has no place there
     /// now.
     lane_in_flight: bool,
+    /// It was given up or taken back in this moment: its lane was not there to be locked.
+    has_just_moved: bool,
     /// It may have been made; of a reversal: the payment that it takes back.
     in_doubt: bool,
     is_reversal: bool,
@@ -294,7 +298,8 @@ impl Locked {
         db: &mut Db<'_>,
     ) -> Result<Option<Self>, StoreError> {
         let Some(row) = query(LOCK_ITEM).bind(id).optional(db).await? else { return Ok(None) };
-        let seq = row.get("seq")?;
+        let (seq, dead, state) = (row.get("seq")?, row.get("dead")?, row.get("state")?);
+        let has_just_moved = lane.is_none() && (dead || state == OPEN || state == HELD);
         let leased_seq = match lane {
             Some(lane) if lane.get("leased")? => Some(lane.get::<i64>("head_seq")?),
             Some(_) | None => None,
@@ -305,14 +310,15 @@ impl Locked {
         Ok(Some(Self {
             seq,
             target: row.get("target")?,
-            state: row.get("state")?,
+            state,
             in_flight: leased_seq == Some(seq),
             lane_in_flight: leased_seq.is_some(),
+            has_just_moved,
             in_doubt: is_ambiguous || is_reversal || row.get("sent_unknown")?,
             is_reversal,
             hold_reason,
             workable: row.get("workable")?,
-            dead: row.get("dead")?,
+            dead,
             expires_at: row.get("expires_at")?,
         }))
     }

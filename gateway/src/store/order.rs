@@ -21,9 +21,6 @@ pub(super) trait Order: Send + Sync + 'static {
     /// writer's own probe makes every two seconds.
     const RELAXED: bool = false;
 
-    /// Whether it may touch every open payment, and takes as long as there are many.
-    const LONG: bool = false;
-
     /// The row that it locks. Orders of a kind run in the order of their keys.
     fn key(&self) -> &[u8] {
         &[]
@@ -63,7 +60,6 @@ pub(super) trait Order: Send + Sync + 'static {
 pub(super) trait Job: Any + Send {
     fn orders(&self) -> usize;
     fn is_relaxed(&self) -> bool;
-    fn is_long(&self) -> bool;
     /// Takes in a job of the same kind; gives back one of another.
     fn take_in(&mut self, other: Box<dyn Job>) -> Option<Box<dyn Job>>;
     fn split(self: Box<Self>) -> Vec<Box<dyn Job>>;
@@ -113,10 +109,6 @@ impl<O: Order> Job for Waiting<O> {
 
     fn is_relaxed(&self) -> bool {
         O::RELAXED
-    }
-
-    fn is_long(&self) -> bool {
-        O::LONG
     }
 
     fn take_in(&mut self, other: Box<dyn Job>) -> Option<Box<dyn Job>> {

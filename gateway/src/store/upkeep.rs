@@ -40,8 +40,8 @@ pub struct Expired {
 /// Frees up to [`BATCH`] leases that have run out, or all of an earlier boot.
 pub(super) struct Rescue {
     pub(super) all: bool,
-    /// The database was not compared with its witness yet: nothing in it proves that nothing was sent.
-    pub(super) opening: bool,
+    /// The database is an old copy: nothing in it proves that nothing was sent.
+    pub(super) in_doubt: bool,
 }
 
 impl Order for Rescue {
@@ -66,14 +66,14 @@ impl Order for Rescue {
                 rescued.freed += 1;
                 continue;
             };
+            let was_sent: bool = row.get("was_sent")?;
+            let is_workable =
+                row.get::<bool>("is_kept")? && (was_sent || !row.get::<bool>("lacks_pin")?);
             let abandoned = row.get::<i64>("abandoned")? + 1;
             let tries = row.get::<i64>("attempts")? + abandoned;
             query(ABANDON).bind(seq).bind(batch.now).execute(db).await?;
             lane::note(db, batch, seq, lease, "lease-lost", None, false).await?;
-            let was_sent: bool = row.get("was_sent")?;
-            let is_workable =
-                row.get::<bool>("is_kept")? && (was_sent || !row.get::<bool>("lacks_pin")?);
-            if !is_workable && !was_sent && !self.opening {
+            if !is_workable && !was_sent && !self.in_doubt {
                 lane::end(db, batch, seq, FAILED, NOT_STORABLE, 0).await?;
                 lane::note(db, batch, seq, None, "failed", Some(NOT_STORABLE), false).await?;
                 lane::settle(db, batch, ord_key, Settling::EndLease).await?;

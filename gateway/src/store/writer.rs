@@ -121,12 +121,9 @@ impl Home {
 
     /// How long a transaction may take before its connection counts as lost: a server whose host has
     /// vanished says nothing, ever. A file always answers.
-    fn answers_within(&self, group: &[Box<dyn Job>]) -> Option<Duration> {
+    fn answers_within(&self) -> Option<Duration> {
         match self {
             Self::Sqlite(_) => None,
-            Self::Postgres(_) if group.iter().any(|job| job.is_long()) => {
-                Some(LONG_TRANSACTION_MAX)
-            }
             Self::Postgres(_) => Some(TRANSACTION_MAX),
         }
     }
@@ -342,7 +339,7 @@ impl Desk {
 
     /// One transaction around the group: all of it or nothing.
     async fn transact(&mut self, group: &mut [Box<dyn Job>]) -> Result<(), StoreError> {
-        let done = match self.home.answers_within(group) {
+        let done = match self.home.answers_within() {
             Some(limit) => in_time(limit, self.try_transact(group)).await,
             None => self.try_transact(group).await,
         };
@@ -397,7 +394,7 @@ impl Desk {
         }
         let (counted, paused) = match self.known.get(self.home.depth_holds()) {
             Ok(known) => known,
-            Err(generation) => {
+            Err(asked) => {
                 let mut counted = HashMap::new();
                 for row in query(DEPTHS).all(db).await? {
                     counted.insert(row.get("target")?, row.get("open")?);
@@ -405,7 +402,7 @@ impl Desk {
                 let paused = query(PAUSED).all(db).await?;
                 let paused = paused.iter().map(Row::value).collect::<Result<_, _>>()?;
                 let known = (counted, paused);
-                self.known.set(generation, known.clone());
+                self.known.set(asked, known.clone());
                 known
             }
         };
@@ -534,9 +531,6 @@ const CONFLICTS_MAX: u32 = 4;
 
 /// How long a transaction on a server may take: longer than a statement may (`statement_timeout`).
 const TRANSACTION_MAX: Duration = Duration::from_secs(10);
-
-/// The same for one that may touch every open payment.
-const LONG_TRANSACTION_MAX: Duration = Duration::from_secs(600);
 
 /// How often the database is written to although nobody asks.
 const PROBE_PERIOD: Duration = Duration::from_secs(2);

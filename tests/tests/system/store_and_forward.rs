@@ -3,13 +3,45 @@
 use std::time::Duration;
 
 use harness::acquirer::Payment;
-use harness::world::{Wanted, World};
+use harness::world::{Wanted, World, sum_of};
+use reqwest::Method;
 
 use crate::support::{
     Counter, assert_paid_once, assert_refused, effects_by_bill, query, text, until,
 };
 
 const DRAIN: Duration = Duration::from_secs(20);
+
+/// What waits, the cells that say so, and the age of the oldest in seconds.
+async fn figures(world: &World) -> (f64, usize, f64) {
+    let admin = world.admin("monitor").unwrap();
+    let answer = admin.send(Method::GET, "/metrics", &[], Vec::new()).await.unwrap();
+    let text = String::from_utf8_lossy(&answer.body);
+    let of = |name: &str| sum_of(&text, name);
+    let cells = text.matches("\ntollgate_queue_depth{").count();
+    (of("tollgate_queue_depth{"), cells, of("tollgate_queue_oldest_seconds"))
+}
+
+#[tokio::test]
+async fn what_waits_is_in_the_figures_and_goes_from_them() {
+    let mut world = World::start().await.unwrap();
+    let counter = Counter::a(&world);
+    until("shown", DRAIN, async || figures(&world).await == (0.0, 12, 0.0)).await;
+    world.kill_billing();
+
+    for bill in ["one", "two"] {
+        let answer = counter.pay(bill, &counter.body(&Payment::of("pdam", bill))).await;
+        assert_eq!(answer.status, 202, "{answer:?}");
+    }
+    until("seen", DRAIN, async || {
+        let (rows, _, oldest_s) = figures(&world).await;
+        rows == 2.0 && oldest_s > 0.0 && oldest_s < 60.0
+    })
+    .await;
+    world.start_billing().await.unwrap();
+
+    until("gone", DRAIN, async || figures(&world).await == (0.0, 12, 0.0)).await;
+}
 
 #[tokio::test]
 async fn what_may_wait_is_paid_later_and_the_rest_is_refused_with_its_key_free() {

@@ -84,7 +84,9 @@ async fn a_store_that_was_dropped_opens_again() {
         store = Store::open_at(&config, &queue, clock.clone()).await;
     }
 
-    let view = store.unwrap().payment(id, "acquirer-a").await.unwrap();
+    let store = store.unwrap();
+    store.recover(false).await.unwrap();
+    let view = store.payment(id, "acquirer-a").await.unwrap();
     assert_eq!(view.unwrap().status, Status::Pending);
 }
 

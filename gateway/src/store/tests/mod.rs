@@ -113,8 +113,8 @@ impl World {
         if next.server.is_some() {
             // Nobody knows that the other gateway is dead: its leases have to run out.
             next.clock.advance(LEASE);
-            while next.store.rescue().await.unwrap().any() {}
         }
+        next.store.recover(false).await.unwrap();
         next
     }
 
@@ -243,7 +243,11 @@ ON CONFLICT (ord_key) DO NOTHING";
 
 /// How the database means to do it.
 async fn plan(on: On, statement: &Sql, values: Vec<Value>, db: &mut Db<'_>) -> String {
-    let Sql::Each { sqlite, postgres } = statement else { panic!("one text") };
+    let (sqlite, postgres) = match statement {
+        Sql::Each { sqlite, postgres } => (*sqlite, *postgres),
+        Sql::Both(text) => (*text, *text),
+        Sql::Rows(_) => panic!("rows have no plan of their own"),
+    };
     let (explain, column) = match on {
         On::Sqlite => (format!("EXPLAIN QUERY PLAN {sqlite}"), "detail"),
         On::Postgres => (format!("EXPLAIN {postgres}"), "QUERY PLAN"),

@@ -40,6 +40,41 @@ fn is_refused(operated: &Operated) -> bool {
     matches!(operated, Operated::Refused(_))
 }
 
+/// Between an operator's first look and the lane's lock, the payment is given up and its lane goes.
+#[tokio::test]
+async fn what_is_given_up_in_this_moment_is_not_touched_without_its_lane() {
+    let world = World::new(On::Postgres).await;
+    let id = waits(&world, 1).await;
+    let Session::Postgres(mut sender) = world.intruder().await else { panic!("a server") };
+    let lock = "BEGIN; SELECT 1 FROM saf_lane FOR UPDATE";
+    sqlx::raw_sql(lock).execute(&mut sender).await.unwrap();
+
+    let store = world.store.clone();
+    let (actor, reason) = ("op-1".to_owned(), "now".to_owned());
+    let operation = Operation { id, action: Action::Retry, actor, reason };
+    let operator = tokio::spawn(async move { store.operate(operation).await.unwrap() });
+    let mut waiting = 0_i64;
+    while waiting == 0 {
+        let sessions = query(
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'
+                              AND datname = current_database()",
+        );
+        waiting = sessions.one(&mut world.intruder().await.db()).await.unwrap().value().unwrap();
+    }
+    let given_up = "
+INSERT INTO saf_dead_letter (item_seq, dek_id, nonce, ct)
+SELECT seq, dek_id, nonce, ct FROM saf_item;
+UPDATE saf_item SET state = 3, terminal_at = 1, dek_id = NULL, nonce = NULL, ct = NULL;
+DELETE FROM saf_lane; COMMIT";
+    sqlx::raw_sql(given_up).execute(&mut sender).await.unwrap();
+    let at_once = operator.await.unwrap();
+    let then = does(&world, "op-1", "retry", id).await;
+
+    assert_eq!(at_once, Operated::InFlight);
+    assert_eq!(then, done(Status::Pending));
+    assert_eq!(world.claim(10).await.len(), 1);
+}
+
 /// A payment that waits, due now, of which nothing was sent.
 pub(super) async fn waits(world: &World, lane: u8) -> Uuid {
     waits_after(world, lane, Class::NotSent).await

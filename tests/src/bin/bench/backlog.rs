@@ -34,7 +34,7 @@ pub(crate) async fn measure() -> anyhow::Result<Vec<Value>> {
     let begun = Instant::now();
     pay(&world, "bill", BACKLOG).await?;
     let enqueued_s = begun.elapsed().as_secs_f64();
-    let waiting = world.metric(DEPTH).await.unwrap_or_default();
+    let waiting = seen(&world).await?;
     let full = rss_kib(gateway)? / 1_024.0;
     world.start_billing().await?;
     let opened = world.metric(OPENED).await.unwrap_or_default();
@@ -63,6 +63,19 @@ pub(crate) async fn measure() -> anyhow::Result<Vec<Value>> {
             Some((10.0, grown.abs() <= 10.0)),
         ),
     ])
+}
+
+/// The queue's length in the gateway's own figures, as soon as they show all of it: within seconds.
+async fn seen(world: &World) -> anyhow::Result<f64> {
+    let begun = Instant::now();
+    loop {
+        let waiting = world.metric(DEPTH).await?;
+        if waiting >= f64::from(BACKLOG) {
+            return Ok(waiting);
+        }
+        ensure!(begun.elapsed() < Duration::from_secs(20), "{waiting} of {BACKLOG} seen");
+        sleep(Duration::from_millis(200)).await;
+    }
 }
 
 /// Pays so many, [`EACH`] to a bill, one after the other within it.

@@ -101,7 +101,7 @@ impl App {
             audit.clone(),
             config.replica.clone(),
         );
-        let relay = relay.await.context("comparing the database with its witness")?;
+        let relay = relay.await.context("looking at what the database has open")?;
         let relay = Arc::new(relay);
         let registry = Registry::new(&config.client, &config.limits).map_err(anyhow::Error::msg)?;
         let registry = Arc::new(registry);

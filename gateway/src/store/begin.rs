@@ -10,7 +10,7 @@ use super::db::{Db, Readers, Row, Sql, Table, Value, query};
 use super::lane;
 use super::order::{self, Job, Order};
 use super::outcome::{KeyAfter, Withdraw};
-use super::place::{Lane, insert, item, lock, numbers};
+use super::place::{self, Lane, insert, lock, numbers};
 use super::row::new_token;
 use super::writer::Batch;
 use super::{
@@ -216,9 +216,9 @@ impl Round<'_> {
             let seq = numbers.at(place).or(lane.head.filter(|_| is_first));
             placed.push((at, payment, behind, seq));
         }
-        let values = placed
-            .iter()
-            .flat_map(|(_, payment, behind, seq)| item(payment, *behind, *seq, batch.now));
+        let values = placed.iter().flat_map(|(_, payment, behind, seq)| {
+            place::payment(payment, *behind, *seq, batch.now)
+        });
         let mut seqs = HashMap::with_capacity(placed.len());
         for row in insert(db).run(values.collect(), db).await? {
             seqs.insert(row.get::<Uuid>("id")?, row.get::<i64>("seq")?);

@@ -136,6 +136,19 @@ mod tests {
     }
 
     #[test]
+    fn an_old_copy_pauses_what_no_operator_has_paused_and_gives_back_the_rest() {
+        let mut depths = Depths::default();
+        depths.pause("pln", true);
+
+        depths.pause(ALL, true);
+        let then = (depths.is_paused("pln"), depths.is_paused("pdam"));
+        depths.pause(ALL, false);
+
+        assert_eq!(then, (true, true));
+        assert!(depths.is_paused("pln") && !depths.is_paused("pdam") && depths.moved);
+    }
+
+    #[test]
     fn what_is_known_holds_for_its_time_and_is_added_to() {
         let known = Known::default();
         let one = HashMap::from([("pln".to_owned(), 1)]);

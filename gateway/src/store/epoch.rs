@@ -3,6 +3,7 @@
 use uuid::Uuid;
 
 use super::db::{Db, Row, Sql, Table, locking, query};
+use super::depth::ALL;
 use super::order::Order;
 use super::place::BY_ROLLBACK;
 use super::writer::Batch;
@@ -78,7 +79,8 @@ impl Order for Raise {
         let now = read(&query(LOOK).one(db).await?)?;
         let found = self.last.as_ref().and_then(|last| now.contradicts(last));
         if found.is_some() {
-            batch.depth.moved = true;
+            // For what else this transaction does, too.
+            batch.depth.pause(ALL, true);
             let above = self.last.map_or(0, |last| last.number);
             query(ROLL_BACK).bind(above).bind(batch.now).execute(db).await?;
         }
@@ -147,7 +149,8 @@ impl Order for Acknowledge {
         if query(ACKNOWLEDGE).optional(db).await?.is_none() {
             return Ok(None);
         }
-        (batch.wake, batch.depth.moved) = (true, true);
+        batch.wake = true;
+        batch.depth.pause(ALL, false);
         query(COUNT).one(db).await?.number("n").map(Some)
     }
 }

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::clock::ms;
 use super::db::{Db, Row, Sql, Table, Value, query};
 use super::writer::Batch;
-use super::{NewPayment, OrdKey, StoreError};
+use super::{ItemFacts, NewPayment, OrdKey, Sealed, StoreError};
 
 /// The numbers of payments to come. In a file, which nobody else writes, they are known; a server gives
 /// them out, that of a new lane's head with the lane.
@@ -93,17 +93,22 @@ pub(super) async fn lock(
     Ok(())
 }
 
+/// What an item's row says beside its facts.
+pub(super) struct Beside<'a> {
+    pub(super) queued: bool,
+    pub(super) needs_pin: bool,
+    pub(super) payload: Option<&'a Sealed>,
+    pub(super) pin: Option<&'a Sealed>,
+    pub(super) send_mark: Option<i64>,
+    /// The payment that it takes back.
+    pub(super) reverses: Option<Uuid>,
+    /// Its place, where it is known already.
+    pub(super) seq: Option<i64>,
+}
+
 /// The columns of [`insert`].
-pub(super) fn item(
-    payment: &NewPayment,
-    behind: bool,
-    seq: Option<i64>,
-    now: i64,
-) -> [Value; ITEM_COLUMNS] {
-    let facts = &payment.facts;
-    let payload = payment.payload.as_ref();
-    // A PIN block that need not wait is not stored at all.
-    let pin = payment.pin.as_ref().filter(|_| behind);
+pub(super) fn item(facts: &ItemFacts, beside: Beside<'_>, now: i64) -> [Value; ITEM_COLUMNS] {
+    let Beside { queued, needs_pin, payload, pin, send_mark, reverses, seq } = beside;
     [
         facts.id.into(),
         (&facts.tenant).into(),
@@ -112,8 +117,8 @@ pub(super) fn item(
         (&facts.reference).into(),
         facts.ord_key.0.as_slice().into(),
         facts.prio.rank().into(),
-        behind.into(),
-        payment.needs_pin.into(),
+        queued.into(),
+        needs_pin.into(),
         facts.created_at.into(),
         facts.expires_at.into(),
         now.into(),
@@ -124,10 +129,30 @@ pub(super) fn item(
         pin.map(|sealed| sealed.dek_id).into(),
         pin.map(|sealed| sealed.nonce.as_slice()).into(),
         pin.map(|sealed| sealed.bytes.as_slice()).into(),
-        payment.is_marked.then_some(UNSENT).into(),
-        None::<Uuid>.into(),
+        send_mark.into(),
+        reverses.into(),
         seq.into(),
     ]
+}
+
+/// The same of a new payment, which waits `behind` others or goes at once.
+pub(super) fn payment(
+    payment: &NewPayment,
+    behind: bool,
+    seq: Option<i64>,
+    now: i64,
+) -> [Value; ITEM_COLUMNS] {
+    let beside = Beside {
+        queued: behind,
+        needs_pin: payment.needs_pin,
+        payload: payment.payload.as_ref(),
+        // A PIN block that need not wait is not stored at all.
+        pin: payment.pin.as_ref().filter(|_| behind),
+        send_mark: payment.is_marked.then_some(UNSENT),
+        reverses: None,
+        seq,
+    };
+    item(&payment.facts, beside, now)
 }
 
 /// Stores items; one without a number gets the next.
@@ -138,7 +163,7 @@ pub(super) fn insert(db: &Db<'_>) -> &'static Table {
     }
 }
 
-pub(super) const ITEM_COLUMNS: usize = 22;
+const ITEM_COLUMNS: usize = 22;
 
 /// `send_mark` of what is marked before its first byte and was not sent yet.
 pub(super) const UNSENT: i64 = 0;

@@ -6,13 +6,13 @@
 
 use uuid::Uuid;
 
-use super::db::{Db, Value, query};
+use super::db::{Db, query};
 use super::lane::{self, Settling};
 use super::order::Order;
 use super::outcome::{END, FAILED};
-use super::place::{ITEM_COLUMNS, UNSENT, insert};
+use super::place::{Beside, UNSENT, insert, item};
 use super::writer::Batch;
-use super::{Lease, Reversal, StoreError, TakingBack};
+use super::{Lease, StoreError, TakingBack};
 
 /// Whether a payment may be sent now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,7 +109,18 @@ pub(super) async fn take_back(
     ];
     END.run(end.to_vec(), db).await?;
     batch.ended.push(id);
-    insert(db).execute(item(reversal, id, batch.now).to_vec(), db).await?;
+    let beside = Beside {
+        queued: true,
+        needs_pin: false,
+        payload: Some(&reversal.payload),
+        pin: None,
+        // It may be sent as often as need be.
+        send_mark: None,
+        reverses: Some(id),
+        seq: None,
+    };
+    let row = item(&reversal.facts, beside, batch.now);
+    insert(db).execute(row.to_vec(), db).await?;
     batch.wake = true;
     Ok(())
 }
@@ -117,37 +128,6 @@ pub(super) async fn take_back(
 /// Whether there is room for the reversal of a payment that is open no more.
 pub(super) fn has_room(target: &str, batch: &Batch) -> bool {
     batch.depth.of(target) < batch.depth_max + batch.depth_max / RESERVE
-}
-
-/// The columns of [`insert`].
-fn item(reversal: &Reversal, reverses: Uuid, now: i64) -> [Value; ITEM_COLUMNS] {
-    let (facts, payload) = (&reversal.facts, &reversal.payload);
-    let no_pin = (None::<i64>, None::<&[u8]>, None::<&[u8]>);
-    [
-        facts.id.into(),
-        (&facts.tenant).into(),
-        (&facts.kind).into(),
-        (&facts.target).into(),
-        (&facts.reference).into(),
-        facts.ord_key.0.as_slice().into(),
-        facts.prio.rank().into(),
-        true.into(),
-        false.into(),
-        facts.created_at.into(),
-        facts.expires_at.into(),
-        now.into(),
-        payload.enc_v.into(),
-        payload.dek_id.into(),
-        payload.nonce.as_slice().into(),
-        payload.bytes.as_slice().into(),
-        no_pin.0.into(),
-        no_pin.1.into(),
-        no_pin.2.into(),
-        // It may be sent as often as need be.
-        None::<i64>.into(),
-        reverses.into(),
-        None::<i64>.into(),
-    ]
 }
 
 /// In a payment's history.

@@ -14,7 +14,7 @@ use secrecy::SecretString;
 use crate::error::TokenError;
 use crate::operation::check_value::{self, CheckValues};
 use crate::register::{KeyAlgorithm, KeyProfile};
-use crate::vocabulary::{Kcv, KcvMethod};
+use crate::vocabulary::{Kcv, KcvMethod, SignatureAlgorithm};
 use crate::worker::OpenError;
 use crate::worker::attributes::{Part, class, creation_template, template};
 use crate::worker::keys::LoadedKey;
@@ -144,7 +144,8 @@ impl Ceremony {
         Ok(())
     }
 
-    /// Makes the key inside the token: AES-256 or P-256, under its role's attribute set.
+    /// Makes the key inside the token: AES-256, or a pair on P-256 or Ed25519, under its role's
+    /// attribute set.
     ///
     /// # Errors
     /// When the token refuses.
@@ -153,19 +154,23 @@ impl Ceremony {
         let id = Attribute::Id(profile.object_label().into());
         let mut private = template(profile, Part::Whole);
         private.extend([label.clone(), id.clone()]);
-        if profile.algorithm == KeyAlgorithm::Ec {
+        if let Some(algorithm) = profile.algorithm.signature() {
+            let (mechanism, curve) = match algorithm {
+                SignatureAlgorithm::EcdsaP256Sha256 => (Mechanism::EccKeyPairGen, &P256_OID[..]),
+                SignatureAlgorithm::Ed25519 => (Mechanism::EccEdwardsKeyPairGen, &ED25519[..]),
+            };
             let public = [
                 Attribute::Token(true),
                 Attribute::Private(false),
                 Attribute::Verify(true),
-                Attribute::EcParams(P256_OID.to_vec()),
+                Attribute::EcParams(curve.to_vec()),
                 label,
                 id,
             ];
             let private = self.session.traits.held(private);
             self.session
                 .session
-                .generate_key_pair(&Mechanism::EccKeyPairGen, &public, &private)
+                .generate_key_pair(&mechanism, &public, &private)
                 .map_err(TokenError::from)?;
         } else {
             private.extend([
@@ -186,9 +191,12 @@ impl Ceremony {
         let session = &self.session.session;
         let labels = [Some(profile.object_label()), profile.left_object_label()];
         for label in labels.into_iter().flatten() {
-            let template = [Attribute::Class(class(profile)), Attribute::Label(label.into())];
-            for object in session.find_objects(&template).map_err(TokenError::from)? {
-                session.destroy_object(object).map_err(TokenError::from)?;
+            let public = profile.algorithm.is_pair().then_some(ObjectClass::PUBLIC_KEY);
+            for class in [Some(class(profile)), public].into_iter().flatten() {
+                let template = [Attribute::Class(class), Attribute::Label(label.clone().into())];
+                for object in session.find_objects(&template).map_err(TokenError::from)? {
+                    session.destroy_object(object).map_err(TokenError::from)?;
+                }
             }
         }
         Ok(())
@@ -211,6 +219,9 @@ impl Ceremony {
 
 /// 1.2.840.10045.3.1.7, DER.
 const P256_OID: [u8; 10] = [0x06, 0x08, 0x2A, 0x86, 0x48, 0xCE, 0x3D, 0x03, 0x01, 0x07];
+
+/// 1.3.101.112 (RFC 8410), DER.
+const ED25519: [u8; 5] = [0x06, 0x03, 0x2B, 0x65, 0x70];
 
 /// Why a token or key was not made.
 #[derive(Debug, thiserror::Error)]

@@ -30,6 +30,8 @@ pub enum Failure {
     KeyChangeRefused(String),
     #[error("a key was substituted: {0}")]
     KeySubstitution(String),
+    #[error("the text is no checkpoint: {0}")]
+    CheckpointRefused(String),
     #[error("{function} answered {code}")]
     Token { function: String, code: String, class: CkrClass },
 }
@@ -146,7 +148,8 @@ impl Failure {
             | Self::Expired
             | Self::KeyBlockRefused(_)
             | Self::KeyChangeRefused(_)
-            | Self::KeySubstitution(_) => false,
+            | Self::KeySubstitution(_)
+            | Self::CheckpointRefused(_) => false,
         }
     }
 }

@@ -19,11 +19,11 @@ use crate::error::Failure;
 use crate::register::{KeyAlgorithm, KeyProfile, KeyState, now_s};
 use crate::vocabulary::{
     Kcv, KeyBlockText, KeyLabel, KeyName, KeyRole, Ksn, MacAlgorithm, Mode, Pan, PinBlock,
-    PinBlockFormat, PinOffset, Pvki, Pvv,
+    PinBlockFormat, PinOffset, Pvki, Pvv, SignatureAlgorithm,
 };
 
 /// Both sides speak this version or none.
-pub const VERSION: u16 = 4;
+pub const VERSION: u16 = 5;
 
 /// A message of 64 KiB and its order fit with room to spare.
 pub const FRAME_BYTES_MAX: usize = 128 * 1024;
@@ -191,6 +191,15 @@ pub enum Order {
         /// RFC 5649 form.
         wrapped: Vec<u8>,
     },
+    /// Signs an audit checkpoint, and no other text.
+    SignCheckpoint {
+        /// A key of role `audit-signing`. A version that is named may be retired while it is usable:
+        /// when keys change, the old one and the new one sign one checkpoint.
+        key: KeyName,
+        /// In the form of C2SP tlog-checkpoint: origin, size, root hash in base64, and what lines
+        /// more there are; at most 2 048 bytes.
+        text: Message,
+    },
     /// Random bytes from the token's generator. 1 to 1024.
     Random {
         /// How many.
@@ -247,6 +256,7 @@ impl Order {
             Self::MakeDataKey { .. } => "data_key_make",
             Self::OpenDataKey { .. } => "data_key_open",
             Self::RewrapDataKey { .. } => "data_key_rewrap",
+            Self::SignCheckpoint { .. } => "checkpoint_sign",
             Self::Random { .. } => "random",
             Self::ListKeys => "key_list",
             Self::Heartbeat => "heartbeat",
@@ -269,6 +279,7 @@ impl Order {
             Self::MakeDataKey { .. } => matches!(answer, Answer::DataKey { .. }),
             Self::OpenDataKey { .. } => matches!(answer, Answer::OpenedDataKey(_)),
             Self::RewrapDataKey { .. } => matches!(answer, Answer::RewrappedDataKey { .. }),
+            Self::SignCheckpoint { .. } => matches!(answer, Answer::CheckpointSigned { .. }),
             Self::Random { .. } => matches!(answer, Answer::Random(_)),
             Self::ListKeys => matches!(answer, Answer::Keys(_)),
             Self::Heartbeat => matches!(answer, Answer::Beat { .. }),
@@ -383,6 +394,17 @@ pub enum Answer {
         wrapped: Vec<u8>,
         /// The active version of the KEK.
         kek_version: u32,
+    },
+    /// To `SignCheckpoint`.
+    CheckpointSigned {
+        /// In the form of its algorithm.
+        signature: Vec<u8>,
+        /// In the form of its algorithm.
+        public_key: Vec<u8>,
+        /// The key's.
+        algorithm: SignatureAlgorithm,
+        /// The version that made it.
+        key_version: u32,
     },
     /// To `Random`.
     Random(Message),

@@ -4,6 +4,7 @@
 //! ARCHITECTURE.md): an order names a label, and everything else comes from here. Only the worker
 //! reads this file. A key that the register does not name cannot be used.
 
+mod algorithm;
 mod modes;
 mod pin_verification;
 mod vendor;
@@ -15,6 +16,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+pub use self::algorithm::KeyAlgorithm;
 pub use self::pin_verification::Ibm3624Profile;
 pub use self::vendor::{
     VendorMechanism, VendorParameter, VendorPinTranslate, VendorRetailMac, VendorTable,
@@ -153,20 +155,6 @@ impl fmt::Display for KeyState {
     }
 }
 
-/// The cipher family of a key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum KeyAlgorithm {
-    /// Double or triple length DES.
-    Tdes,
-    /// AES-128, 192 or 256.
-    Aes,
-    /// A secret for HMAC.
-    Hmac,
-    /// P-256.
-    Ec,
-}
-
 impl KeyProfile {
     /// Version 1 of a key, active, in mode `in_worker`, with nothing that only some roles have.
     #[must_use]
@@ -235,7 +223,7 @@ impl KeyProfile {
     }
 
     fn check(&self) -> Result<(), String> {
-        use KeyAlgorithm::{Aes, Ec, Hmac, Tdes};
+        use KeyAlgorithm::{Aes, Hmac, Tdes};
         let cipher = matches!(self.algorithm, Tdes | Aes);
         let fits = match self.role {
             KeyRole::ZonePinIn | KeyRole::ZonePinOut | KeyRole::PinReference => cipher,
@@ -243,7 +231,7 @@ impl KeyProfile {
             KeyRole::BaseDerivation | KeyRole::KeyBlockProtection => cipher,
             KeyRole::PinVerificationPvv | KeyRole::PinVerification3624 => self.algorithm == Tdes,
             KeyRole::QueueKek => self.algorithm == Aes,
-            KeyRole::AuditSigning => self.algorithm == Ec,
+            KeyRole::AuditSigning => self.algorithm.is_pair(),
         };
         if !fits {
             return Err(format!("role {} does not go with this algorithm", self.role));

@@ -250,7 +250,8 @@ fn verdict(outcome: &Result<Answer, LinkError>, another_answers: bool) -> Verdic
             | Failure::Expired
             | Failure::KeyBlockRefused(_)
             | Failure::KeyChangeRefused(_)
-            | Failure::KeySubstitution(_) => Verdict::Ignored,
+            | Failure::KeySubstitution(_)
+            | Failure::CheckpointRefused(_) => Verdict::Ignored,
             Failure::Token { class, .. } => match class {
                 CkrClass::Caller | CkrClass::Answer | CkrClass::Benign => Verdict::Healthy,
                 // The last two: nobody's order can succeed until a person acts.

@@ -61,12 +61,13 @@ pub(super) fn problem_of_hsm(entry: &AuditEntry, error: &HsmError) -> Problem {
         HsmError::Link(LinkError::Answered(failure)) => match failure {
             Failure::PinBlockRefused => return block_refused(entry),
             // Not on the token, of another role, retired: all look like "not granted".
-            // The last three are answers to key officers' orders, which no client gives.
+            // The last four are answers to orders that no client gives.
             Failure::UnknownKey
             | Failure::KeyNotForThis(_)
             | Failure::KeyBlockRefused(_)
             | Failure::KeyChangeRefused(_)
-            | Failure::KeySubstitution(_) => {
+            | Failure::KeySubstitution(_)
+            | Failure::CheckpointRefused(_) => {
                 tracing::warn!(%error, "the HSM link");
                 return not_allowed(entry);
             }

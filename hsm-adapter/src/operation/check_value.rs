@@ -158,7 +158,7 @@ impl CheckValues {
         algorithm: KeyAlgorithm,
         key: &[u8],
     ) -> Result<Self, TokenError> {
-        if matches!(algorithm, KeyAlgorithm::Hmac | KeyAlgorithm::Ec) {
+        if algorithm == KeyAlgorithm::Hmac || algorithm.is_pair() {
             let copy = copy(session, KeyType::GENERIC_SECRET, Attribute::Sign(true), key)?;
             let hmac = session.sign(&Mechanism::Sha256Hmac, copy.object, &[])?;
             return Ok(Self { zeros: None, cmac: None, hmac: Some(Zeroizing::new(hmac)) });
@@ -195,7 +195,7 @@ pub(crate) fn usual(algorithm: KeyAlgorithm) -> KcvMethod {
     match algorithm {
         KeyAlgorithm::Tdes => KcvMethod::Zeros,
         KeyAlgorithm::Aes => KcvMethod::Cmac,
-        KeyAlgorithm::Hmac | KeyAlgorithm::Ec => KcvMethod::HmacSha256,
+        KeyAlgorithm::Hmac | KeyAlgorithm::Ec | KeyAlgorithm::Ed25519 => KcvMethod::HmacSha256,
     }
 }
 

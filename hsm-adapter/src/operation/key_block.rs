@@ -125,7 +125,7 @@ fn clear_key(algorithm: KeyAlgorithm, payload: &[u8]) -> Result<ClearKey, Failur
         KeyAlgorithm::Tdes => (matches!(bytes, 16 | 24), 24),
         KeyAlgorithm::Aes => (matches!(bytes, 16 | 24 | 32), 32),
         KeyAlgorithm::Hmac => (matches!(bytes, 16..=64), 64),
-        KeyAlgorithm::Ec => (false, 0),
+        KeyAlgorithm::Ec | KeyAlgorithm::Ed25519 => (false, 0),
     };
     if !bits.is_multiple_of(8) || !fits {
         return Err(refused("its key has a length that its algorithm does not have"));

@@ -117,7 +117,7 @@ fn cbc_mac(
 ) -> Result<Zeroizing<Vec<u8>>, Failure> {
     let (mechanism, block) = match key.profile.algorithm {
         KeyAlgorithm::Aes => (Mechanism::AesCbc([0; 16]), 16),
-        KeyAlgorithm::Tdes | KeyAlgorithm::Hmac | KeyAlgorithm::Ec => {
+        KeyAlgorithm::Tdes | KeyAlgorithm::Hmac | KeyAlgorithm::Ec | KeyAlgorithm::Ed25519 => {
             (Mechanism::Des3Cbc([0; 8]), 8)
         }
     };

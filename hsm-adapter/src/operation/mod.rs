@@ -1,6 +1,7 @@
 //! One composition of C_ calls a file. Each is a pure function of its input and its keys.
 
 pub(crate) mod check_value;
+pub(crate) mod checkpoint;
 pub(crate) mod derive;
 pub(crate) mod key_block;
 pub(crate) mod dukpt;

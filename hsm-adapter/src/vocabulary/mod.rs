@@ -8,6 +8,7 @@ mod mode;
 mod pan;
 mod pin_block;
 mod pin_reference;
+mod signature;
 
 pub use key::{Kcv, KcvMethod, KeyLabel, KeyName, KeyRole};
 pub use key_block::KeyBlockText;
@@ -17,6 +18,7 @@ pub use mode::Mode;
 pub use pan::Pan;
 pub use pin_block::{PinBlock, PinBlockFormat};
 pub use pin_reference::{PinOffset, Pvki, Pvv};
+pub use signature::SignatureAlgorithm;
 
 /// Why a text is not a value of this vocabulary. Names the rule, never the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -12,6 +12,7 @@
 //! | zone PIN out, AES | WRAP + ENCRYPT {AES_CBC} | ENCRYPT {AES_ECB} | as above |
 //! | base derivation, AES | DERIVE {AES_ECB_ENCRYPT_DATA} | same | - |
 //! | retail MAC | - | ENCRYPT, two objects | SIGN {number}, one object |
+//! | audit signing | - | SIGN {ECDSA} or {EDDSA} | - |
 //!
 //! Other roles have one set. In the token everything runs by CBC, with an initial vector that is
 //! zero, a constant or the PAN's field (`operation/translate_in_token.rs`): with one mechanism a
@@ -66,7 +67,7 @@ fn uses(profile: &KeyProfile, part: Part) -> (Uses, Vec<MechanismType>) {
     use KeyAlgorithm::{Aes, Tdes};
     let (ecb, cbc) = match profile.algorithm {
         Aes => (MechanismType::AES_ECB, MechanismType::AES_CBC),
-        Tdes | KeyAlgorithm::Hmac | KeyAlgorithm::Ec => {
+        Tdes | KeyAlgorithm::Hmac | KeyAlgorithm::Ec | KeyAlgorithm::Ed25519 => {
             (MechanismType::DES3_ECB, MechanismType::DES3_CBC)
         }
     };
@@ -119,6 +120,9 @@ fn uses(profile: &KeyProfile, part: Part) -> (Uses, Vec<MechanismType>) {
         }
         (KeyRole::QueueKek, _) => {
             (Uses { wrap: true, unwrap: true, ..none }, MechanismType::AES_KEY_WRAP_PAD)
+        }
+        (KeyRole::AuditSigning, _) if profile.algorithm == KeyAlgorithm::Ed25519 => {
+            (sign, MechanismType::EDDSA)
         }
         (KeyRole::AuditSigning, _) => (sign, MechanismType::ECDSA),
     };
@@ -183,7 +187,7 @@ pub(crate) fn template(profile: &KeyProfile, part: Part) -> Vec<Attribute> {
         Attribute::AllowedMechanisms(mechanisms),
     ];
     // A private key has none of these.
-    if profile.algorithm != KeyAlgorithm::Ec {
+    if !profile.algorithm.is_pair() {
         template.extend([
             Attribute::Encrypt(uses.encrypt),
             Attribute::Verify(false),
@@ -198,10 +202,7 @@ pub(crate) fn template(profile: &KeyProfile, part: Part) -> Vec<Attribute> {
 
 /// The object's class.
 pub(crate) fn class(profile: &KeyProfile) -> ObjectClass {
-    match profile.algorithm {
-        KeyAlgorithm::Ec => ObjectClass::PRIVATE_KEY,
-        KeyAlgorithm::Tdes | KeyAlgorithm::Aes | KeyAlgorithm::Hmac => ObjectClass::SECRET_KEY,
-    }
+    if profile.algorithm.is_pair() { ObjectClass::PRIVATE_KEY } else { ObjectClass::SECRET_KEY }
 }
 
 /// Reads a key back. The names of attributes that are not as they must be; empty is good. What the
@@ -265,7 +266,9 @@ pub(crate) fn creation_template(
             (KeyType::DES3, triple)
         }
         KeyAlgorithm::Aes => (KeyType::AES, value.to_vec()),
-        KeyAlgorithm::Hmac | KeyAlgorithm::Ec => (KeyType::GENERIC_SECRET, value.to_vec()),
+        KeyAlgorithm::Hmac | KeyAlgorithm::Ec | KeyAlgorithm::Ed25519 => {
+            (KeyType::GENERIC_SECRET, value.to_vec())
+        }
     };
     let mut template = template(profile, part);
     template[0] = Attribute::Token(token);
@@ -311,7 +314,7 @@ mod tests {
     /// The table of this module, cell by cell.
     #[test]
     fn a_zone_key_has_its_modes_set_and_no_more() {
-        use KeyAlgorithm::{Aes, Tdes};
+        use KeyAlgorithm::{Aes, Ed25519, Tdes};
         use KeyRole::{ZonePinIn, ZonePinOut};
         let vendor = mechanism_type(0x8000_0201);
         for (role, algorithm, mode, flags, mechanism) in [
@@ -327,6 +330,7 @@ mod tests {
             (ZonePinOut, Aes, Mode::Vendor, "E", vendor),
             (KeyRole::PinVerificationPvv, Tdes, Mode::InWorker, "E", MechanismType::DES3_ECB),
             (KeyRole::AuditSigning, KeyAlgorithm::Ec, Mode::InWorker, "S", MechanismType::ECDSA),
+            (KeyRole::AuditSigning, Ed25519, Mode::InWorker, "S", MechanismType::EDDSA),
         ] {
             let set = set(&profile(role, algorithm, mode));
             assert_eq!(set, (flags.to_owned(), vec![mechanism]), "{role} {algorithm:?} {mode}");

@@ -151,7 +151,11 @@ pub(super) fn set_state(
     let candidate = register.changed(change, profiles).map_err(refused)?;
     let found = if state == KeyState::Active {
         would_start(session, keys, &candidate)?;
-        find(session, candidate, &now)?
+        let found = find(session, candidate, &now)?;
+        if let Some(key) = found.handle(&now).filter(|_| now.role == KeyRole::AuditSigning) {
+            self_test::sign(session, key).map_err(|error| refused(chain(&error)))?;
+        }
+        found
     } else {
         find_all(candidate, session)?
     };

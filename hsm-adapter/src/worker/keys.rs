@@ -28,6 +28,14 @@ pub(crate) struct LoadedKey {
     pub(crate) left: Option<ObjectHandle>,
 }
 
+impl Found {
+    /// The handles of a key; `None` for one that was not found.
+    pub(super) fn handle(&self, profile: &KeyProfile) -> Option<&LoadedKey> {
+        let versions = self.loaded.get(&profile.label)?;
+        versions.iter().map(Arc::as_ref).find(|key| key.profile.version == profile.version)
+    }
+}
+
 /// Every key by name. Handles are replaced as a whole when one of them has gone stale.
 pub(crate) struct KeyTable {
     path: PathBuf,
@@ -148,6 +156,17 @@ impl KeyTable {
             return Err(Failure::KeyNotForThis(format!("{name} {what}")));
         }
         Ok(key)
+    }
+
+    /// The versions of audit signing keys that sign if they are asked to.
+    pub(super) fn signers(&self) -> Vec<Arc<LoadedKey>> {
+        let now_s = now_s();
+        let signs = |key: &&Arc<LoadedKey>| {
+            key.profile.role == KeyRole::AuditSigning
+                && usable(&key.profile, now_s).is_ok()
+                && self.why_quarantined(&key.profile).is_none()
+        };
+        self.table().loaded.values().flatten().filter(signs).cloned().collect()
     }
 
     /// Takes a key, by `label@version`, out of use until this worker starts anew. The first reason

@@ -19,7 +19,7 @@ use super::token::TokenSession;
 use crate::error::{Failure, TokenError};
 use crate::operation::translate_in_token::LENGTH_CHECK;
 use crate::protocol::{KeyRow, LintReport};
-use crate::register::{KeyAlgorithm, KeyRegister};
+use crate::register::KeyRegister;
 
 /// Objects that no key of the register names, of which a report tells.
 const STRANGERS_MAX: usize = 64;
@@ -97,7 +97,7 @@ fn strangers(session: &TokenSession, register: &KeyRegister) -> Result<Vec<Stran
     for profile in register.iter() {
         let objects = [Some(profile.object_label()), profile.left_object_label()];
         known.extend(objects.into_iter().flatten().map(|label| (class(profile), label)));
-        if profile.algorithm == KeyAlgorithm::Ec {
+        if profile.algorithm.is_pair() {
             known.push((ObjectClass::PUBLIC_KEY, profile.object_label()));
         }
     }

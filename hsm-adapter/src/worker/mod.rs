@@ -10,6 +10,8 @@ mod hardening;
 pub(crate) mod keys;
 mod known_answers;
 mod lint;
+#[cfg(test)]
+mod own_token;
 pub(crate) mod passing;
 mod perform;
 #[cfg(test)]
@@ -20,6 +22,8 @@ pub(crate) mod recipes;
 mod rewrite;
 pub(crate) mod self_test;
 mod serve;
+#[cfg(test)]
+mod signing_tests;
 pub(crate) mod token;
 pub(crate) mod traits;
 
@@ -182,7 +186,7 @@ fn start(options: &Options) -> Result<(token::Token, keys::KeyTable, Hello), Wor
     let keys = keys::KeyTable::load(&options.keys, register, &session)?
         .refusing_in_worker(options.in_worker == InWorker::Refused);
     lint::refuse_readers(&session, &keys.register())?;
-    let recipes = self_test::run(&session, &keys.needs())?;
+    let recipes = self_test::all(&session, &keys)?;
     refuse_probes(options, &session, &keys)?;
     let hello = Hello {
         version: protocol::VERSION,
@@ -325,10 +329,16 @@ impl WorkerError {
             Self::InWorkerRefused { .. } | Self::Module { .. } | Self::Probe { .. } => {
                 StartFailureKind::Refused
             }
-            Self::SelfTest(SelfTestError::Failed {
-                why: Failure::Token { class: CkrClass::Permanent, .. },
-                ..
-            }) => StartFailureKind::Latched,
+            Self::SelfTest(
+                SelfTestError::Failed {
+                    why: Failure::Token { class: CkrClass::Permanent, .. },
+                    ..
+                }
+                | SelfTestError::Signer {
+                    why: Failure::Token { class: CkrClass::Permanent, .. },
+                    ..
+                },
+            ) => StartFailureKind::Latched,
             Self::SelfTest(error) if error.is_final() => StartFailureKind::Refused,
             // A file or a key that a person puts right is taken at the next start.
             Self::Open(OpenError::Load { .. } | OpenError::NoToken { .. })

@@ -7,6 +7,7 @@ use super::lint;
 use super::self_test;
 use super::token::TokenSession;
 use crate::error::{CkrClass, Failure, TokenError};
+use crate::operation::checkpoint::{self, CheckpointText, Signed};
 use crate::operation::side::{NamedKey, NamedSide, Purpose, Side, one_mode};
 use crate::operation::{mac, seal, translate, verify_pin};
 use crate::protocol::{Answer, Message, Order};
@@ -75,6 +76,14 @@ pub(super) fn perform(
             let wrapped = seal::rewrap(session, &from, &to, wrapped)?;
             Ok(Answer::RewrappedDataKey { wrapped, kek_version: to.profile.version })
         }
+        Order::SignCheckpoint { key, text } => {
+            let text = CheckpointText::parse(&text.0)?;
+            let key = keys.of_role(key, KeyRole::AuditSigning)?;
+            let Signed { signature, public_key, algorithm } =
+                checkpoint::sign(session, &key, text)?;
+            let key_version = key.profile.version;
+            Ok(Answer::CheckpointSigned { signature, public_key, algorithm, key_version })
+        }
         Order::Random { bytes } => {
             let mut random = Message(vec![0; usize::from((*bytes).clamp(1, 1024))]);
             session.session.generate_random_slice(&mut random.0).map_err(TokenError::from)?;
@@ -87,12 +96,10 @@ pub(super) fn perform(
             Ok(Answer::Beat { right })
         }
         Order::SelfTest => {
-            self_test::run(session, &keys.needs()).map(Answer::Proved).map_err(|error| {
-                Failure::Token {
-                    function: "self-test".into(),
-                    code: chain(&error),
-                    class: CkrClass::Restart,
-                }
+            self_test::all(session, keys).map(Answer::Proved).map_err(|error| Failure::Token {
+                function: "self-test".into(),
+                code: chain(&error),
+                class: CkrClass::Restart,
             })
         }
         Order::Lint => Ok(Answer::Lint(lint::run(session, keys)?)),
@@ -122,6 +129,7 @@ pub(super) fn mode_of(keys: &KeyTable, order: &Order) -> Option<Mode> {
         | Order::MakeDataKey { .. }
         | Order::OpenDataKey { .. }
         | Order::RewrapDataKey { .. }
+        | Order::SignCheckpoint { .. }
         | Order::Random { .. }
         | Order::ListKeys
         | Order::Heartbeat

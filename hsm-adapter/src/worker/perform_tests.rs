@@ -1,18 +1,13 @@
 //! Orders on a real token, by every way out: none leaves a session object behind.
 
-use std::path::PathBuf;
-use std::process::Command;
-
 use cryptoki::object::Attribute;
-use cryptoki::types::AuthPin;
-use secrecy::SecretString;
 
 use super::attributes::{Part, creation_template};
 use super::keys::KeyTable;
+use super::own_token::{self, with_own_token};
 use super::perform::perform;
 use super::self_test;
-use super::token::{Token, TokenSession};
-use crate::ceremony::init_token;
+use super::token::TokenSession;
 use crate::error::Failure;
 use crate::protocol::{Answer, Message, Order, PinKey, PinReference};
 use crate::register::{Ibm3624Profile, KeyAlgorithm, KeyProfile, KeyRegister, MacProfile};
@@ -21,42 +16,16 @@ use crate::vocabulary::{
     PinOffset, Pvki, Pvv,
 };
 
-/// SoftHSM reads the name of its configuration once for each process, so the test runs itself
-/// again with a token of its own.
-const CHILD: &str = "TOLLGATE_TEST_TOKEN";
 const TEST: &str = "worker::perform_tests::no_way_out_of_an_order_leaves_a_session_object";
-const PIN: &str = "87654321";
 const PAN: &str = "4761737909457820";
 
 #[test]
 fn no_way_out_of_an_order_leaves_a_session_object() {
-    if std::env::var_os(CHILD).is_some() {
-        return on_a_token_of_its_own();
-    }
-    let home = std::env::temp_dir().join(format!("tollgate-perform-{}", std::process::id()));
-    std::fs::create_dir_all(home.join("tokens")).unwrap();
-    let conf = home.join("softhsm2.conf");
-    let tokens = home.join("tokens");
-    std::fs::write(&conf, format!("directories.tokendir = {}\n", tokens.display())).unwrap();
-
-    let child = Command::new(std::env::current_exe().unwrap())
-        .args([TEST, "--exact", "--nocapture"])
-        .env(CHILD, "1")
-        .env("SOFTHSM2_CONF", &conf)
-        .output()
-        .unwrap();
-
-    std::fs::remove_dir_all(&home).unwrap();
-    let told = String::from_utf8_lossy(&child.stdout);
-    let errors = String::from_utf8_lossy(&child.stderr);
-    assert!(child.status.success() && told.contains("1 passed"), "{told}\n{errors}");
+    with_own_token(TEST, |_| on_a_token_of_its_own());
 }
 
 fn on_a_token_of_its_own() {
-    let module = PathBuf::from(MODULES.iter().find(|path| PathBuf::from(path).exists()).unwrap());
-    let secret = || SecretString::from(PIN);
-    init_token(&module, "perform", &secret(), &secret()).unwrap();
-    let token = Token::open(&module, "perform", AuthPin::new(PIN.into())).unwrap();
+    let token = own_token::open();
     let session = token.session().unwrap();
     for (profile, value) in keys() {
         import(&session, &profile, &value);
@@ -92,14 +61,6 @@ fn on_a_token_of_its_own() {
         assert_eq!(objects(), 0, "{order:?}");
     }
 }
-
-/// Where distributions put SoftHSM.
-const MODULES: [&str; 4] = [
-    "/usr/lib/softhsm/libsofthsm2.so",
-    "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
-    "/usr/lib/aarch64-linux-gnu/softhsm/libsofthsm2.so",
-    "/usr/lib64/softhsm/libsofthsm2.so",
-];
 
 /// pin_translation.json, a008 and a010.
 const TDES_KSN: &str = "FFFF9876543210E00001";

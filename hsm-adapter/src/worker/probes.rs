@@ -67,7 +67,10 @@ const PROBES: [Probe; 21] = [
             let number = mechanism_type(CKM_DES3_CMAC);
             let mechanism = match bench.algorithm {
                 KeyAlgorithm::Aes => Mechanism::AesCMac,
-                KeyAlgorithm::Tdes | KeyAlgorithm::Hmac | KeyAlgorithm::Ec => {
+                KeyAlgorithm::Tdes
+                | KeyAlgorithm::Hmac
+                | KeyAlgorithm::Ec
+                | KeyAlgorithm::Ed25519 => {
                     Mechanism::VendorDefined(VendorDefinedMechanism::new::<()>(number, None))
                 }
             };
@@ -83,9 +86,10 @@ const PROBES: [Probe; 21] = [
             let parameter = CK_KEY_DERIVATION_STRING_DATA { pData: data.as_mut_ptr(), ulLen: 16 };
             let number = mechanism_type(match bench.algorithm {
                 KeyAlgorithm::Aes => CKM_AES_ECB_ENCRYPT_DATA,
-                KeyAlgorithm::Tdes | KeyAlgorithm::Hmac | KeyAlgorithm::Ec => {
-                    CKM_DES3_ECB_ENCRYPT_DATA
-                }
+                KeyAlgorithm::Tdes
+                | KeyAlgorithm::Hmac
+                | KeyAlgorithm::Ec
+                | KeyAlgorithm::Ed25519 => CKM_DES3_ECB_ENCRYPT_DATA,
             });
             let mechanism = VendorDefinedMechanism::new(number, Some(&parameter));
             let mechanism = Mechanism::VendorDefined(mechanism);
@@ -419,14 +423,16 @@ impl<'s> Bench<'s> {
     fn ecb(&self) -> Mechanism<'static> {
         match self.algorithm {
             KeyAlgorithm::Aes => Mechanism::AesEcb,
-            KeyAlgorithm::Tdes | KeyAlgorithm::Hmac | KeyAlgorithm::Ec => Mechanism::Des3Ecb,
+            KeyAlgorithm::Tdes | KeyAlgorithm::Hmac | KeyAlgorithm::Ec | KeyAlgorithm::Ed25519 => {
+                Mechanism::Des3Ecb
+            }
         }
     }
 
     fn cbc(&self) -> Mechanism<'static> {
         match self.algorithm {
             KeyAlgorithm::Aes => Mechanism::AesCbc([0; 16]),
-            KeyAlgorithm::Tdes | KeyAlgorithm::Hmac | KeyAlgorithm::Ec => {
+            KeyAlgorithm::Tdes | KeyAlgorithm::Hmac | KeyAlgorithm::Ec | KeyAlgorithm::Ed25519 => {
                 Mechanism::Des3Cbc([0; 8])
             }
         }

@@ -7,12 +7,12 @@
 use cryptoki::object::{Attribute, KeyType};
 
 use super::attributes::{Part, creation_template, template};
-use super::keys::LoadedKey;
+use super::keys::{KeyTable, LoadedKey};
 use super::known_answers::{self, Proof};
 use super::recipes::{self, Needs};
 use super::token::TokenSession;
 use crate::error::{CkrClass, Failure, TokenError};
-use crate::operation::{mac, seal};
+use crate::operation::{checkpoint, mac, seal};
 use crate::protocol::Recipe;
 use crate::register::{KeyAlgorithm, KeyProfile, MacProfile, VendorMechanism};
 use crate::vocabulary::{KeyLabel, KeyRole, MacAlgorithm, MacPadding, Malformed, Mode};
@@ -25,6 +25,26 @@ use crate::vocabulary::{KeyLabel, KeyRole, MacAlgorithm, MacPadding, Malformed, 
 pub(super) fn beat(session: &TokenSession, needs: &Needs) -> Result<bool, Failure> {
     let used = |case: &&Mac| needs.has_mac(case.algorithm, case.cipher);
     MACS.iter().find(used).map_or(Ok(true), |known| known.run(session, None))
+}
+
+/// What [`run`] and [`sign`] prove, of the keys that are there.
+pub(crate) fn all(session: &TokenSession, keys: &KeyTable) -> Result<Vec<Recipe>, SelfTestError> {
+    let mut proved = run(session, &keys.needs())?;
+    for key in keys.signers() {
+        let recipe = sign(session, &key)?;
+        if !proved.contains(&recipe) {
+            proved.push(recipe);
+        }
+    }
+    Ok(proved)
+}
+
+/// That an audit signing key signs what the public key beside it verifies. A signature is never the
+/// same twice, and a public key may be anybody's: so this is the key itself, with a text that is no
+/// log's.
+pub(super) fn sign(session: &TokenSession, key: &LoadedKey) -> Result<Recipe, SelfTestError> {
+    checkpoint::prove(session, key)
+        .map_err(|why| SelfTestError::Signer { key: key.profile.name(), why })
 }
 
 /// The operations proved: random numbers, and what the keys of the register can be asked for.
@@ -241,6 +261,15 @@ pub enum SelfTestError {
         #[source]
         why: Failure,
     },
+    #[error(
+        "self-test of the audit signing key {key}: put its own public key beside it, or activate \
+         another version"
+    )]
+    Signer {
+        key: String,
+        #[source]
+        why: Failure,
+    },
 }
 
 impl SelfTestError {
@@ -248,10 +277,11 @@ impl SelfTestError {
     pub(super) fn is_final(&self) -> bool {
         match self {
             Self::WrongBytes { recipe } => recipe.mode != Mode::InWorker,
-            Self::Failed { why: Failure::Token { class, .. }, .. } => {
+            Self::Failed { why: Failure::Token { class, .. }, .. }
+            | Self::Signer { why: Failure::Token { class, .. }, .. } => {
                 *class == CkrClass::Configuration
             }
-            Self::Failed { .. } => false,
+            Self::Failed { .. } | Self::Signer { .. } => false,
         }
     }
 }

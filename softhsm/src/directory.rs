@@ -127,11 +127,68 @@ impl TokenDirectory {
         Ok(report)
     }
 
+    /// Makes more keys on a token that is there, and adds them to its register, which keeps what it has:
+    /// another version of a key, staged, say. Runs again at any time: a key that the register has with
+    /// the same profile stays as it is, in whatever state it is by now. Workers that run learn of them
+    /// with the next change of keys. `SOFTHSM2_CONF` must be set.
+    ///
+    /// # Errors
+    /// Names the key or file.
+    pub fn add(
+        &self,
+        module: &Path,
+        label: &str,
+        plan: &[PlannedKey],
+    ) -> Result<Vec<KeyReport>, TokenToolError> {
+        let path = self.key_register();
+        // The lock of the workers, who change the register too.
+        let lock = self.dir.join("keys.toml.lock");
+        let held = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&lock)
+            .map_err(|error| file_error(&lock, error))?;
+        held.lock().map_err(|error| file_error(&lock, error))?;
+        let before = KeyRegister::read(&path)?;
+        let mut profiles: Vec<KeyProfile> = before.iter().cloned().collect();
+        for PlannedKey { profile, .. } in plan {
+            match before.version(&profile.label, profile.version) {
+                None => profiles.push(profile.clone()),
+                Some(there) => same(there, profile)?,
+            }
+        }
+        let after = before.changed(before.change(), profiles).map_err(TokenToolError::Plan)?;
+        let ceremony = Ceremony::open(module, label, &self.read_pin("user-pin")?)?;
+        let mut report = Vec::new();
+        for PlannedKey { profile, value } in plan {
+            // The register's own profile: it knows its vendor mechanism.
+            let profile = after.version(&profile.label, profile.version).unwrap_or(profile);
+            report.push(make(&ceremony, profile, value.as_ref())?);
+        }
+        let text = after.to_toml().map_err(|error| TokenToolError::Plan(error.to_string()))?;
+        let new = self.dir.join("keys.toml.new");
+        write_secret(&new, &text, true)?;
+        fs::rename(&new, &path).map_err(|error| file_error(&path, error))?;
+        Ok(report)
+    }
+
     fn read_pin(&self, name: &str) -> Result<SecretString, TokenToolError> {
         let path = self.dir.join(name);
         let text = fs::read_to_string(&path).map_err(|error| file_error(&path, error))?;
         Ok(SecretString::from(text.trim_end()))
     }
+}
+
+/// State and end move on after a key is made; nothing else does.
+fn same(there: &KeyProfile, planned: &KeyProfile) -> Result<(), TokenToolError> {
+    let (state, usable_until_s) = (there.state, there.usable_until_s);
+    let vendor = there.vendor.clone();
+    if *there == (KeyProfile { state, usable_until_s, vendor, ..planned.clone() }) {
+        return Ok(());
+    }
+    Err(TokenToolError::Key { key: there.name(), why: "is there with another profile".into() })
 }
 
 fn make(

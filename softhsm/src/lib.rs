@@ -27,6 +27,8 @@ pub enum TokenToolError {
     #[error("key {key}: {why}")]
     Key { key: String, why: String },
     #[error(transparent)]
+    Register(#[from] hsm_adapter::register::RegisterError),
+    #[error(transparent)]
     Ceremony(#[from] hsm_adapter::ceremony::CeremonyError),
     #[error("the plan of keys is refused: {0}")]
     Plan(String),

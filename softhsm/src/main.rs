@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::Context;
@@ -19,27 +19,44 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Order {
-    /// Makes a token with the demo keys in a directory of its own; completes one that is there.
+    /// Makes a token with the demo keys in a directory of its own; completes one that is there, and
+    /// writes its key register anew.
     Init {
-        /// The token's directory.
-        #[arg(long)]
-        dir: PathBuf,
-        /// The token's label.
-        #[arg(long, default_value = "tollgate-demo")]
-        label: String,
+        #[command(flatten)]
+        token: TokenArguments,
         /// The keys, as JSON; the demo keys when absent.
         #[arg(long)]
         plan: Option<PathBuf>,
         /// `[vendor]` of the key register, TOML; none when absent.
         #[arg(long)]
         vendor: Option<PathBuf>,
-        /// The PKCS#11 module; looked for in the usual places when absent.
-        #[arg(long)]
-        module: Option<PathBuf>,
-        /// Print JSON instead of a table.
-        #[arg(long)]
-        json: bool,
     },
+    /// Makes more keys on a token that is there; its key register keeps what it has. The next version of
+    /// an audit signing key: `[{"profile": {"label": "audit.signing", "version": 2, "state": "staged",
+    /// "role": "audit-signing", "algorithm": "ec"}}]`.
+    Add {
+        #[command(flatten)]
+        token: TokenArguments,
+        /// The keys, as JSON.
+        #[arg(long)]
+        plan: PathBuf,
+    },
+}
+
+#[derive(clap::Args)]
+struct TokenArguments {
+    /// The token's directory.
+    #[arg(long)]
+    dir: PathBuf,
+    /// The token's label.
+    #[arg(long, default_value = "tollgate-demo")]
+    label: String,
+    /// The PKCS#11 module; looked for in the usual places when absent.
+    #[arg(long)]
+    module: Option<PathBuf>,
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    json: bool,
 }
 
 fn main() -> ExitCode {
@@ -53,9 +70,13 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let Order::Init { dir, label, plan, vendor, module, json } = arguments.command;
-    let directory = TokenDirectory::new(&dir)?;
-    directory.prepare()?;
+    let (Order::Init { token, .. } | Order::Add { token, .. }) = &arguments.command;
+    let TokenArguments { dir, label, module, json } = token;
+    let directory = TokenDirectory::new(dir)?;
+    match arguments.command {
+        Order::Init { .. } => directory.prepare()?,
+        Order::Add { .. } => {}
+    }
     // The module reads its configuration's path from the environment when it is loaded: start
     // again with the right one, never with the system's.
     if std::env::var_os("SOFTHSM2_CONF").as_deref() != Some(directory.configuration().as_os_str()) {
@@ -66,25 +87,30 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
             .exec();
         return Err(error).context("starting again with this token's SOFTHSM2_CONF");
     }
-    let module = module.or_else(find_module).ok_or(TokenToolError::NoModule)?;
-    let plan: Vec<PlannedKey> = match plan {
-        None => demo_plan()?,
-        Some(path) => {
-            let text = std::fs::read(&path).with_context(|| path.display().to_string())?;
-            serde_json::from_slice(&text).with_context(|| path.display().to_string())?
+    let module = module.clone().or_else(find_module).ok_or(TokenToolError::NoModule)?;
+    let report = match &arguments.command {
+        Order::Init { plan, vendor, .. } => {
+            let plan = plan.as_deref().map_or_else(|| Ok(demo_plan()?), read)?;
+            let vendor = match vendor {
+                None => VendorTable::default(),
+                Some(path) => KeyRegister::read(path)?.vendor().clone(),
+            };
+            directory.fill(&module, label, vendor, &plan)?
         }
+        Order::Add { plan, .. } => directory.add(&module, label, &read(plan)?)?,
     };
-    let vendor = match vendor {
-        None => VendorTable::default(),
-        Some(path) => KeyRegister::read(&path)?.vendor().clone(),
-    };
-    let report = directory.fill(&module, &label, vendor, &plan)?;
-    if json {
+    if *json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
-        print(&directory, &label, &report);
+        print(&directory, label, &report);
     }
     Ok(())
+}
+
+/// A plan of keys.
+fn read(path: &Path) -> anyhow::Result<Vec<PlannedKey>> {
+    let text = std::fs::read(path).with_context(|| path.display().to_string())?;
+    serde_json::from_slice(&text).with_context(|| path.display().to_string())
 }
 
 fn print(directory: &TokenDirectory, label: &str, report: &[KeyReport]) {

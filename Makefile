@@ -27,7 +27,7 @@ run: softhsm
 	$(BUILD)
 	exec target/debug/demo run
 
-test: softhsm postgres python
+test: softhsm postgres python syslog-ng
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	$(BUILD)
@@ -74,6 +74,24 @@ python:
 	    echo "make test: installing python3 (its sqlite3 module)"; \
 	    as_root() { if [ "$$(id -u)" = 0 ]; then "$$@"; else sudo "$$@"; fi; }; \
 	    as_root apt-get update -qq && as_root apt-get install -y -qq python3; }
+
+# A story of the system tests sends it records. Only the program is used: no service is started.
+.PHONY: syslog-ng
+syslog-ng:
+	@PATH="$$PATH:/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin"; \
+	if ! command -v syslog-ng >/dev/null; then \
+	    echo "make test: installing syslog-ng (package syslog-ng-core)"; \
+	    as_root() { if [ "$$(id -u)" = 0 ]; then "$$@"; else sudo "$$@"; fi; }; \
+	    if command -v apt-get >/dev/null; then \
+	        as_root env DEBIAN_FRONTEND=noninteractive apt-get update -qq; \
+	        as_root env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
+	            apt-get install -y -qq --no-install-recommends syslog-ng-core; \
+	    elif command -v brew >/dev/null; then \
+	        brew install --quiet syslog-ng; \
+	    else \
+	        echo "make test: install syslog-ng by hand" >&2; exit 1; \
+	    fi; \
+	fi
 
 # Not first in its line: `load` is a directive of make.
 fuzz load:

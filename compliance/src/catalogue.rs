@@ -48,7 +48,6 @@ closed! {
         MacVerify = "mac.verify",
         PaymentAccept = "payment.accept",
         PaymentRead = "payment.read",
-        QueueEnqueue = "queue.enqueue",
         QueueDeliver = "queue.deliver",
         QueueHold = "queue.hold",
         QueueExpire = "queue.expire",
@@ -91,10 +90,24 @@ closed! {
         PinSanityBurst = "pin.sanity_burst",
         MacGuessSuspect = "mac.guess_suspect",
         DukptReplay = "dukpt.replay",
+        // a card number in a text: it was taken out
+        DlpPanFound = "dlp.pan_found",
+        // DSS 10.2.1.3: access to the log
+        AuditRead = "audit.read",
+        AuditExport = "audit.export",
+        // DSS 10.2.1.5: credentials
+        CertRotate = "cert.rotate",
         // DSS 10.2.1.6: the life of the log
         AuditStart = "audit.start",
         AuditStop = "audit.stop",
+        AuditRotate = "audit.rotate",
+        AuditCheckpoint = "audit.checkpoint",
         AuditFailure = "audit.failure",
+        AuditRecovered = "audit.recovered",
+        AuditRetentionPurge = "audit.retention_purge",
+        // DSS 10.7: a control that failed, and works again
+        ControlFail = "control.fail",
+        ControlRecover = "control.recover",
     }
 }
 
@@ -203,6 +216,10 @@ closed! {
         Breaker = "breaker",
         Configuration = "configuration",
         AuditStream = "audit-stream",
+        AuditSegment = "audit-segment",
+        AuditSink = "audit-sink",
+        Certificate = "certificate",
+        Event = "event",
     }
 }
 
@@ -245,14 +262,16 @@ mod tests {
         let names: Vec<_> = EventType::ALL.iter().map(|event| event.as_str()).collect();
 
         let expected = "pin.translate pin.verify mac.generate mac.verify payment.accept \
-            payment.read queue.enqueue queue.deliver queue.hold queue.expire queue.reverse \
+            payment.read queue.deliver queue.hold queue.expire queue.reverse \
             queue.release queue.retry queue.cancel queue.settle queue.withdraw queue.pause \
             queue.resume queue.rollback queue.acknowledge \
             admin.read config.change hsm.login hsm.mode hsm.probe breaker.force breaker.transition \
             link.reset key.import key.activate key.retire key.compromise \
             key.change key.quarantine key.substitution tls.reject authz.deny limit.exceeded \
             http.reject request.malformed pin.codebook_suspect pin.sanity_burst mac.guess_suspect \
-            dukpt.replay audit.start audit.stop audit.failure";
+            dukpt.replay dlp.pan_found audit.read audit.export cert.rotate audit.start audit.stop \
+            audit.rotate audit.checkpoint audit.failure audit.recovered audit.retention_purge \
+            control.fail control.recover";
         assert_eq!(names.join(" "), expected);
     }
 

@@ -1,6 +1,6 @@
-//! One event, and its line of JSON.
+//! One event, and its record in a chain: one line of canonical JSON (RFC 8785).
 //!
-//! Absent fields are left out; the order of the others never changes.
+//! Absent fields are left out; the others stand in the order of their names, as RFC 8785 wants it.
 
 use std::num::NonZeroU64;
 
@@ -8,53 +8,118 @@ use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 use uuid::Uuid;
 
+use crate::chain::{Hash, Head, StreamId};
+use crate::label::REMOVED;
 use crate::{
-    Actor, EventType, Label, Mode, Origin, Outcome, PanLastFour, Protocol, Reason, Resource,
-    Service,
+    Actor, Digests, EventType, Label, Mode, Origin, Outcome, PanLastFour, Protocol, QueueState,
+    Reason, Resource, Service, SignedNote,
 };
 
 /// What happened, once. Built from the six fields of PCI DSS 10.2.2; the rest is added.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone)]
 pub struct Event {
-    event: Kind,
-    #[serde(serialize_with = "microseconds")]
+    kind: EventType,
+    id: Uuid,
     time: Timestamp,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    seq: Option<NonZeroU64>,
     outcome: Outcome,
-    #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<Reason>,
     actor: Actor,
-    #[serde(flatten)]
     origin: Origin,
-    #[serde(skip_serializing_if = "Option::is_none")]
     request_id: Option<Label>,
     resource: Resource,
-    #[serde(skip_serializing_if = "Option::is_none")]
     service: Option<Service>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     protocol: Option<Protocol>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pan_last4: Option<PanLastFour>,
+    mode: Option<Mode>,
+    link: Option<Label>,
+    status: Option<HttpStatus>,
+    proposer: Option<Label>,
+    approver: Option<Label>,
+    note: Option<Label>,
+    /// What few events have; the others are moved about without it.
+    rare: Option<Box<Rare>>,
+}
+
+/// What the log says about itself.
+#[derive(Debug, Clone, Default)]
+struct Rare {
+    checkpoint: Option<SignedNote>,
+    digests: Option<Digests>,
+    queue: Option<QueueState>,
+    frontier: Option<String>,
+    previous: Option<Head>,
+}
+
+/// Where a record stands: what the chain adds to its event.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place<'a> {
+    pub(crate) stream: &'a StreamId,
+    pub(crate) seq: NonZeroU64,
+    pub(crate) prev_hash: Hash,
+}
+
+/// The members of a record before `hash`, sorted.
+#[derive(Serialize)]
+struct Front<'a> {
+    actor: &'a Actor,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    approver: &'a Option<Label>,
+    boot: Uuid,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    checkpoint: &'a Option<SignedNote>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    digests: &'a Option<Digests>,
+    event: Kind,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    frontier: &'a Option<String>,
+}
+
+/// The members after `hash`, sorted.
+#[derive(Serialize)]
+struct Back<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    link: &'a Option<Label>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    listener: Option<crate::Listener>,
     #[serde(skip_serializing_if = "Option::is_none")]
     mode: Option<Mode>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    link: Option<Label>,
+    note: &'a Option<Label>,
+    outcome: Outcome,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pan_last4: Option<PanLastFour>,
+    prev_hash: Hash,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    previous: &'a Option<Head>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    proposer: &'a Option<Label>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    protocol: Option<Protocol>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    queue: &'a Option<QueueState>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<Reason>,
+    replica: &'a Label,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request_id: &'a Option<Label>,
+    resource: &'a Resource,
+    seq: NonZeroU64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service: Option<Service>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    src: Option<crate::parties::Source>,
     #[serde(skip_serializing_if = "Option::is_none")]
     status: Option<HttpStatus>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    proposer: Option<Label>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    approver: Option<Label>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    note: Option<Label>,
+    stream: &'a StreamId,
+    #[serde(serialize_with = "microseconds")]
+    time: Timestamp,
 }
 
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Serialize)]
 struct Kind {
+    id: Uuid,
     #[serde(rename = "type")]
     kind: EventType,
-    id: Uuid,
 }
 
 impl Event {
@@ -69,9 +134,9 @@ impl Event {
         on_what: Resource,
     ) -> Self {
         Self {
-            event: Kind { kind: what, id: Uuid::now_v7() },
+            kind: what,
+            id: Uuid::now_v7(),
             time: when,
-            seq: None,
             outcome,
             reason: None,
             actor: who,
@@ -87,6 +152,7 @@ impl Event {
             proposer: None,
             approver: None,
             note: None,
+            rare: None,
         }
     }
 
@@ -156,21 +222,51 @@ impl Event {
         Self { note: Some(note), ..self }
     }
 
-    /// The place in the stream, from 1 without gaps. Given by the writer when it appends.
-    pub fn set_seq(&mut self, seq: NonZeroU64) {
-        self.seq = Some(seq);
+    /// The checkpoint that this event tells of: what stands before it in the stream.
+    #[must_use]
+    pub fn checkpoint(mut self, checkpoint: SignedNote) -> Self {
+        self.rare().checkpoint = Some(checkpoint);
+        self
+    }
+
+    /// What the process runs: its program, configuration and keys.
+    #[must_use]
+    pub fn digests(mut self, digests: Digests) -> Self {
+        self.rare().digests = Some(digests);
+        self
+    }
+
+    /// How old the database was seen to be.
+    #[must_use]
+    pub fn queue(mut self, queue: QueueState) -> Self {
+        self.rare().queue = Some(queue);
+        self
+    }
+
+    /// The stream of this replica before this one. Given by the chain at its start.
+    pub(crate) fn set_previous(&mut self, previous: Head) {
+        self.rare().previous = Some(previous);
+    }
+
+    /// The Merkle tree so far, for who has only what comes now. Given by the chain.
+    pub(crate) fn set_frontier(&mut self, frontier: String) {
+        self.rare().frontier = Some(frontier);
+    }
+
+    fn rare(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
     }
 
     /// The event's own id.
     #[must_use]
     pub const fn id(&self) -> Uuid {
-        self.event.id
+        self.id
     }
 
     /// What happened.
     #[must_use]
     pub const fn kind(&self) -> EventType {
-        self.event.kind
+        self.kind
     }
 
     /// How it ended.
@@ -179,16 +275,79 @@ impl Event {
         self.outcome
     }
 
-    /// One JSON object and a line feed: ASCII, at most 2 KiB.
+    /// Whether a card number was taken out of one of its texts.
     #[must_use]
-    pub fn to_json_line(&self) -> Vec<u8> {
-        let mut line = Vec::with_capacity(LINE_BYTES);
-        // Every field writes a string, a number or an object with fixed keys, into memory.
-        serde_json::to_writer(&mut line, self).expect("such values always have a JSON form");
-        line.push(b'\n');
-        line
+    pub fn held_a_pan(&self) -> bool {
+        let texts = [
+            Some(&self.resource.id),
+            Some(&self.actor.id),
+            self.actor.cert.as_ref().map(|cert| &cert.issuer),
+            self.request_id.as_ref(),
+            self.link.as_ref(),
+            self.proposer.as_ref(),
+            self.approver.as_ref(),
+            self.note.as_ref(),
+        ];
+        // Hardly a text has a bracket.
+        let held = |text: &str| text.as_bytes().contains(&b'[') && text.contains(REMOVED);
+        texts.into_iter().flatten().any(|text| held(text.as_str()))
+    }
+
+    /// Appends the record: one canonical JSON object and a line feed, ASCII, at most
+    /// [`RECORD_BYTES_MAX`]. Gives its hash.
+    pub(crate) fn write(&self, place: Place<'_>, lines: &mut Vec<u8>) -> Hash {
+        let none = Rare::default();
+        let rare = self.rare.as_deref().unwrap_or(&none);
+        let front = Front {
+            actor: &self.actor,
+            approver: &self.approver,
+            boot: self.origin.boot,
+            checkpoint: &rare.checkpoint,
+            digests: &rare.digests,
+            event: Kind { id: self.id, kind: self.kind },
+            frontier: &rare.frontier,
+        };
+        let back = Back {
+            link: &self.link,
+            listener: self.origin.listener,
+            mode: self.mode,
+            note: &self.note,
+            outcome: self.outcome,
+            pan_last4: self.pan_last4,
+            prev_hash: place.prev_hash,
+            previous: &rare.previous,
+            proposer: &self.proposer,
+            protocol: self.protocol,
+            queue: &rare.queue,
+            reason: self.reason,
+            replica: &self.origin.replica,
+            request_id: &self.request_id,
+            resource: &self.resource,
+            seq: place.seq,
+            service: self.service,
+            src: self.origin.src,
+            status: self.status,
+            stream: place.stream,
+            time: self.time,
+        };
+        const PROOF: &str = "strings, numbers and objects with fixed keys have a JSON form";
+        let start = lines.len();
+        serde_json::to_writer(&mut *lines, &front).expect(PROOF);
+        // The two objects become one, and the hash goes between them.
+        lines.pop();
+        let between = lines.len();
+        serde_json::to_writer(&mut *lines, &back).expect(PROOF);
+        lines[between] = b',';
+        let hash = place.prev_hash.next(&[&lines[start..]]);
+        let member = hash.member();
+        lines.splice(between..between, member);
+        lines.push(b'\n');
+        hash
     }
 }
+
+/// The longest record with its line feed. Bytes.
+pub const RECORD_BYTES_MAX: usize = 8 * 1024;
 
 /// An HTTP status code, 100 to 599.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -206,119 +365,6 @@ fn microseconds<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok,
     serializer.collect_str(&format_args!("{time:.6}"))
 }
 
-/// Most lines fit.
-const LINE_BYTES: usize = 768;
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{CertificateId, Host, Listener, ResourceType, Role, SpkiSha256};
-
-    fn host(replica: &str) -> Host {
-        Host::new(Label::new(replica), Uuid::nil())
-    }
-
-    fn full(text: &str) -> Event {
-        let certificate =
-            CertificateId::new(&"7f".repeat(16), Label::new(text), SpkiSha256::new([1; 32]));
-        let peer = "[2001:db8:1111:2222:3333:4444:5555:6666]:65535".parse().unwrap();
-        let mut event = Event::new(
-            Actor::admin(Label::new(text), Role::ALL.iter().copied())
-                .with_certificate(certificate.unwrap()),
-            EventType::RequestMalformed,
-            "2026-03-01T12:00:00.123456789Z".parse().unwrap(),
-            Outcome::Abandoned,
-            Origin::remote(&host(text), peer, Listener::Iso8583),
-            Resource::new(ResourceType::Configuration, Label::new(text)),
-        )
-        .reason(Reason::IdempotencyKeyReused)
-        .request_id(Label::new(text))
-        .service(Service::Payment)
-        .protocol(Protocol::Iso8583)
-        .pan_last4(PanLastFour::parse("1111").unwrap())
-        .mode(Mode::InWorker)
-        .link(Label::new(text))
-        .status(HttpStatus::new(503).unwrap())
-        .proposer(Label::new(text))
-        .approver(Label::new(text))
-        .note(Label::new(text));
-        event.set_seq(NonZeroU64::MAX);
-        event
-    }
-
-    #[test]
-    fn a_full_event_is_written_in_this_form_and_order() {
-        let event = full("x");
-
-        let line = String::from_utf8(event.to_json_line()).unwrap();
-
-        let expected = format!(
-            concat!(
-                r#"{{"event":{{"type":"request.malformed","id":"{id}"}},"#,
-                r#""time":"2026-03-01T12:00:00.123456Z","seq":18446744073709551615,"#,
-                r#""outcome":"abandoned","reason":"idempotency-key-reused","#,
-                r#""actor":{{"id":"x","type":"admin","#,
-                r#""roles":["operator","auditor","monitor","key-officer"],"#,
-                r#""cert":{{"serial":"{serial}","issuer":"x","spki_sha256":"{spki}"}}}},"#,
-                r#""src":{{"ip":"2001:db8:1111:2222:3333:4444:5555:6666","port":65535}},"#,
-                r#""listener":"iso8583","replica":"x","#,
-                r#""boot":"00000000-0000-0000-0000-000000000000","request_id":"x","#,
-                r#""resource":{{"type":"configuration","id":"x"}},"service":"payment","#,
-                r#""protocol":"iso8583","pan_last4":"1111","mode":"in_worker","link":"x","#,
-                r#""status":503,"proposer":"x","approver":"x","note":"x"}}"#,
-                "\n"
-            ),
-            id = event.id(),
-            serial = "7f".repeat(16),
-            spki = "01".repeat(32),
-        );
-        assert_eq!(line, expected);
-        assert_eq!(event.id().get_version_num(), 7);
-    }
-
-    #[test]
-    fn the_smallest_event_still_holds_the_six_fields() {
-        let event = Event::new(
-            Actor::system(),
-            EventType::AuditStart,
-            Timestamp::UNIX_EPOCH,
-            Outcome::Success,
-            Origin::inside(&host("gateway-1")),
-            Resource::new(ResourceType::AuditStream, Label::new("gateway-1")),
-        );
-
-        let json: serde_json::Value = serde_json::from_slice(&event.to_json_line()).unwrap();
-
-        assert_eq!(json["actor"], serde_json::json!({"id": "tollgate", "type": "system"}));
-        assert_eq!(json["event"]["type"], "audit.start");
-        assert_eq!(json["time"], "1970-01-01T00:00:00.000000Z");
-        assert_eq!(json["outcome"], "success");
-        assert_eq!(json["replica"], "gateway-1");
-        assert_eq!(json["resource"]["type"], "audit-stream");
-        assert_eq!(json.as_object().unwrap().len(), 7, "and the boot id: {json}");
-    }
-
-    #[test]
-    fn the_longest_event_keeps_its_bound_and_its_one_line() {
-        let line = full(&"\"\\\n\u{1f4b3}".repeat(100)).to_json_line();
-
-        assert!(line.len() <= 2048, "{}", line.len());
-        assert!(line.is_ascii());
-        assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);
-    }
-
-    #[test]
-    fn a_card_number_given_for_every_text_appears_nowhere() {
-        let line = String::from_utf8(full("4111111111111111").to_json_line()).unwrap();
-
-        assert!(!line.contains("4111"), "{line}");
-        assert_eq!(line.matches("[pan removed]").count(), 9);
-    }
-
-    #[test]
-    fn a_pin_is_no_http_status() {
-        assert_eq!(HttpStatus::new(1234), None);
-        assert_eq!(HttpStatus::new(99), None);
-        assert!(HttpStatus::new(100).is_some() && HttpStatus::new(599).is_some());
-    }
-}
+#[path = "event_tests.rs"]
+mod tests;

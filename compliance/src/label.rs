@@ -4,14 +4,16 @@
 //! to escape it and no terminal obeys it. Other characters become `?`.
 //!
 //! No type can tell a card number in a name that a client chose, so a label is searched for one:
-//! 13 to 19 digits that pass the Luhn check become `[pan removed]`. A run that touches a letter or
-//! a hyphen is left alone, as it is part of a hex serial, a UUID or a compound name. This is the
-//! last line behind the types and not a reason to hand a PAN to it.
+//! 13 to 19 digits that pass the Luhn check become `[pan removed]`, also in the groups in which cards
+//! show them. A run that touches a letter is left alone, as it is part of a hex serial; a UUID has no
+//! such run and no such groups. This is the last line behind the types and not a reason to hand a PAN
+//! to it.
 
 use std::fmt;
 use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
+use uuid::Uuid;
 
 /// Short, printable, and without a card number. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -21,8 +23,11 @@ impl Label {
     /// Makes any text fit: replaces, removes, then cuts. Nothing becomes `-`.
     #[must_use]
     pub fn new(text: &str) -> Self {
+        if is_harmless(text) {
+            return Self(text.into());
+        }
         // A run that begins inside the bound must be seen whole, with the character behind it.
-        let seen: Vec<u8> = text.chars().take(LENGTH_MAX + PAN_MAX + 1).map(plain).collect();
+        let seen: Vec<u8> = text.chars().take(LENGTH_MAX + PAN_CHARS_MAX + 1).map(plain).collect();
         let mut label = without_pans(&seen);
         if seen.len() > LENGTH_MAX {
             // The cut may have parted digits from the letter that made them harmless.
@@ -32,11 +37,25 @@ impl Label {
         if label.is_empty() { Self("-".into()) } else { Self(label.into()) }
     }
 
+    /// An id, which is no card number whatever its digits.
+    #[must_use]
+    pub fn uuid(id: Uuid) -> Self {
+        Self((&*id.hyphenated().encode_lower(&mut [0; 36])).into())
+    }
+
     /// The text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
+}
+
+/// Whether the text stays as it is: most do, and need no search.
+fn is_harmless(text: &str) -> bool {
+    let is_plain = |byte: u8| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\';
+    (1..=LENGTH_MAX).contains(&text.len())
+        && text.bytes().all(is_plain)
+        && text.bytes().filter(u8::is_ascii_digit).count() < PAN_MIN
 }
 
 /// Reads as far as runs begin inside the bound.
@@ -46,12 +65,14 @@ fn without_pans(seen: &[u8]) -> String {
     while at < seen.len().min(LENGTH_MAX) {
         let run = seen[at..].iter().take_while(|byte| byte.is_ascii_digit()).count();
         let end = at + run.max(1);
-        if is_pan(seen, at, end) {
+        let pan = is_pan(seen, at, end).then_some(end).or_else(|| grouped_pan(seen, at, run));
+        if let Some(end) = pan {
             label.push_str(REMOVED);
+            at = end_of_track(seen, end);
         } else {
             label.extend(seen[at..end].iter().map(|&byte| char::from(byte)));
+            at = end;
         }
-        at = end;
     }
     label
 }
@@ -65,12 +86,60 @@ fn plain(character: char) -> u8 {
 
 /// Whether the digits from `at` to `end`, none before and none after, stand alone and are a PAN.
 fn is_pan(seen: &[u8], at: usize, end: usize) -> bool {
-    let touches =
-        |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_alphanumeric() || *byte == b'-');
     (PAN_MIN..=PAN_MAX).contains(&(end - at))
-        && !touches(at.checked_sub(1).and_then(|before| seen.get(before)))
-        && !touches(seen.get(end))
+        && !touches_word(seen, at, end)
         && passes_luhn(&seen[at..end])
+}
+
+/// The end of a PAN in groups that begins at `at` with a run of so many digits: four by four, or as
+/// American Express has it, with one space or one hyphen between.
+fn grouped_pan(seen: &[u8], at: usize, run: usize) -> Option<usize> {
+    let separator = *seen.get(at + run).filter(|byte| b" -".contains(byte))?;
+    if run != 4 {
+        return None;
+    }
+    let (mut digits, mut groups, mut end) = (Vec::with_capacity(PAN_MAX), Vec::new(), at);
+    loop {
+        let group = seen[end..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+        digits.extend_from_slice(&seen[end..end + group]);
+        groups.push(group);
+        end += group;
+        let goes_on =
+            seen.get(end) == Some(&separator) && seen.get(end + 1).is_some_and(u8::is_ascii_digit);
+        if !goes_on || groups.len() == GROUPS_MAX {
+            break;
+        }
+        end += 1;
+    }
+    let is_shape = matches!(groups[..], [4, 4, 4, 1..=4] | [4, 4, 4, 4, 1..=3] | [4, 6, 5]);
+    (is_shape && !touches_word(seen, at, end) && passes_luhn(&digits)).then_some(end)
+}
+
+/// Whether a word goes on at either end; the signs of a magnetic stripe's tracks are none.
+fn touches_word(seen: &[u8], at: usize, end: usize) -> bool {
+    let is_word = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
+    let begins_track = seen[..at].ends_with(b"%B");
+    let before = at.checked_sub(1).and_then(|before| seen.get(before));
+    (is_word(before) && !begins_track) || (is_word(seen.get(end)) && end_of_track(seen, end) == end)
+}
+
+/// The end of the track that begins with a PAN (ISO/IEC 7813), which must not be kept either; `end` when it
+/// is none.
+fn end_of_track(seen: &[u8], end: usize) -> usize {
+    let digits = |from: usize| {
+        seen.get(from..)
+            .map_or(0, |rest| rest.iter().take_while(|byte| byte.is_ascii_digit()).count())
+    };
+    match seen.get(end) {
+        // Track 2, as it is read and as EMV has it: expiry, service code, discretionary data.
+        Some(b'=' | b'D') if digits(end + 1) >= EXPIRY_DIGITS => end + 1 + digits(end + 1),
+        // Track 1: the name, and the same.
+        Some(b'^') => {
+            let rest = seen[end..].iter().position(|byte| *byte == b'?');
+            rest.map_or(seen.len(), |rest| end + rest)
+        }
+        _ => end,
+    }
 }
 
 /// ISO/IEC 7812-1, annex B, on ASCII digits.
@@ -104,7 +173,12 @@ impl Serialize for Label {
 const LENGTH_MAX: usize = 128;
 const PAN_MIN: usize = 13;
 const PAN_MAX: usize = 19;
-const REMOVED: &str = "[pan removed]";
+const GROUPS_MAX: usize = 5;
+const EXPIRY_DIGITS: usize = 4;
+/// Nineteen digits in five groups.
+const PAN_CHARS_MAX: usize = PAN_MAX + GROUPS_MAX - 1;
+/// Stands where a card number was.
+pub(crate) const REMOVED: &str = "[pan removed]";
 
 #[cfg(test)]
 mod tests {
@@ -140,6 +214,35 @@ mod tests {
     }
 
     #[test]
+    fn a_card_number_in_groups_or_beside_a_hyphen_is_one_too() {
+        for pan in [
+            "4111 1111 1111 1111",
+            "4111-1111-1111-1111",
+            "3782-822463-10005",
+            "4222 2222 2222 2",
+            "6304 0000 0000 0000 000",
+            "-4111111111111111",
+        ] {
+            let removed = label(&format!("card {pan}, lost"));
+            assert!(removed.contains("[pan removed]") && !removed.contains("11"), "{removed}");
+        }
+    }
+
+    #[test]
+    fn a_track_goes_whole() {
+        for (text, left) in [
+            (";4111111111111111=29121010000098765432?", ";[pan removed]?"),
+            ("4111111111111111D29121010000098765432F", "[pan removed]F"),
+            ("%B4111111111111111^DOE/JOHN^29121010000098765432?", "%B[pan removed]?"),
+            ("%B4111111111111111^DOE/JOHN^2912", "%B[pan removed]"),
+            ("pan=4111111111111111=x", "pan=[pan removed]=x"),
+        ] {
+            assert_eq!(label(text), left);
+        }
+        assert_eq!(label("4111111111111111Dx"), "4111111111111111Dx");
+    }
+
+    #[test]
     fn digits_that_are_no_card_number_stay() {
         for text in [
             "4111111111111112",         // Luhn fails
@@ -147,8 +250,10 @@ mod tests {
             "41111111111111111111",     // 20 digits
             "a4111111111111111",        // part of a word
             "4111111111111111f",        // part of a hex serial
-            "req-4111111111111111",     // part of a compound name
-            "4111-1111-1111-1111-1111", // groups
+            "4111-1111-1111-1111-1111", // too many groups
+            "4111-1111-1111-1112",      // Luhn fails
+            "4111-1111 1111-1111",      // two separators
+            "41111111-11111111",        // not the groups of a card
         ] {
             assert_eq!(label(text), text);
         }

@@ -1,9 +1,11 @@
 //! Who acted, from where, and on what.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 use uuid::Uuid;
 
 use crate::{ActorType, Label, Listener, ResourceType, Role};
@@ -11,13 +13,14 @@ use crate::{ActorType, Label, Listener, ResourceType, Role};
 /// Who acted.
 #[derive(Debug, Clone, Serialize)]
 pub struct Actor {
-    id: Label,
-    #[serde(rename = "type")]
-    kind: ActorType,
+    // Members stand in the order of their names: see `event`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) cert: Option<CertificateId>,
+    pub(crate) id: Label,
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     roles: BTreeSet<Role>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    cert: Option<CertificateId>,
+    #[serde(rename = "type")]
+    kind: ActorType,
 }
 
 impl Actor {
@@ -59,9 +62,10 @@ impl Actor {
 /// Which certificate.
 #[derive(Debug, Clone, Serialize)]
 pub struct CertificateId {
-    serial: String,
-    issuer: Label,
-    spki_sha256: SpkiSha256,
+    pub(crate) issuer: Label,
+    serial: Arc<str>,
+    /// 64 hex digits.
+    spki_sha256: Arc<str>,
 }
 
 impl CertificateId {
@@ -79,7 +83,8 @@ impl CertificateId {
         {
             return Err(NotASerial);
         }
-        let serial = hex().map(|byte| char::from(byte.to_ascii_lowercase())).collect();
+        let serial: String = hex().map(|byte| char::from(byte.to_ascii_lowercase())).collect();
+        let (serial, spki_sha256) = (serial.into(), spki_sha256.to_string().into());
         Ok(Self { serial, issuer, spki_sha256 })
     }
 }
@@ -101,11 +106,9 @@ impl SpkiSha256 {
     }
 }
 
-impl Serialize for SpkiSha256 {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let digits = self.0.iter().flat_map(|byte| [byte >> 4, byte & 0xf]);
-        let hex: String = digits.map(|digit| char::from(HEX[usize::from(digit)])).collect();
-        serializer.serialize_str(&hex)
+impl fmt::Display for SpkiSha256 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(self.0))
     }
 }
 
@@ -125,18 +128,16 @@ impl Host {
 }
 
 /// Where an event came from.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone)]
 pub struct Origin {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    src: Option<Source>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    listener: Option<Listener>,
-    replica: Label,
-    boot: Uuid,
+    pub(crate) src: Option<Source>,
+    pub(crate) listener: Option<Listener>,
+    pub(crate) replica: Label,
+    pub(crate) boot: Uuid,
 }
 
 #[derive(Debug, Clone, Copy, Serialize)]
-struct Source {
+pub(crate) struct Source {
     ip: IpAddr,
     port: u16,
 }
@@ -159,9 +160,9 @@ impl Origin {
 /// What was acted on.
 #[derive(Debug, Clone, Serialize)]
 pub struct Resource {
+    pub(crate) id: Label,
     #[serde(rename = "type")]
     kind: ResourceType,
-    id: Label,
 }
 
 impl Resource {
@@ -174,8 +175,6 @@ impl Resource {
 
 /// 20 bytes (RFC 5280, 4.1.2.2) and the zero byte that DER may put first.
 const SERIAL_DIGITS_MAX: usize = 42;
-
-const HEX: &[u8; 16] = b"0123456789abcdef";
 
 #[cfg(test)]
 mod tests {
@@ -193,7 +192,7 @@ mod tests {
         assert_eq!(json["serial"], "4111111111111111");
         assert_eq!(json["issuer"], "CN=CA");
         assert_eq!(json["spki_sha256"], "0f".repeat(32));
-        assert_eq!(certificate("00AB").unwrap().serial, "00ab");
+        assert_eq!(&*certificate("00AB").unwrap().serial, "00ab");
     }
 
     #[test]
@@ -208,8 +207,8 @@ mod tests {
         let host = Host::new(Label::new("gateway-1"), Uuid::nil());
         let peer = "[::ffff:10.1.2.3]:5000".parse().unwrap();
 
-        let json = serde_json::to_value(Origin::remote(&host, peer, Listener::Admin)).unwrap();
+        let json = serde_json::to_value(Origin::remote(&host, peer, Listener::Admin).src).unwrap();
 
-        assert_eq!(json["src"], serde_json::json!({"ip": "10.1.2.3", "port": 5000}));
+        assert_eq!(json, serde_json::json!({"ip": "10.1.2.3", "port": 5000}));
     }
 }

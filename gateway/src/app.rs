@@ -14,8 +14,11 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::admin::{self, Admin};
-use crate::audit::{AuditLayer, AuditLog, AuditUnavailable, record_refusals};
+use crate::audit::{
+    AuditDesk, AuditLayer, AuditLog, AuditUnavailable, Checkpoints, Keeper, record_refusals,
+};
 use crate::breaker_desk::BreakerDesk;
+use crate::checkpoint_key::{CheckpointKey, digests};
 use crate::config::{BillerConfig, Config, HsmConfig, ListenerConfig, NamedLink};
 use crate::edge::{Listener, Registry, TlsError, TlsSource};
 use crate::guard::Guard;
@@ -33,6 +36,7 @@ use crate::relay::keys::{KeyLives, Keys};
 use crate::relay::policy::Route;
 use crate::relay::{Relay, TokenKeys};
 use crate::routes::{self, Authority, Gateway};
+use crate::siem::Sinks;
 use crate::store::Store;
 use crate::telemetry::metrics::{Metrics, set_expiries};
 
@@ -48,6 +52,9 @@ pub struct App {
     registry: Arc<Registry>,
     store: Store,
     audit: AuditLog,
+    checkpoints: Checkpoints<CheckpointKey>,
+    keeper: Keeper,
+    sinks: Sinks,
     key_watches: Vec<KeyWatch>,
     /// Our certificates towards the billers: name and end, seconds since 1970.
     expiries: Vec<(String, i64)>,
@@ -70,8 +77,17 @@ impl App {
             bail!("{}", refused.join("; "));
         }
         refused.iter().for_each(|why| tracing::error!("{why}; the others serve"));
-        let audit = AuditLog::open(&config.audit, &config.replica, Uuid::now_v7())
+        let digests = digests(config_path, &hsm).await.context("reading what this process runs")?;
+        let audit = AuditLog::open(&config.audit, &config.replica, Uuid::now_v7(), Some(digests))
             .context("opening the audit log")?;
+        let sinks = Sinks::open(&config.audit, audit.clone());
+        let sinks = sinks.context("reading how far the audit sinks have come")?;
+        let label = config.audit.signing_key.clone();
+        let key = CheckpointKey { hsm: Arc::clone(&hsm), label };
+        let checkpoints = Checkpoints::new(audit.clone(), key, config.audit.checkpoint_s);
+        let needed = sinks.needed();
+        let is_needed = move |segment| needed.is_needed(segment);
+        let keeper = Keeper::new(audit.clone(), &config.audit, is_needed);
         let store = Store::open(&config.store, &config.queue).await.context("opening the store")?;
         let lives = KeyLives { pin: config.queue.pin_life() };
         let keys = Keys::start(store.clone(), TokenKeys(Arc::clone(&hsm)), lives);
@@ -83,6 +99,10 @@ impl App {
             billers.insert(biller.name.clone(), built);
             let end = crate::check::end_of(&biller.certificate).map_err(anyhow::Error::msg)?;
             expiries.push((format!("biller.{}", biller.name), end));
+        }
+        for sink in &config.audit.sink {
+            let end = crate::check::end_of(&sink.certificate).map_err(anyhow::Error::msg)?;
+            expiries.push((format!("sink.{}", sink.name), end));
         }
         let guard = Guard::start(
             Arc::clone(&hsm),
@@ -152,6 +172,7 @@ impl App {
             officers,
             breakers,
             audit: audit.clone(),
+            audit_desk: AuditDesk::new(audit.clone()),
             metrics,
         };
         Ok(Self {
@@ -164,9 +185,25 @@ impl App {
             registry,
             store,
             audit,
+            checkpoints,
+            keeper,
+            sinks,
             key_watches,
             expiries,
         })
+    }
+
+    /// As [`run`](Self::run), with PIN translations that leave no record, so that the bench can say what
+    /// auditing costs. No program that is shipped calls it.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub async fn danger_run_unaudited(
+        self,
+        stop: CancellationToken,
+        reload: ReloadSignal,
+    ) -> anyhow::Result<()> {
+        self.run_with(stop, reload, &["/v1/pin/translate"]).await
     }
 
     /// Serves until `stop`, then drains: no new connection, requests in flight answered, payments
@@ -175,18 +212,36 @@ impl App {
     /// # Errors
     /// When a background task ended before its time: then everything drains as on `stop`.
     pub async fn run(self, stop: CancellationToken, reload: ReloadSignal) -> anyhow::Result<()> {
+        self.run_with(stop, reload, &[]).await
+    }
+
+    async fn run_with(
+        self,
+        stop: CancellationToken,
+        reload: ReloadSignal,
+        unrecorded: &'static [&'static str],
+    ) -> anyhow::Result<()> {
         let relay = Arc::clone(&self.gateway.relay);
         let background = CancellationToken::new();
         let mut tasks = JoinSet::new();
-        for tls in &self.tls {
-            let failed = |error: &TlsError| tracing::error!(%error, "TLS files not taken");
-            tasks.spawn(named("tls", Arc::clone(tls).watch(background.clone(), failed)));
+        for (tls, listener) in self.tls.iter().zip(["data", "admin"]) {
+            let audit = self.audit.clone();
+            let heard =
+                move |taken: Result<(), &TlsError>| record_rotation(&audit, listener, taken);
+            tasks.spawn(named("tls", Arc::clone(tls).watch(background.clone(), heard)));
         }
         tasks.spawn(named("figures", self.admin_state.metrics.clone().upkeep(background.clone())));
         tasks.spawn(named("expiries", tell_expiries(self.expiries, background.clone())));
         for key_watch in self.key_watches {
             tasks.spawn(named("key watch", key_watch.watch(background.clone())));
         }
+        // Until the last record that it can cover: it outlives the other tasks.
+        let signing = CancellationToken::new();
+        let checkpoints = tokio::spawn(self.checkpoints.keep(signing.clone()));
+        tasks.spawn(named("audit files", self.keeper.keep(background.clone())));
+        // Until the last record of all.
+        let shipping = CancellationToken::new();
+        let sinks = tokio::spawn(self.sinks.keep(shipping.clone()));
         monitor(&mut tasks, self.gateway.hsm.pool(), &background);
         for biller in self.admin_state.billers.iter() {
             monitor(&mut tasks, &biller.backends, &background);
@@ -221,7 +276,7 @@ impl App {
             version = env!("CARGO_PKG_VERSION"),
             "listening"
         );
-        let data_layer = AuditLayer::new(self.audit.clone(), AuditListener::Data, &[]);
+        let data_layer = AuditLayer::new(self.audit.clone(), AuditListener::Data, unrecorded);
         let data = routes::router(self.gateway.clone()).layer(data_layer);
         let admin_layer =
             AuditLayer::new(self.audit.clone(), AuditListener::Admin, admin::UNRECORDED);
@@ -239,8 +294,15 @@ impl App {
         background.cancel();
         while tasks.join_next().await.is_some() {}
         relay.finish().await;
+        if !audit.checkpoint_now().await {
+            tracing::error!("the end of the audit log has no checkpoint; the next start covers it");
+        }
+        signing.cancel();
+        let _ = checkpoints.await;
         hsm.stop().await;
         audit.close().await;
+        shipping.cancel();
+        let _ = sinks.await;
         store.close().await;
         tracing::info!("stopped");
         broken.map_or(Ok(()), |task| bail!("the background task {task} ended before its time"))
@@ -332,6 +394,20 @@ async fn serve_with(
                 stop.cancel();
             }
         }
+    }
+}
+
+/// New certificates or revocation lists of a listener are an event, taken or not.
+fn record_rotation(audit: &AuditLog, listener: &str, taken: Result<(), &TlsError>) {
+    let on = Resource::new(ResourceType::Certificate, Label::new(listener));
+    let outcome = if taken.is_ok() { Outcome::Success } else { Outcome::Failure };
+    let event = audit.own_event(EventType::CertRotate, outcome, on);
+    let event = match taken {
+        Ok(()) => event,
+        Err(error) => event.note(Label::new(&error.to_string())),
+    };
+    if audit.note(event).is_err() {
+        tracing::error!(listener, "a change of TLS files is not in the audit log");
     }
 }
 

@@ -273,7 +273,7 @@ mod tests {
 
     async fn desk(world: &World) -> BreakerDesk {
         let config = AuditConfig::at(world.directory.path().join("audit"));
-        let audit = AuditLog::open(&config, "gateway-1", uuid::Uuid::now_v7()).unwrap();
+        let audit = AuditLog::open(&config, "gateway-1", uuid::Uuid::now_v7(), None).unwrap();
         let pace = Pace::of_attempt(Duration::from_secs(2));
         let breakers = NAMES.map(|name| Breaker::new(name, BreakerConfig::default(), pace));
         BreakerDesk::start(breakers.into(), world.store.clone(), audit).await.unwrap()

@@ -1,9 +1,16 @@
-//! `tollgate check`: looks at everything that `serve` needs, before it is needed. Changes nothing.
+//! `tollgate check`: looks at everything that `serve` needs, before it is needed. Changes nothing; with
+//! `--evidence` it writes what it has seen into a directory, for an assessor.
 
+mod certificates;
 mod comparison;
+pub mod evidence;
 mod files;
+mod inventory;
 mod keys;
 mod lock_down;
+mod settings;
+mod sinks;
+mod trail;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -17,7 +24,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::config::{Config, NamedLink, Place, PostgresConfig};
 use crate::edge::TlsSource;
-use crate::links::token::HsmLink;
+use crate::links::token::{Hsm, HsmLink};
 use crate::store::{Seen, ServerSeen, Store};
 
 use self::comparison::View;
@@ -39,27 +46,46 @@ const DISK_BYTES_MIN: u64 = 256 * 1024 * 1024;
 /// A certificate or CRL that ends sooner than this is red.
 const EXPIRY_S_MIN: i64 = 24 * 3600;
 
-/// Prints the table. Exit 0 when every row is good.
-pub async fn run(path: &Path, json: bool) -> ExitCode {
-    let mut rows = Vec::new();
-    match Config::load(path) {
-        Err(error) => rows.push(row("configuration", Err(hsm_adapter::worker::chain(&error)))),
-        Ok(config) => {
-            rows.push(row("configuration", Ok(path.display().to_string())));
-            tls(&config, &mut rows);
-            files::look(&config, &mut rows);
-            rows.push(row("database", database(&config).await));
-            hsm(&config, &mut rows).await;
-            rows.push(row("disk", disk(&config)));
-            rows.push(row("clock", clock()));
-        }
+/// Prints the table, and collects evidence in a new directory when one is named. Exit 0 when every row is
+/// good and the evidence is signed.
+pub async fn run(path: &Path, json: bool, evidence: Option<&Path>) -> ExitCode {
+    let rows = match evidence.map_or(Ok(()), evidence::prepare) {
+        Err(why) => vec![row("evidence", Err(why))],
+        Ok(()) => match Config::load(path) {
+            Err(error) => vec![row("configuration", Err(hsm_adapter::worker::chain(&error)))],
+            Ok(config) => look(path, &config, evidence).await,
+        },
+    };
+    print(&rows, json)
+}
+
+async fn look(path: &Path, config: &Config, evidence: Option<&Path>) -> Vec<Row> {
+    let mut rows = vec![row("configuration", Ok(path.display().to_string()))];
+    tls(config, &mut rows);
+    files::look(config, &mut rows);
+    sinks::look(config, &mut rows).await;
+    rows.push(row("database", database(config).await));
+    let hsm = hsm(config, &mut rows).await;
+    rows.push(row("disk", disk(config)));
+    rows.push(row("clock", clock()));
+    if let Some(dir) = evidence {
+        let subject = evidence::Subject { path, config, hsm: hsm.as_ref(), rows: &rows };
+        let written = evidence::write(dir, &subject).await;
+        rows.push(row("evidence", written));
     }
+    if let Some(hsm) = hsm {
+        hsm.stop().await;
+    }
+    rows
+}
+
+fn print(rows: &[Row], json: bool) -> ExitCode {
     let good = rows.iter().all(|row| row.ok);
     if json {
         // Texts and booleans only: such rows always have a JSON form.
-        println!("{}", serde_json::to_string_pretty(&rows).unwrap_or_default());
+        println!("{}", serde_json::to_string_pretty(rows).unwrap_or_default());
     } else {
-        for Row { check, ok, detail, .. } in &rows {
+        for Row { check, ok, detail, .. } in rows {
             println!("{}  {check:<18} {detail}", if *ok { "ok " } else { "RED" });
         }
     }
@@ -132,12 +158,16 @@ fn parent(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-async fn hsm(config: &Config, rows: &mut Vec<Row>) {
+/// The links, still running; none when they could not even be started.
+async fn hsm(config: &Config, rows: &mut Vec<Row>) -> Option<Hsm> {
     let links = config.hsm.links().map_err(anyhow::Error::msg);
     let started = links.and_then(|links| Ok((crate::app::hsm(&config.hsm)?, links)));
     let (hsm, links) = match started {
         Ok(started) => started,
-        Err(error) => return rows.push(row("hsm", Err(format!("{error:#}")))),
+        Err(error) => {
+            rows.push(row("hsm", Err(format!("{error:#}"))));
+            return None;
+        }
     };
     let mut seen = Vec::new();
     // In one order: `app::hsm` starts what the configuration names.
@@ -146,7 +176,7 @@ async fn hsm(config: &Config, rows: &mut Vec<Row>) {
         seen.push((link.name(), look_at(config, options, link, rows).await));
     }
     rows.extend(comparison::compare(&seen).into_iter().map(|told| row("keys", told)));
-    hsm.stop().await;
+    Some(hsm)
 }
 
 /// Waits for each worker's first outcome. They start one after another: each has the time of a start.

@@ -18,12 +18,15 @@ pub mod links; // when to ask again and when to stop
 pub mod breaker_desk; // the operator's hand on the breakers
 pub mod store; // rows of sealed bytes, leases
 pub mod audit; // the outermost layer: one event for each answer
+pub mod siem; // copies of each record to who watches
+pub mod checkpoint_key; // the token's audit key, and what a start tells of itself
 pub mod admin; // the other listener: health, readiness, figures
 pub mod telemetry; // every metric name in one table; logs
 pub mod check; // preflight: everything that `serve` needs
 pub mod operator; // the command line as a client of the admin API
 pub mod key_desk; // `tollgate keys`
 pub mod queue_desk; // `tollgate queue`
+pub mod audit_desk; // `tollgate audit`
 mod progress; // a bar for who waits
 pub mod probe; // a container's health check
 pub mod hardening; // no cores, no ptrace

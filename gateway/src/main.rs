@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use gateway::app::App;
+use gateway::audit_desk::{self, AuditCommand};
 use gateway::config::Config;
 use gateway::key_desk::{self, KeyCommand};
 use gateway::operator::{Access, BreakerOrder};
@@ -37,6 +38,9 @@ enum Order {
         /// Print JSON instead of a table.
         #[arg(long)]
         json: bool,
+        /// Also collect signed evidence for an assessor in this directory, which must be new or empty.
+        #[arg(long, value_name = "DIR")]
+        evidence: Option<PathBuf>,
     },
     /// Asks a running gateway whether it is live or ready, over mutual TLS. Exit 0 when it is.
     Probe {
@@ -51,6 +55,9 @@ enum Order {
     /// The payments that wait, and the billers that they wait for.
     #[command(subcommand)]
     Queue(QueueCommand),
+    /// The audit log: where it stands, a search, an export.
+    #[command(subcommand)]
+    Audit(AuditCommand),
     /// The HSM links and the breakers of a running gateway, over its admin API.
     Links {
         #[command(subcommand)]
@@ -105,7 +112,9 @@ async fn main() -> ExitCode {
 async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     match arguments.order {
         Order::Serve { config } => serve(config).await.map(|()| ExitCode::SUCCESS),
-        Order::Check { config, json } => Ok(check::run(&config, json).await),
+        Order::Check { config, json, evidence } => {
+            Ok(check::run(&config, json, evidence.as_deref()).await)
+        }
         Order::Probe { what, access } => {
             let path = match what {
                 Question::Live => "/healthz",
@@ -115,6 +124,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         }
         Order::Keys(command) => key_desk::run(&command).await.map(|()| ExitCode::SUCCESS),
         Order::Queue(command) => queue_desk::run(&command).await,
+        Order::Audit(command) => audit_desk::run(&command).await.map(|()| ExitCode::SUCCESS),
         Order::Links { order } => {
             let told = match order {
                 LinksOrder::List { access, json } => operator::list_links(&access, json).await?,

@@ -112,13 +112,42 @@ impl AdminClient {
             request = request.json(body);
         }
         let answer = request.send().await.with_context(|| format!("asking {url}"))?;
-        let status = answer.status();
-        let text = answer.text().await.with_context(|| format!("reading {url}"))?;
-        if !status.is_success() {
-            bail!("{url} answered {status}: {}", text.trim());
-        }
-        Ok(text)
+        told(&url, answer).await
     }
+
+    /// The body of a 200, piece by piece as it comes, for at most `limit`. Gives its bytes.
+    ///
+    /// # Errors
+    /// As [`text`](Self::text); a body that breaks off; what `take` says.
+    pub async fn download(
+        &self,
+        path: &str,
+        limit: Duration,
+        mut take: impl FnMut(&[u8]) -> std::io::Result<()>,
+    ) -> anyhow::Result<u64> {
+        let url = format!("{}{path}", self.base);
+        let asked = self.client.get(&url).timeout(limit).send().await;
+        let mut answer = asked.with_context(|| format!("asking {url}"))?;
+        if !answer.status().is_success() {
+            return told(&url, answer).await.map(|_| 0);
+        }
+        let mut bytes = 0;
+        while let Some(piece) = answer.chunk().await.with_context(|| format!("reading {url}"))? {
+            take(&piece).context("writing what came")?;
+            bytes += piece.len() as u64;
+        }
+        Ok(bytes)
+    }
+}
+
+/// The body of a 2xx; of another the error that says so.
+async fn told(url: &str, answer: reqwest::Response) -> anyhow::Result<String> {
+    let status = answer.status();
+    let text = answer.text().await.with_context(|| format!("reading {url}"))?;
+    if !status.is_success() {
+        bail!("{url} answered {status}: {}", text.trim());
+    }
+    Ok(text)
 }
 
 /// `tollgate links list`: the running gateway's HSM links and breakers, as a table or as the API

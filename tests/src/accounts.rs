@@ -6,6 +6,7 @@
 //! their numbers, or the gateway has changed it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::bail;
@@ -26,6 +27,8 @@ pub struct Payer {
     pub refused: BTreeMap<String, u32>,
     /// The longest that an answer took.
     pub slowest: Duration,
+    /// The request ids of all answers that came and must be in the audit log; shared by clones.
+    pub answers: Arc<Mutex<Vec<String>>>,
     acquirer: Acquirer,
     biller: String,
 }
@@ -39,6 +42,7 @@ impl Payer {
             acknowledged: 0,
             refused: BTreeMap::new(),
             slowest: Duration::ZERO,
+            answers: Arc::default(),
             acquirer: Acquirer::a(),
             biller: biller.to_owned(),
         }
@@ -82,6 +86,11 @@ impl Payer {
                 return Ok(None);
             }
         };
+        // The one answer that says that it has no record.
+        if answer.slug().as_deref() != Some("audit-unavailable") {
+            let id = answer.header("x-request-id").unwrap_or_default().to_owned();
+            self.answers.lock().unwrap_or_else(PoisonError::into_inner).push(id);
+        }
         let status = answer.json()["status"].as_str().unwrap_or_default().to_owned();
         match (answer.status.as_u16(), &*status) {
             (200, "SUCCESS") | (202, "PENDING" | "PROCESSING") => Ok(Some(answer)),

@@ -3,7 +3,7 @@
 
 mod table;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use cluster::{Cluster, Stop};
+use compliance::{Report, Verdict, verify};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
@@ -99,15 +100,41 @@ pub struct Outcome {
     pub ready_max: Duration,
     /// The longest that a client waited for an answer.
     pub answer_max: Duration,
+    /// The audit log against the answers.
+    pub trail: Trail,
     /// All of it.
     pub took: Duration,
 }
 
+/// The audit log after all deaths.
+#[derive(Debug, Clone, Default)]
+pub struct Trail {
+    /// Its records.
+    pub records: u64,
+    /// Answers that came.
+    pub answers: usize,
+    /// Those without a record.
+    pub unrecorded: Vec<String>,
+    /// Deaths after which the chain was found to be changed.
+    pub broken: u32,
+    /// What the verifier said in the end; empty when it was intact.
+    pub verdict: String,
+}
+
+impl Trail {
+    /// Whether every answer has its record and the chain was whole after each death.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.unrecorded.is_empty() && self.broken == 0 && self.verdict.is_empty()
+    }
+}
+
 impl Outcome {
-    /// Whether nothing was lost, doubled, inverted or left to a person, and the deaths met payments.
+    /// Whether nothing was lost, doubled, inverted, unrecorded or left to a person, and the deaths met
+    /// payments.
     #[must_use]
     pub fn is_clean(&self) -> bool {
-        self.judged.is_clean() && self.held == 0 && self.unanswered > 0
+        self.judged.is_clean() && self.held == 0 && self.unanswered > 0 && self.trail.is_whole()
     }
 }
 
@@ -132,6 +159,8 @@ pub async fn run(options: Options) -> anyhow::Result<Outcome> {
     let ledger = house.control.ledger().await?;
     ensure!(ledger.conflicts == 0, "a reference was sent again with other bytes");
     ensure!(ledger.mac_refused == 0, "a MAC of ours was wrong");
+    let held = house.world.metric("tollgate_queue_depth{status=\"HELD\"").await? as u32;
+    let trail = house.trail(&payers).await?;
     let unanswered = payers.iter().filter_map(|payer| payer.refused.get("unanswered"));
     Ok(Outcome {
         moments,
@@ -139,9 +168,10 @@ pub async fn run(options: Options) -> anyhow::Result<Outcome> {
         effects: ledger.effects.len(),
         repeats: ledger.duplicates_suppressed,
         unanswered: unanswered.sum(),
-        held: house.world.metric("tollgate_queue_depth{status=\"HELD\"").await? as u32,
+        held,
         ready_max,
         answer_max: payers.iter().map(|payer| payer.slowest).max().unwrap_or_default(),
+        trail,
         took: begun.elapsed(),
         options,
     })
@@ -231,6 +261,8 @@ struct House {
     world: World,
     control: Control,
     server: Option<Cluster>,
+    /// Deaths after which the audit log's chain did not hold.
+    broken: u32,
 }
 
 impl House {
@@ -244,6 +276,9 @@ impl House {
             None => None,
         };
         let edit = |table: &mut toml::Table| {
+            if let Some(audit) = table["audit"].as_table_mut() {
+                audit.insert("checkpoint_s".into(), 1.into());
+            }
             table["queue"]["lease_s"] = 5.into();
             if let Some(queue) = table["queue"].as_table_mut() {
                 queue.insert("wait_ms_max".into(), 2_000.into());
@@ -253,7 +288,7 @@ impl House {
         let wanted = Wanted { dir, postgres, edit: Some(Box::new(edit)), ..Wanted::default() };
         let world = World::start_as(wanted).await?;
         let control = world.billing_control()?;
-        Ok(Self { world, control, server })
+        Ok(Self { world, control, server, broken: 0 })
     }
 
     /// Ends the gateway, and its server in each second round first, by force. How long the
@@ -277,9 +312,37 @@ impl House {
             }
             None => self.world.kill_gateway(),
         }
+        if self.verdict()?.verdict == Verdict::Tampered {
+            self.broken += 1;
+        }
         let begun = Instant::now();
         self.world.start_gateway().await?;
         Ok(begun.elapsed())
+    }
+
+    fn verdict(&self) -> anyhow::Result<Report> {
+        Ok(verify(&self.world.dir().join("audit"), compliance::Options::default())?)
+    }
+
+    /// Holds the audit log against what the payers were answered.
+    async fn trail(&mut self, payers: &[Payer]) -> anyhow::Result<Trail> {
+        // Its end is signed.
+        self.world.stop_gateway().await?;
+        let report = self.verdict()?;
+        let records = self.world.audit_records()?;
+        let recorded: HashSet<&str> =
+            records.iter().filter_map(|record| record["request_id"].as_str()).collect();
+        let mut trail = Trail { records: report.records, broken: self.broken, ..Trail::default() };
+        for payer in payers {
+            let answers = payer.answers.lock().unwrap_or_else(PoisonError::into_inner);
+            trail.answers += answers.len();
+            let unrecorded = answers.iter().filter(|id| !recorded.contains(id.as_str()));
+            trail.unrecorded.extend(unrecorded.cloned());
+        }
+        if report.verdict != Verdict::Intact {
+            trail.verdict = report.to_string();
+        }
+        Ok(trail)
     }
 
     /// Waits until all that was acknowledged is paid, or nothing was for this long.

@@ -9,6 +9,7 @@ mod process;
 mod shim;
 
 use std::fmt;
+use std::io::Read as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -377,26 +378,32 @@ impl World {
         Ok(Authority::open(&self.pki())?.revoke(name)?)
     }
 
-    /// Every whole line of the audit log, in order of the files.
+    /// Every event of the audit log, in order of the files, but for the checkpoints, which come by time.
     ///
     /// # Errors
     /// When a line is not JSON.
     pub fn audit(&self) -> anyhow::Result<Vec<serde_json::Value>> {
-        let mut files: Vec<PathBuf> = std::fs::read_dir(self.dir.join("audit"))?
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .filter(|path| path.extension().is_some_and(|extension| extension == "jsonl"))
-            .collect();
-        files.sort();
-        let mut events = Vec::new();
-        for file in files {
-            let text = std::fs::read_to_string(&file)?;
+        let mut events = self.audit_records()?;
+        events.retain(|event| event["event"]["type"] != "audit.checkpoint");
+        Ok(events)
+    }
+
+    /// Every whole line of the audit log, in order of the files.
+    ///
+    /// # Errors
+    /// When a line is not JSON.
+    pub fn audit_records(&self) -> anyhow::Result<Vec<serde_json::Value>> {
+        let mut records = Vec::new();
+        for segment in compliance::segments(&self.dir.join("audit"))? {
+            let mut text = String::new();
+            segment.read()?.read_to_string(&mut text)?;
             // What has no end yet is being written.
             let whole = text.rfind('\n').map_or("", |end| &text[..end]);
             for line in whole.lines() {
-                events.push(serde_json::from_str(line).with_context(|| line.to_owned())?);
+                records.push(serde_json::from_str(line).with_context(|| line.to_owned())?);
             }
         }
-        Ok(events)
+        Ok(records)
     }
 
     /// The value of one metric line, 0 when it is not there.

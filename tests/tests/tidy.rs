@@ -20,3 +20,5 @@ mod habits; // unsafe, sizes, leftovers, metric names
 mod reference; // gateway.toml says everything, and says it right
 #[path = "tidy/repository.rs"]
 mod repository; // what is under version control, and what the pages promise
+#[path = "tidy/controls.rs"]
+mod controls; // requirements name modules, tests, records and evidence that exist

@@ -14,10 +14,9 @@ use axum::{Json, Router};
 use compliance::{EventType, ResourceType};
 use hsm_adapter::worker::chain;
 
-use super::{Admin, Admitted, Watching, one_of};
+use super::{Admin, Admitted, Watching, access, one_of};
 use crate::audit::AuditEntry;
 use crate::breaker_desk::Reset;
-use crate::config::Role;
 use crate::edge::Client;
 use crate::links::breaker::{Forced, Snapshot};
 use crate::wire::body::JsonBody;
@@ -43,7 +42,7 @@ impl<S: Sync> FromRequestParts<S> for Operator {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        one_of(parts, &[Role::Operator]).map(Self)
+        one_of(parts, access::OPERATORS).map(Self)
     }
 }
 

@@ -20,9 +20,8 @@ use hsm_adapter::worker::chain;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{Admin, Admitted, one_of};
+use super::{Admin, Admitted, access, one_of};
 use crate::audit::AuditEntry;
-use crate::config::Role;
 use crate::edge::Client;
 use crate::links::token::HsmError;
 use crate::officers::KeyOrder;
@@ -55,7 +54,7 @@ impl<S: Sync> FromRequestParts<S> for Officer {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        one_of(parts, &[Role::KeyOfficer]).map(Self)
+        one_of(parts, access::OFFICERS).map(Self)
     }
 }
 
@@ -66,7 +65,7 @@ impl<S: Sync> FromRequestParts<S> for Reviewer {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        one_of(parts, &[Role::KeyOfficer, Role::Auditor]).map(|_| Self)
+        one_of(parts, access::REVIEWERS).map(|_| Self)
     }
 }
 

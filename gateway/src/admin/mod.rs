@@ -1,6 +1,8 @@
 //! The admin listener: health, readiness, figures, the API document, links, breakers, keys and the
 //! queue. Every path needs a role.
 
+mod access;
+mod audit;
 mod breakers;
 mod keys;
 mod links;
@@ -19,7 +21,7 @@ use axum::routing::get;
 use compliance::EventType;
 use serde::Serialize;
 
-use crate::audit::{AuditEntry, AuditLog};
+use crate::audit::{AuditDesk, AuditEntry, AuditLog};
 use crate::breaker_desk::BreakerDesk;
 use crate::config::Role;
 use crate::edge::{Client, Operation, Peer, Permit};
@@ -29,6 +31,8 @@ use crate::relay::Relay;
 use crate::relay::biller::Biller;
 use crate::telemetry::metrics::Metrics;
 use crate::wire::problem::{OwnBody, Problem, Slug};
+
+pub use access::{ACCESS, Access};
 
 /// Paths that only tell about the gateway itself. They leave no record.
 pub const UNRECORDED: &[&str] = &["/healthz", "/readyz", "/metrics"];
@@ -48,6 +52,8 @@ pub struct Admin {
     pub breakers: Arc<BreakerDesk>,
     /// The audit log.
     pub audit: AuditLog,
+    /// Its reading side.
+    pub audit_desk: AuditDesk,
     /// The figures.
     pub metrics: Metrics,
 }
@@ -63,6 +69,7 @@ pub fn router(admin: Admin) -> Router {
         .merge(breakers::router())
         .merge(queue::router())
         .merge(rollback::router())
+        .merge(audit::router())
         .route("/v1/links", get(links::list_links))
         .with_state(admin)
 }
@@ -82,14 +89,18 @@ pub struct Readiness {
     pub store: bool,
     /// Audit records become durable.
     pub audit: bool,
+    /// No audit sink has fallen so far behind that new work is refused.
+    pub audit_sinks: bool,
 }
 
 impl Admin {
     fn readiness(&self) -> Readiness {
         let (hsm, queue) = (self.hsm.is_usable(), self.relay.is_ready());
-        let (store, audit) = (self.relay.is_store_healthy(), self.audit.is_healthy());
+        let (store, audit) = (self.relay.is_store_healthy(), self.audit.is_writable());
+        let audit_sinks = !self.audit.is_blocked();
         let hsm_mode = self.hsm.mode();
-        Readiness { ready: hsm && queue && store && audit, hsm, hsm_mode, queue, store, audit }
+        let ready = hsm && queue && store && audit && audit_sinks;
+        Readiness { ready, hsm, hsm_mode, queue, store, audit, audit_sinks }
     }
 }
 
@@ -100,8 +111,7 @@ impl<S: Sync> FromRequestParts<S> for Watching {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        let roles = [Role::Monitor, Role::Operator, Role::Auditor, Role::KeyOfficer];
-        one_of(parts, &roles).map(|_| Self)
+        one_of(parts, access::WATCHERS).map(|_| Self)
     }
 }
 

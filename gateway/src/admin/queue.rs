@@ -19,9 +19,8 @@ use serde::Serialize;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{Admin, Admitted, Watching, one_of};
+use super::{Admin, Admitted, Watching, access, one_of};
 use crate::audit::AuditEntry;
-use crate::config::Role;
 use crate::edge::Client;
 use crate::relay::biller::Settlement;
 use crate::relay::operate::By;
@@ -57,7 +56,7 @@ impl<S: Sync> FromRequestParts<S> for Operator {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        one_of(parts, &[Role::Operator]).map(Self)
+        one_of(parts, access::OPERATORS).map(Self)
     }
 }
 

@@ -30,7 +30,7 @@ use uuid::Uuid;
 
 use super::{
     entry::{AuditEntry, Draft, RequestId},
-    writer::{AuditLog, Coming},
+    log::{AuditLog, Coming},
 };
 use crate::{
     config,
@@ -90,7 +90,12 @@ where
         let is_recorded = !self.layer.unrecorded.contains(&request.uri().path());
         let record = Record::begin(&self.layer, &mut request, is_recorded);
         Box::pin(async move {
-            let answer = if is_recorded && !record.log.is_healthy() {
+            // Who operates the gateway must be able to act while a sink blocks.
+            let takes_work = match record.listener {
+                Listener::Admin => record.log.is_writable(),
+                Listener::Data | Listener::Iso8583 => record.log.is_healthy(),
+            };
+            let answer = if is_recorded && !takes_work {
                 Problem::new(Slug::AuditUnavailable).into_response()
             } else {
                 caught(async move { inner.call(request).await }).await
@@ -200,7 +205,7 @@ impl Record {
         };
         let resource = draft.resource.unwrap_or_else(|| self.route.resource());
         let mut event = Event::new(actor, kind, Timestamp::now(), outcome, origin, resource)
-            .request_id(Label::new(self.id.hyphenated().encode_lower(&mut [0; 36])))
+            .request_id(Label::uuid(self.id))
             .protocol(Protocol::Https);
         if let Some(service) = service_of(kind) {
             event = event.service(service);

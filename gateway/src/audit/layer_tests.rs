@@ -24,7 +24,7 @@ impl World {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let config = AuditConfig::at(dir.path().into());
-        let log = AuditLog::open(&config, "gateway-1", Uuid::now_v7()).unwrap();
+        let log = AuditLog::open(&config, "gateway-1", Uuid::now_v7(), None).unwrap();
         let router = Router::new()
             .route("/v1/pin/translate", post(translate))
             .route("/v1/pin/verify", post(|| async { Problem::new(Slug::PinBlockRefused) }))

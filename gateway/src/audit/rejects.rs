@@ -9,7 +9,7 @@ use compliance::{
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::{layer::certificate_id, writer::AuditLog};
+use super::{layer::certificate_id, log::AuditLog};
 use crate::edge::{OnRefused, Refusal, gcra::Gcra};
 
 /// Records what a listener refuses: `Listener::bind(.., record_refusals(log))`.
@@ -79,9 +79,13 @@ mod tests {
     #[tokio::test]
     async fn a_flood_of_refusals_is_sampled() {
         let dir = tempfile::tempdir().unwrap();
-        let log =
-            AuditLog::open(&AuditConfig::at(dir.path().into()), "gateway-1", uuid::Uuid::now_v7())
-                .unwrap();
+        let log = AuditLog::open(
+            &AuditConfig::at(dir.path().into()),
+            "gateway-1",
+            uuid::Uuid::now_v7(),
+            None,
+        )
+        .unwrap();
         let refused = record_refusals(log.clone());
 
         for _ in 0..1_000 {

@@ -2,15 +2,23 @@
 
 use std::{
     fs,
+    path::{Path, PathBuf},
     sync::{
         Mutex,
         mpsc::{Sender, channel},
     },
 };
 
+use compliance::{SegmentName, StreamId};
 use serde_json::Value;
+use uuid::Uuid;
 
+use super::super::{
+    log::{AuditLog, AuditOpenError, AuditUnavailable},
+    previous::Previous,
+};
 use super::*;
+use crate::config::AuditConfig;
 
 /// Every record below a directory, in the order of the files and lines.
 pub(crate) fn records(dir: &Path) -> Vec<Value> {
@@ -32,7 +40,7 @@ fn event(log: &AuditLog, id: &str) -> Event {
 }
 
 fn open(dir: &Path) -> AuditLog {
-    AuditLog::open(&AuditConfig::at(dir.into()), "gateway-1", Uuid::now_v7()).unwrap()
+    AuditLog::open(&AuditConfig::at(dir.into()), "gateway-1", Uuid::now_v7(), None).unwrap()
 }
 
 /// The one file that is open now.
@@ -121,9 +129,9 @@ async fn two_gateways_cannot_share_a_directory() {
     let first = open(dir.path());
     let config = AuditConfig::at(dir.path().into());
 
-    let second = AuditLog::open(&config, "gateway-2", Uuid::now_v7());
+    let second = AuditLog::open(&config, "gateway-2", Uuid::now_v7(), None);
     first.close().await;
-    let after = AuditLog::open(&config, "gateway-2", Uuid::now_v7());
+    let after = AuditLog::open(&config, "gateway-2", Uuid::now_v7(), None);
 
     assert!(matches!(second, Err(AuditOpenError::Shared { .. })), "{second:?}");
     assert!(after.is_ok(), "{after:?}");
@@ -144,16 +152,23 @@ async fn closing_says_so_and_ends_appends() {
 #[tokio::test]
 async fn a_full_segment_is_followed_by_the_next() {
     let dir = tempfile::tempdir().unwrap();
-    let config = AuditConfig { segment_bytes_max: 500, ..AuditConfig::at(dir.path().into()) };
-    let log = AuditLog::open(&config, "gateway-1", Uuid::now_v7()).unwrap();
+    let config = AuditConfig { segment_bytes_max: 1_300, ..AuditConfig::at(dir.path().into()) };
+    let log = AuditLog::open(&config, "gateway-1", Uuid::now_v7(), None).unwrap();
 
     for i in 0..5 {
         log.append(event(&log, &format!("k{i}"))).await.unwrap();
     }
     log.close().await;
 
-    assert!(newest(dir.path()).to_str().unwrap().ends_with("-000004.jsonl"));
-    assert_eq!(sequence(&records(dir.path())), [1, 2, 3, 4, 5, 6, 7]);
+    let files = compliance::segments(dir.path()).unwrap();
+    let records = records(dir.path());
+    assert!(files.len() > 2, "{files:?}");
+    assert_eq!(sequence(&records), (1..=records.len() as u64).collect::<Vec<_>>());
+    let rotations = records.iter().filter(|record| record["event"]["type"] == "audit.rotate");
+    assert!(
+        rotations.clone().count() == files.len() - 1
+            && rotations.clone().all(|one| one["frontier"].is_string())
+    );
 }
 
 /// Whatever is done to the file, the next append refuses, and the log goes on in a new file whose
@@ -171,12 +186,13 @@ async fn is_noticed(tamper: impl Fn(&Path), cause: &str) {
     log.close().await;
 
     assert_eq!(refused, Err(AuditUnavailable));
-    assert_eq!(after, Ok(4));
+    assert_eq!(after, Ok(5));
     let text = fs::read_to_string(newest(dir.path())).unwrap();
-    let first: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
-    assert_eq!(first["event"]["type"], "audit.failure");
-    assert_eq!(first["seq"], 3);
-    let told = first["resource"]["id"].as_str().unwrap();
+    let mut lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let (first, second) = (lines.next().unwrap(), lines.next().unwrap());
+    assert_eq!((&first["event"]["type"], &first["seq"]), (&"audit.rotate".into(), &3.into()));
+    assert_eq!(second["event"]["type"], "audit.failure");
+    let told = second["resource"]["id"].as_str().unwrap();
     assert!(told.starts_with(&format!("{cause} from 20")) && told.contains(" to 20"), "{told}");
 }
 
@@ -221,7 +237,7 @@ async fn a_deleted_file_is_noticed_while_nobody_writes() {
     until_healthy(&log).await;
     log.close().await;
 
-    assert_eq!(kinds(&records(dir.path())), ["audit.failure", "audit.stop"]);
+    assert_eq!(kinds(&records(dir.path())), ["audit.rotate", "audit.failure", "audit.stop"]);
 }
 
 fn newest_or_none(dir: &Path) -> Option<PathBuf> {
@@ -238,6 +254,8 @@ struct Strings {
     kept: Vec<u8>,
     appends: usize,
     refuses: bool,
+    is_full: bool,
+    has_no_room: bool,
     waits: Option<std::sync::mpsc::Receiver<()>>,
 }
 
@@ -260,8 +278,21 @@ impl Store for Puppet {
         Ok(())
     }
 
-    fn renew(&mut self) -> Result<(), StoreError> {
-        Ok(())
+    fn is_full(&self) -> bool {
+        self.0.lock().unwrap().is_full
+    }
+
+    fn renew(&mut self) -> Result<bool, StoreError> {
+        let mut strings = self.0.lock().unwrap();
+        if strings.has_no_room {
+            return Err(StoreError::DiskFull);
+        }
+        strings.is_full = false;
+        Ok(true)
+    }
+
+    fn name(&self) -> SegmentName {
+        SegmentName { boot: Uuid::nil(), number: 1 }
     }
 }
 
@@ -269,7 +300,8 @@ impl Puppet {
     fn log(&self, stall_ms_max: u64) -> AuditLog {
         let config = AuditConfig { stall_ms_max, ..AuditConfig::at("nowhere".into()) };
         let host = Host::new(Label::new("gateway-1"), Uuid::now_v7());
-        AuditLog::start(self.clone(), &config, host, Path::new("nowhere")).unwrap()
+        let stream = StreamId::new("tollgate", "gateway-1", Uuid::nil()).unwrap();
+        AuditLog::start(self.clone(), &config, host, stream, Previous::default(), None).unwrap()
     }
 
     /// The next append waits until something is sent.
@@ -331,9 +363,12 @@ async fn a_full_disk_refuses_until_there_is_room_and_numbers_go_on() {
     assert_eq!(at_once, Err(AuditUnavailable));
     assert!(!still);
     let records = disk.records();
-    assert_eq!(kinds(&records), ["audit.start", "mac.verify", "audit.failure", "mac.verify"]);
-    assert_eq!(sequence(&records), [1, 2, 3, 4]);
-    assert!(records[2]["resource"]["id"].as_str().unwrap().starts_with("write from 20"));
+    assert_eq!(
+        kinds(&records),
+        ["audit.start", "mac.verify", "audit.rotate", "audit.failure", "mac.verify"]
+    );
+    assert_eq!(sequence(&records), [1, 2, 3, 4, 5]);
+    assert!(records[3]["resource"]["id"].as_str().unwrap().starts_with("write from 20"));
 }
 
 #[tokio::test]
@@ -352,4 +387,74 @@ async fn a_hanging_disk_withholds_the_answer_and_the_stall_is_on_record() {
     let records = disk.records();
     assert_eq!(kinds(&records), ["audit.start", "mac.verify", "audit.failure"]);
     assert!(records[2]["resource"]["id"].as_str().unwrap().starts_with("stalled from 20"));
+}
+
+#[tokio::test]
+async fn a_disk_without_room_for_the_next_file_still_takes_the_failure() {
+    let disk = Puppet::default();
+    let log = disk.log(5_000);
+    log.append(event(&log, "before")).await.unwrap();
+
+    {
+        let mut strings = disk.0.lock().unwrap();
+        (strings.is_full, strings.has_no_room) = (true, true);
+    }
+    let refused = log.append(event(&log, "lost")).await;
+    let told = disk.records();
+    disk.0.lock().unwrap().has_no_room = false;
+    until_healthy(&log).await;
+    log.append(event(&log, "after")).await.unwrap();
+
+    assert_eq!(refused, Err(AuditUnavailable));
+    assert_eq!(kinds(&told), ["audit.start", "mac.verify", "audit.failure"]);
+    assert!(told[2]["resource"]["id"].as_str().unwrap().starts_with("disk-full from 20"));
+    let records = disk.records();
+    assert_eq!(kinds(&records)[3..], ["audit.rotate", "audit.failure", "mac.verify"]);
+    assert!(records[4]["resource"]["id"].as_str().unwrap().contains(" to 20"));
+}
+
+#[tokio::test]
+async fn a_card_number_in_a_text_is_taken_out_and_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+
+    let first = log.append(event(&log, "k")).await.unwrap();
+    let one = event(&log, "4111111111111111");
+    let id = one.id().to_string();
+    let second = log.append(one).await.unwrap();
+    let third = log.append(event(&log, "k")).await.unwrap();
+
+    assert_eq!((first, second, third), (2, 3, 5));
+    let records = records(dir.path());
+    assert_eq!(records[2]["resource"]["id"], "[pan removed]");
+    assert_eq!(records[3]["event"]["type"], "dlp.pan_found");
+    assert_eq!(records[3]["resource"]["id"], id);
+}
+
+#[tokio::test]
+async fn a_boot_follows_the_one_before_and_says_how_it_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = open(dir.path());
+    first.close().await;
+    let closed = records(dir.path());
+    let second = open(dir.path());
+    second.append(event(&second, "k")).await.unwrap();
+    // As a crash leaves it: no stop, and half a line.
+    let file = newest(dir.path());
+    let ended = fs::read_to_string(&file).unwrap();
+    second.close().await;
+    fs::write(&file, ended.clone() + "{\"actor\":").unwrap();
+
+    let third = open(dir.path());
+    third.close().await;
+
+    let last: Value = serde_json::from_str(ended.lines().last().unwrap()).unwrap();
+    let start: Value = serde_json::from_str(ended.lines().next().unwrap()).unwrap();
+    assert_eq!(start["previous"]["hash"], closed[1]["hash"]);
+    assert_eq!(start["previous"]["seq"], 2);
+    let text = fs::read_to_string(newest(dir.path())).unwrap();
+    let third: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(third[0]["previous"]["hash"], last["hash"]);
+    assert_eq!(kinds(&third), ["audit.start", "audit.recovered", "audit.stop"]);
+    assert_eq!(third[1]["note"], "ended at 2 without audit.stop");
 }

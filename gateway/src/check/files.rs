@@ -21,7 +21,12 @@ pub(super) fn look(config: &Config, rows: &mut Vec<Row>) {
 }
 
 /// Our certificate towards somebody, its key, and the authority of the other side.
-fn set(whose: &str, ca: &Path, certificate: &Path, key: &Path) -> Result<String, String> {
+pub(super) fn set(
+    whose: &str,
+    ca: &Path,
+    certificate: &Path,
+    key: &Path,
+) -> Result<String, String> {
     let mut soonest = i64::MAX;
     for path in [ca, certificate] {
         let left = end_of(path).map_err(|why| format!("{whose}: {why}"))?

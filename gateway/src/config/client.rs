@@ -1,11 +1,11 @@
 //! One registered client: its identity, its roles and how fast it may speak.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Grants, within};
 
 /// What a client may do at all. Data listeners know `client`, the admin listener the others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
     /// PIN, MAC and payment operations.
@@ -34,7 +34,7 @@ impl Role {
 }
 
 /// An entry of the registry. A valid certificate without one has no rights.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClientConfig {
     /// Short name in records and figures: lower-case letters, digits, `-` and `.`, at most 64.

@@ -1,10 +1,10 @@
 //! What one client may ask for: operations, keys and key pairs. Everything else is refused.
 
 use hsm_adapter::vocabulary::{KeyLabel, PinBlockFormat};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// `[client.grants]`. Absent means nothing.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Grants {
     /// Pairs of zones between which PIN blocks may be translated.
@@ -20,7 +20,7 @@ pub struct Grants {
 }
 
 /// One inbound zone and the zones that it may be translated to.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct TranslateGrant {
     /// The inbound key and its formats.
@@ -30,7 +30,7 @@ pub struct TranslateGrant {
 }
 
 /// One inbound zone and the keys that its PINs may be verified with.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct VerifyGrant {
     /// The inbound key and its formats.
@@ -40,7 +40,7 @@ pub struct VerifyGrant {
 }
 
 /// A zone PIN key, or a base derivation key, and the formats that may be used with it.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct ZoneGrant {
     /// The key.
@@ -50,7 +50,7 @@ pub struct ZoneGrant {
 }
 
 /// Leave to make payments.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct PaymentGrant {
     /// The key of the MAC that each payment must carry. Default none: the client certificate alone

@@ -15,6 +15,7 @@ mod limits;
 mod listener;
 mod officers;
 mod queue;
+mod sink;
 mod store;
 mod tls;
 
@@ -22,7 +23,9 @@ use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use compliance::StreamId;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 pub use audit::AuditConfig;
 pub use biller::BillerConfig;
@@ -33,6 +36,7 @@ pub use limits::LimitsConfig;
 pub use listener::ListenerConfig;
 pub use officers::OfficersConfig;
 pub use queue::QueueConfig;
+pub use sink::{SinkConfig, WhenFull};
 pub use store::{Place, PostgresConfig, StoreConfig};
 pub use tls::TlsConfig;
 
@@ -86,7 +90,7 @@ pub struct Config {
 }
 
 /// Which rules hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Environment {
     /// Software tokens and made-up keys are welcome.
@@ -161,7 +165,15 @@ impl Config {
         self.officers.check()?;
         self.store.check()?;
         self.queue.check()?;
-        self.audit.check()?;
+        self.audit.check().map_err(|why| format!("audit.{why}"))?;
+        if self.environment == Environment::Production {
+            self.audit.check_production().map_err(|why| format!("audit.{why}"))?;
+        }
+        StreamId::new(&self.audit.deployment, &self.replica, Uuid::nil())
+            .map_err(|why| format!("replica: {why}"))?;
+        if self.replica == EVIDENCE {
+            return Err(format!("replica: {EVIDENCE} is the name under which evidence is signed"));
+        }
         self.retry.check().map_err(|why| format!("retry.{why}"))?;
         // A lease must outlast the attempts under it and the recording of what became of them.
         let sending_max = self.queue.sending_max();
@@ -188,6 +200,9 @@ impl Config {
         Ok(())
     }
 }
+
+/// Stands where a stream has its replica.
+const EVIDENCE: &str = "evidence";
 
 fn replica() -> String {
     "gateway".into()
@@ -233,4 +248,21 @@ pub enum ConfigError {
     },
     #[error("the configuration {} is refused: {why}", path.display())]
     Refused { path: PathBuf, why: String },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_replica_has_the_name_under_which_evidence_is_signed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("gateway.toml");
+        let reference = include_str!("../../gateway.toml");
+        std::fs::write(&path, format!("replica = \"evidence\"\n{reference}")).unwrap();
+
+        let refused = Config::load(&path).unwrap_err().to_string();
+
+        assert!(refused.contains("replica: evidence is the name"), "{refused}");
+    }
 }

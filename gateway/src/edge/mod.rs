@@ -22,4 +22,4 @@ pub use identity::{CertificateFacts, IdentityError, Registry};
 pub use listener::{Listener, OnRefused, Refusal};
 pub use peer::Peer;
 pub use permit::{Client, Limited, NotAdmitted, Operation, Permit, RateLimit};
-pub use tls::{TlsError, TlsFact, TlsSource};
+pub use tls::{TlsError, TlsFact, TlsOffer, TlsSource};

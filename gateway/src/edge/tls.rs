@@ -14,7 +14,7 @@ use std::{
 };
 
 use rustls::{
-    RootCertStore, ServerConfig,
+    RootCertStore, ServerConfig, SupportedProtocolVersion,
     crypto::aws_lc_rs,
     pki_types::{
         CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime,
@@ -25,6 +25,7 @@ use rustls::{
         danger::ClientCertVerifier,
     },
 };
+use serde::Serialize;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
@@ -67,6 +68,29 @@ pub struct TlsFact {
     pub subject: String,
     /// End of validity or next update, seconds since 1970.
     pub expires_s: i64,
+}
+
+/// What a listener offers, as its configuration in use has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct TlsOffer {
+    /// Protocol versions.
+    pub versions: Vec<String>,
+    /// Cipher suites of those versions, the preferred first.
+    pub cipher_suites: Vec<String>,
+    /// Groups of the key exchange, the preferred first.
+    pub key_exchange: Vec<String>,
+    /// How clients may sign.
+    pub client_signatures: Vec<String>,
+    /// Protocols inside.
+    pub alpn: Vec<String>,
+    /// Session tickets after a handshake.
+    pub tickets: usize,
+    /// Bytes of early data.
+    pub early_data_bytes_max: u32,
+    /// Whether no handshake without a client certificate succeeds.
+    pub client_certificate: bool,
+    /// Whether all of it is in the provider's FIPS mode.
+    pub fips: bool,
 }
 
 /// The current TLS of one listener, renewed while it runs.
@@ -125,12 +149,33 @@ impl TlsSource {
         self.current().facts.clone()
     }
 
+    /// What a client is offered now.
+    pub fn offer(&self) -> TlsOffer {
+        let Loaded { server, verifier, .. } = &*self.current();
+        let provider = server.crypto_provider();
+        let suites = provider.cipher_suites.iter();
+        let suites = suites.filter(|suite| VERSIONS.contains(&suite.version()));
+        let alpn = server.alpn_protocols.iter();
+        let signatures = verifier.supported_verify_schemes();
+        TlsOffer {
+            versions: VERSIONS.iter().map(|one| format!("{:?}", one.version)).collect(),
+            cipher_suites: suites.map(|suite| format!("{:?}", suite.suite())).collect(),
+            key_exchange: provider.kx_groups.iter().map(|kx| format!("{:?}", kx.name())).collect(),
+            client_signatures: signatures.iter().map(|one| format!("{one:?}")).collect(),
+            alpn: alpn.map(|name| String::from_utf8_lossy(name).into_owned()).collect(),
+            tickets: server.send_tls13_tickets,
+            early_data_bytes_max: server.max_early_data_size,
+            client_certificate: verifier.client_auth_mandatory(),
+            fips: server.fips(),
+        }
+    }
+
     /// Looks at the files every five seconds, reloads when one changed, and keeps the expiry
-    /// metric. Ends with the token. `failed` hears of each set that could not be taken.
+    /// metric. Ends with the token. `heard` hears of each set, taken or not.
     pub async fn watch(
         self: Arc<Self>,
         shutdown: CancellationToken,
-        failed: impl Fn(&TlsError) + Send,
+        heard: impl Fn(Result<(), &TlsError>) + Send,
     ) {
         let mut seen = stamps(&self.files);
         let mut ticks = tokio::time::interval(WATCH_PERIOD);
@@ -148,13 +193,14 @@ impl TlsSource {
                 let reloaded = tokio::task::spawn_blocking(move || source.reload())
                     .await
                     .unwrap_or(Err(TlsError::Panicked));
-                match reloaded {
+                match &reloaded {
                     Ok(()) => tracing::info!(listener = self.listener, "TLS files reloaded"),
                     Err(error) => {
                         figures::count_tls_reload_failure(self.listener);
-                        failed(&error);
+                        tracing::error!(%error, "TLS files not taken");
                     }
                 }
+                heard(reloaded.as_ref().copied());
             }
             figures::set_expiries(self.facts().iter().map(|f| (f.name.as_str(), f.expires_s)));
         }
@@ -199,7 +245,7 @@ fn load(listener: &'static str, files: &TlsConfig, http2: bool) -> Result<Loaded
         .enforce_revocation_expiration()
         .build()?;
     let mut server = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_protocol_versions(VERSIONS)?
         .with_client_cert_verifier(verifier.clone())
         .with_single_cert(chain, key)?;
     server.send_tls13_tickets = 0;
@@ -289,6 +335,8 @@ fn stamps(files: &TlsConfig) -> Vec<Option<(u64, u64, i64, i64)>> {
     files.files().map(|(_, path)| stamp(path)).to_vec()
 }
 
+/// The versions that are spoken.
+const VERSIONS: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13];
 /// The ALPN name of HTTP/2.
 pub(super) const ALPN_HTTP2: &[u8] = b"h2";
 /// A new revocation list takes effect in less than this and the time to read it.

@@ -117,3 +117,19 @@ async fn a_changed_file_is_taken_without_being_asked() {
     assert!(told.is_ok());
     assert!(!Arc::ptr_eq(&source.current(), &before));
 }
+
+#[test]
+fn what_is_offered_is_read_from_the_configuration_in_use() {
+    let (_dir, _authority, files) = files();
+
+    let offer = TlsSource::load("data", &files, false).unwrap().offer();
+    let http2 = TlsSource::load("data", &files, true).unwrap().offer();
+
+    assert_eq!(offer.versions, ["TLSv1_3"]);
+    assert!(offer.cipher_suites.iter().all(|name| name.starts_with("TLS13_")), "{offer:?}");
+    assert!(!offer.cipher_suites.is_empty() && !offer.client_signatures.is_empty(), "{offer:?}");
+    assert_eq!(offer.key_exchange[0], "X25519MLKEM768");
+    assert_eq!((&offer.alpn[..], http2.alpn.len()), (&["http/1.1".to_owned()][..], 2));
+    assert_eq!((offer.tickets, offer.early_data_bytes_max), (0, 0));
+    assert!(offer.client_certificate);
+}

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use hsm_adapter::client::{LinkError, TokenLink, WorkerStatus};
 use hsm_adapter::error::{CkrClass, Failure};
-use hsm_adapter::protocol::{Answer, KeyFacts, LintReport, Order, Recipe};
-use hsm_adapter::vocabulary::Mode;
+use hsm_adapter::protocol::{Answer, KeyFacts, LintReport, Message, Order, Recipe};
+use hsm_adapter::vocabulary::{KeyName, Mode, SignatureAlgorithm};
 use tokio::time::Instant;
 
 use super::breaker::Verdict;
@@ -29,6 +29,19 @@ pub struct HsmLink {
 pub(super) struct Said<T> {
     pub(super) mode: Option<Mode>,
     pub(super) what: T,
+}
+
+/// A checkpoint's signature and what it is verified by.
+#[derive(Debug)]
+pub struct SignedCheckpoint {
+    /// In the form of its algorithm: DER of ECDSA, 64 bytes of Ed25519.
+    pub signature: Vec<u8>,
+    /// In the form of its algorithm: a DER SubjectPublicKeyInfo for ECDSA, 32 bytes for Ed25519.
+    pub public_key: Vec<u8>,
+    /// The key's algorithm.
+    pub algorithm: SignatureAlgorithm,
+    /// The version that made it.
+    pub key_version: u32,
 }
 
 impl HsmLink {
@@ -100,6 +113,26 @@ impl HsmLink {
             last = last.max(change);
         }
         Ok(last)
+    }
+
+    /// Signs an audit checkpoint, past breaker and retry; a named version of the key may be retired while it
+    /// is usable. Nobody waits for it: the next checkpoint covers all that this one would have.
+    ///
+    /// # Errors
+    /// See [`HsmError`].
+    pub async fn sign_checkpoint(
+        &self,
+        key: KeyName,
+        text: Vec<u8>,
+        deadline: Instant,
+    ) -> Result<SignedCheckpoint, HsmError> {
+        let order = Order::SignCheckpoint { key, text: Message(text) };
+        let Answer::CheckpointSigned { signature, public_key, algorithm, key_version } =
+            self.link.call(&order, deadline).await.1?
+        else {
+            return Err(wrong());
+        };
+        Ok(SignedCheckpoint { signature, public_key, algorithm, key_version })
     }
 
     /// Closes the link while its keys cannot be trusted, or opens it again. Whether that is new.

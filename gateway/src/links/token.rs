@@ -5,9 +5,7 @@ use std::sync::Arc;
 use hsm_adapter::client::LinkError;
 use hsm_adapter::error::Failure;
 use hsm_adapter::protocol::{Answer, ClearDataKey, KeyFacts, Message, Order, PinKey, PinReference};
-use hsm_adapter::vocabulary::{
-    KeyLabel, KeyName, Ksn, MacAlgorithm, Mode, Pan, PinBlock, SignatureAlgorithm,
-};
+use hsm_adapter::vocabulary::{KeyLabel, KeyName, Ksn, MacAlgorithm, Mode, Pan, PinBlock};
 use tokio::time::Instant;
 
 use super::Patience;
@@ -71,19 +69,6 @@ pub struct MadeDataKey {
     pub wrapped: Vec<u8>,
     /// The version of the KEK.
     pub kek_version: u32,
-}
-
-/// A checkpoint's signature and what it is verified by.
-#[derive(Debug)]
-pub struct CheckpointSignature {
-    /// In the form of its algorithm: DER of ECDSA, 64 bytes of Ed25519.
-    pub signature: Vec<u8>,
-    /// In the form of its algorithm: a DER SubjectPublicKeyInfo for ECDSA, 32 bytes for Ed25519.
-    pub public_key: Vec<u8>,
-    /// The key's algorithm.
-    pub algorithm: SignatureAlgorithm,
-    /// The version that made it.
-    pub key_version: u32,
 }
 
 impl Hsm {
@@ -254,27 +239,6 @@ impl Hsm {
             return Err(wrong());
         };
         Ok((wrapped, kek_version))
-    }
-
-    /// Signs an audit checkpoint; a named version of the key may be retired while it is usable. Nobody
-    /// waits for it: it takes its turn among what clients ask, and under load it is shed with theirs,
-    /// for the next checkpoint covers all that this one would have.
-    ///
-    /// # Errors
-    /// See [`HsmError`].
-    pub async fn sign_checkpoint(
-        &self,
-        key: KeyName,
-        text: Vec<u8>,
-        deadline: Instant,
-    ) -> Result<CheckpointSignature, HsmError> {
-        let order = Order::SignCheckpoint { key, text: Message(text) };
-        let Answer::CheckpointSigned { signature, public_key, algorithm, key_version } =
-            self.ask(order, deadline.into()).await?
-        else {
-            return Err(wrong());
-        };
-        Ok(CheckpointSignature { signature, public_key, algorithm, key_version })
     }
 
     /// The KEK of the queue's data keys.

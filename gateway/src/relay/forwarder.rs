@@ -66,7 +66,7 @@ impl Relay {
             width.learn(Went::Badly);
             return rest.min(POLL);
         }
-        if !self.hsm.is_usable() || !self.is_ready() {
+        if !self.hsm.is_usable() || !self.may_send() {
             return HSM_POLL;
         }
         let room = width.room(sending.len());
@@ -94,7 +94,7 @@ impl Relay {
         let mut due = first;
         for more in (0..IN_A_ROW_MAX).rev() {
             let id = due.facts.id;
-            let takes_next = more > 0 && !stop.is_cancelled() && self.is_ready();
+            let takes_next = more > 0 && !stop.is_cancelled() && self.may_send();
             let done = match self.deliver(biller, due, takes_next).await {
                 Ok(done) => done,
                 Err(error) => {

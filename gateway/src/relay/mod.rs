@@ -21,12 +21,13 @@ mod upkeep; // lost leases, ends of lives, figures
 mod tests;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use compliance::{Event, EventType, Label, Outcome, Reason, Resource, ResourceType, Service};
 use hsm_adapter::error::{CkrClass, Failure};
 use hsm_adapter::protocol::ClearDataKey;
 use hsm_adapter::worker::chain;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
@@ -69,7 +70,8 @@ impl Relay {
         owner: String,
     ) -> Result<Self, RollbackError> {
         let payments = Payments::new(store.clone(), keys.clone(), queue.clone(), owner);
-        let rollback = Rollback::start(store.clone(), audit.clone()).await?;
+        let remembered = i64::try_from(queue.retention().as_millis()).unwrap_or(i64::MAX);
+        let rollback = Rollback::start(store.clone(), audit.clone(), remembered).await?;
         store.recover(rollback.waits()).await?;
         let tasks = TaskTracker::new();
         Ok(Self { hsm, guard, store, keys, payments, rollback, queue, audit, tasks })
@@ -111,6 +113,9 @@ impl Relay {
 
     /// Records the payments that somebody else's hand in the database had to be held for.
     async fn tell_alarms(&self) {
+        if !self.audit.is_writable() {
+            return;
+        }
         for Alarm { id, target, reason } in self.store.take_alarms() {
             let reason = match reason == HoldReason::RolledBack {
                 true => Reason::RolledBack,
@@ -125,7 +130,10 @@ impl Relay {
     async fn look_at_epoch(&self) -> bool {
         let looked = self.rollback.look().await;
         if let Err(error) = &looked {
-            tracing::error!(error = chain(error), "comparing the database with its witness");
+            tracing::error!(
+                error = chain(error),
+                "comparing the database with what was seen of it"
+            );
         }
         looked.is_ok()
     }
@@ -161,12 +169,26 @@ impl Relay {
     /// Records what no request's answer waits for.
     async fn record(&self, event: Event, of: &str) {
         let kind = event.kind().as_str();
-        // What happened is durable already; a log that is failing shows in readiness.
-        if self.audit.append(event).await.is_err() {
-            tracing::error!(event = kind, of, "an outcome is not on record");
+        // What happened is durable already; nothing new is sent while the log is failing.
+        let limit = Instant::now() + RECORD_MAX;
+        while self.audit.append(event.clone()).await.is_err() {
+            if Instant::now() > limit {
+                tracing::error!(event = kind, of, "an outcome is not on record");
+                return;
+            }
+            sleep(RECORD_REST).await;
         }
     }
+
+    /// Whether payments may leave: what becomes of them can be recorded.
+    fn may_send(&self) -> bool {
+        self.is_ready() && self.audit.is_writable()
+    }
 }
+
+/// How long an outcome waits for the log to work again.
+const RECORD_MAX: Duration = Duration::from_secs(30);
+const RECORD_REST: Duration = Duration::from_millis(250);
 
 /// The queue's data keys come from the token.
 #[derive(Debug)]

@@ -1,62 +1,23 @@
 //! An old copy of the database is noticed, and nothing leaves it until an operator has looked.
 //!
-//! Each look raises the database's epoch and writes what it has seen into a small file beside the audit
-//! log: the witness. A database that is behind its witness, or is another one, was restored: its open
-//! payments may have been sent since, and payments that it does not know were made. That is written into
-//! the database before the witness follows it, so that every gateway on it waits.
+//! Each look raises the database's epoch; what it has seen stands in the next checkpoint of the audit log, which
+//! the HSM signs. A database that is behind it, or is another one, was restored: its open payments may have been
+//! sent since, and payments that it does not know were made. So was one that does not know a payment of which
+//! the log says more than its last checkpoint. That is written into the database before the log follows it, so
+//! that every gateway on it waits.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use compliance::{EventType, Label, Outcome, Reason, Resource, ResourceType, Service};
-use serde::{Deserialize, Serialize};
+use compliance::{EventType, Label, Outcome, QueueState, Reason, Resource, ResourceType, Service};
 use tokio::sync::Mutex;
-use uuid::Uuid;
 
-use crate::audit::AuditLog;
-use crate::store::{Epoch, Store, StoreError};
+use crate::audit::{AuditLog, Payment};
+use crate::store::{Epoch, Status, Store, StoreError};
 use crate::telemetry::metrics::QUEUE_ROLLED_BACK;
-
-/// What this gateway has last seen of its database, outside of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Witness {
-    store: Uuid,
-    epoch: i64,
-    item_seq: i64,
-}
-
-impl Witness {
-    fn of(seen: &Epoch) -> Self {
-        Self { store: seen.store, epoch: seen.number, item_seq: seen.item_seq }
-    }
-
-    /// As the store compares it.
-    fn epoch(self) -> Epoch {
-        let Self { store, epoch: number, item_seq } = self;
-        Epoch { store, number, item_seq, rolled_back: false }
-    }
-}
 
 /// Why the database could not be compared with its witness.
 #[derive(Debug, thiserror::Error)]
 pub enum RollbackError {
-    /// The witness is there and says nothing.
-    #[error(
-        "{path} is not readable: it tells an old database; when the database is the right one, \
-         remove it",
-        path = path.display()
-    )]
-    Witness {
-        /// The file.
-        path: PathBuf,
-        /// The operating system's word.
-        #[source]
-        source: io::Error,
-    },
     /// The database does not answer.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -68,43 +29,44 @@ pub enum RollbackError {
 /// What was seen last, and whether a rollback that stands is on record.
 #[derive(Debug, Default)]
 struct Last {
-    seen: Option<Witness>,
+    seen: Option<Epoch>,
     is_told: bool,
 }
 
-/// Compares the database with its witness.
+/// Compares the database with what the audit log has seen of it.
 #[derive(Debug)]
 pub struct Rollback {
     store: Store,
     audit: AuditLog,
-    path: PathBuf,
     last: Mutex<Last>,
     /// Until the first look has found nothing.
     waits: AtomicBool,
+    /// Open payments, as they were counted last.
+    depth: AtomicU64,
 }
 
 impl Rollback {
-    /// Reads the witness and looks for the first time.
+    /// Reads what the log before this start has seen, and looks for the first time. `remembered_ms`: how long
+    /// the database keeps payments that have ended.
     ///
     /// # Errors
     /// [`RollbackError`].
-    pub(super) async fn start(store: Store, audit: AuditLog) -> Result<Self, RollbackError> {
-        let path = audit.dir().join(WITNESS);
-        let last =
-            read(&path).map_err(|source| RollbackError::Witness { path: path.clone(), source })?;
-        let is_first = last.is_none();
-        let this = Self {
-            store,
-            audit,
-            path,
-            last: Mutex::new(Last { seen: last, is_told: false }),
-            waits: true.into(),
-        };
-        match this.look().await {
-            Ok(seen) if is_first && seen.item_seq > 0 => {
+    pub(super) async fn start(
+        store: Store,
+        audit: AuditLog,
+        remembered_ms: i64,
+    ) -> Result<Self, RollbackError> {
+        let previous = audit.previous();
+        let seen = previous.queue().map(epoch);
+        let missing = first_missing(&store, previous.payments(), remembered_ms).await?;
+        let last = Mutex::new(Last { seen, is_told: false });
+        let this = Self { store, audit, last, waits: true.into(), depth: 0.into() };
+        let mut last = this.last.lock().await;
+        match this.compare(&mut last, missing).await {
+            Ok(now) if seen.is_none() && now.item_seq > 0 => {
                 tracing::warn!(
-                    witness = %this.path.display(),
-                    "no witness of the database's age: an old copy would not have been noticed now"
+                    audit = %this.audit.dir().display(),
+                    "the audit log says nothing of the database's age: an old copy would not be noticed now"
                 );
             }
             Ok(_) => {}
@@ -112,6 +74,7 @@ impl Rollback {
             Err(RollbackError::Unrecorded) => tracing::error!("{}", RollbackError::Unrecorded),
             Err(error) => return Err(error),
         }
+        drop(last);
         Ok(this)
     }
 
@@ -127,11 +90,15 @@ impl Rollback {
     /// [`RollbackError`].
     pub(super) async fn look(&self) -> Result<Epoch, RollbackError> {
         let mut last = self.last.lock().await;
-        self.compare(&mut last).await
+        self.compare(&mut last, None).await
     }
 
-    async fn compare(&self, last: &mut Last) -> Result<Epoch, RollbackError> {
-        let (seen, found) = self.store.raise_epoch(last.seen.map(Witness::epoch)).await?;
+    async fn compare(
+        &self,
+        last: &mut Last,
+        missing: Option<&'static str>,
+    ) -> Result<Epoch, RollbackError> {
+        let (seen, found) = self.store.raise_epoch(last.seen, missing).await?;
         if seen.rolled_back && (found.is_some() || !last.is_told) {
             self.wait(true);
             last.is_told = false;
@@ -140,13 +107,8 @@ impl Rollback {
         }
         last.is_told = seen.rolled_back;
         self.wait(seen.rolled_back);
-        let witness = Witness::of(&seen);
-        last.seen = Some(witness);
-        let (path, text) = (self.path.clone(), serde_json::to_vec(&witness).unwrap_or_default());
-        let written = tokio::task::spawn_blocking(move || write(&path, &text)).await;
-        if let Err(error) = written.unwrap_or_else(|error| Err(io::Error::other(error))) {
-            tracing::error!(%error, witness = %self.path.display(), "the witness is not written");
-        }
+        last.seen = Some(seen);
+        self.audit.set_queue_state(self.state(&seen));
         Ok(seen)
     }
 
@@ -158,13 +120,25 @@ impl Rollback {
     pub async fn acknowledge(&self) -> Result<Option<u64>, RollbackError> {
         let mut last = self.last.lock().await;
         // Else what was not compared yet, or is not on record, would be found only afterwards.
-        self.compare(&mut last).await?;
+        self.compare(&mut last, None).await?;
         let open = self.store.acknowledge_rollback().await?;
         if open.is_some() {
             self.wait(false);
         }
         drop(last);
         Ok(open)
+    }
+
+    fn state(&self, seen: &Epoch) -> QueueState {
+        let number = |value: i64| u64::try_from(value).unwrap_or(0);
+        let depth = self.depth.load(Ordering::Relaxed);
+        let (epoch, item_seq) = (number(seen.number), number(seen.item_seq));
+        QueueState { depth, epoch, item_seq, store: seen.store }
+    }
+
+    /// How many payments are open, for the next checkpoint.
+    pub(super) fn note_depth(&self, rows: u64) {
+        self.depth.store(rows, Ordering::Relaxed);
     }
 
     fn wait(&self, waits: bool) {
@@ -175,14 +149,14 @@ impl Rollback {
     async fn record(
         &self,
         what: &'static str,
-        witness: Option<&Witness>,
+        before: Option<&Epoch>,
         seen: &Epoch,
     ) -> Result<(), RollbackError> {
-        let before = witness.copied().unwrap_or_else(|| Witness::of(seen));
+        let before = before.unwrap_or(seen);
         tracing::error!(
             what,
             epoch = seen.number,
-            last_epoch = before.epoch,
+            last_epoch = before.number,
             last_payment = seen.item_seq,
             last_payment_before = before.item_seq,
             "the database was rolled back: nothing leaves it until an operator acknowledges"
@@ -191,7 +165,7 @@ impl Rollback {
         let event = self.audit.own_event(EventType::QueueRollback, Outcome::Error, on);
         let note = format!(
             "{what}: epoch {} after {}, payment {} after {}",
-            seen.number, before.epoch, seen.item_seq, before.item_seq
+            seen.number, before.number, seen.item_seq, before.item_seq
         );
         let event = event.service(Service::Queue).reason(Reason::RolledBack);
         let recorded = self.audit.append(event.note(Label::new(&note))).await;
@@ -199,39 +173,57 @@ impl Rollback {
     }
 }
 
-/// `None` when there is no such file yet.
-fn read(path: &Path) -> io::Result<Option<Witness>> {
-    match std::fs::read(path) {
-        Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
+/// As the store compares it.
+fn epoch(seen: QueueState) -> Epoch {
+    let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+    Epoch {
+        store: seen.store,
+        number: number(seen.epoch),
+        item_seq: number(seen.item_seq),
+        rolled_back: false,
     }
 }
 
-/// Puts the whole text in the file's place, durably, or leaves the file as it was.
-fn write(path: &Path, text: &[u8]) -> io::Result<()> {
-    let new = path.with_extension("new");
-    let mut options = OpenOptions::new();
-    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-    file.write_all(text)?;
-    file.sync_all()?;
-    std::fs::rename(&new, path)?;
-    path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
+/// When the payment was accepted: its id says so, also in a record of a repeat.
+fn began_ms(payment: &Payment) -> i64 {
+    let (seconds, _) = payment.id.get_timestamp().map_or((0, 0), |time| time.to_unix());
+    i64::try_from(seconds).unwrap_or(0).saturating_mul(1_000)
 }
 
-/// In the directory of the audit log: outside of the database, and outside of its backups.
-const WITNESS: &str = "database.witness";
+/// Whether the database lacks what was recorded of a payment that it must still have.
+async fn first_missing(
+    store: &Store,
+    payments: &[Payment],
+    remembered_ms: i64,
+) -> Result<Option<&'static str>, StoreError> {
+    let oldest = store.now().saturating_sub(remembered_ms);
+    for payment in payments.iter().filter(|payment| began_ms(payment) > oldest) {
+        match store.status(payment.id).await? {
+            None => return Ok(Some("an old copy, without a payment of the audit log")),
+            Some(Status::Success | Status::Failed | Status::Expired | Status::Cancelled) => {}
+            Some(Status::Pending | Status::Processing | Status::Held) if payment.is_ended => {
+                return Ok(Some("an old copy, before the end of a payment of the audit log"));
+            }
+            Some(Status::Pending | Status::Processing | Status::Held) => {}
+        }
+    }
+    Ok(None)
+}
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use uuid::Uuid;
+
     use super::*;
     use crate::config::AuditConfig;
     use crate::store::tests::{On, World};
 
     /// A gateway over this database, with its witness in `dir`.
     async fn start(world: &World, dir: &Path) -> Result<Rollback, RollbackError> {
-        let audit = AuditLog::open(&AuditConfig::at(dir.into()), "gateway-1", Uuid::now_v7());
-        Rollback::start(world.store.clone(), audit.unwrap()).await
+        let audit = AuditLog::open(&AuditConfig::at(dir.into()), "gateway-1", Uuid::now_v7(), None);
+        Rollback::start(world.store.clone(), audit.unwrap(), 86_400_000).await
     }
 
     async fn stop(rollback: Rollback) {
@@ -305,22 +297,5 @@ mod tests {
         assert_eq!(rollback.acknowledge().await.unwrap(), Some(0));
         stop(rollback).await;
         assert!(!start(&other, dir.path()).await.unwrap().waits());
-    }
-
-    #[tokio::test]
-    async fn a_witness_that_says_nothing_stops_the_start_and_a_missing_one_does_not() {
-        let (world, dir) = on(On::Sqlite).await;
-        stop(start(&world, dir.path()).await.unwrap()).await;
-        let witness = dir.path().join(WITNESS);
-
-        std::fs::write(&witness, "{}").unwrap();
-        let refused = start(&world, dir.path()).await.unwrap_err();
-        // The refused one's log is closed by its own thread.
-        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-        std::fs::remove_file(&witness).unwrap();
-        let made_anew = start(&world, dir.path()).await.unwrap();
-
-        assert!(refused.to_string().contains(WITNESS), "{refused}");
-        assert!(!made_anew.waits() && witness.exists());
     }
 }

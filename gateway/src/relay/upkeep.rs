@@ -65,6 +65,10 @@ impl Relay {
                     .set(rows(&|cell| cell.status == status && cell.priority == priority));
             }
         }
+        let is_open = |cell: &&Cell| {
+            matches!(cell.status, Status::Pending | Status::Processing | Status::Held)
+        };
+        self.rollback.note_depth(cells.iter().filter(is_open).map(|cell| cell.rows).sum());
         for reason in HoldReason::ALL.map(HoldReason::name) {
             gauge!(QUEUE_HELD, "reason" => reason)
                 .set(rows(&|cell| cell.hold_reason.as_deref() == Some(reason)));

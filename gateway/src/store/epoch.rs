@@ -24,7 +24,7 @@ pub struct Epoch {
 
 impl Store {
     /// Raises the database's epoch; durable when this answers. One that contradicts what was `last` seen of
-    /// it is an old copy: this says so, and no gateway leases anything of it (others follow within a second)
+    /// it, or in which something is `missing`, is an old copy: this says so, and no gateway leases anything of it (others follow within a second)
     /// until an operator acknowledges.
     ///
     /// # Errors
@@ -32,8 +32,9 @@ impl Store {
     pub async fn raise_epoch(
         &self,
         last: Option<Epoch>,
+        missing: Option<&'static str>,
     ) -> Result<(Epoch, Option<&'static str>), StoreError> {
-        self.writer.ask(Raise { last }).await
+        self.writer.ask(Raise { last, missing }).await
     }
 
     /// Ends that, when all that the copy has open, or has given up and may try again, counts as possibly sent:
@@ -70,6 +71,7 @@ impl Epoch {
 /// Compares and raises the epoch: an old copy never gets past its witness by being looked at.
 struct Raise {
     last: Option<Epoch>,
+    missing: Option<&'static str>,
 }
 
 impl Order for Raise {
@@ -77,7 +79,8 @@ impl Order for Raise {
 
     async fn run(&self, db: &mut Db<'_>, batch: &mut Batch) -> Result<Self::Answer, StoreError> {
         let now = read(&query(LOOK).one(db).await?)?;
-        let found = self.last.as_ref().and_then(|last| now.contradicts(last));
+        let contradiction = self.last.as_ref().and_then(|last| now.contradicts(last));
+        let found = contradiction.or(self.missing);
         if found.is_some() {
             // For what else this transaction does, too.
             batch.depth.pause(ALL, true);

@@ -422,6 +422,14 @@ impl Store {
         error::within(read::payment(&self.readers, id, tenant)).await
     }
 
+    /// Where a payment stands, whoever's it is; `None` when there is none.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn status(&self, id: Uuid) -> Result<Option<Status>, StoreError> {
+        error::within(read::status(&self.readers, id)).await
+    }
+
     /// What is stored of a payment that has not ended: its facts and its sealed payload.
     ///
     /// # Errors

@@ -77,6 +77,12 @@ pub(super) async fn payment(
     }))
 }
 
+pub(super) async fn status(readers: &Readers, id: Uuid) -> Result<Option<Status>, StoreError> {
+    let mut reader = readers.acquire().await?;
+    let row = query(STATUS).bind(id).optional(&mut reader.db()).await?;
+    row.map(|row| Status::of(row.get("state")?, row.get("leased")?)).transpose()
+}
+
 pub(super) async fn payload(
     readers: &Readers,
     id: Uuid,
@@ -94,6 +100,11 @@ SELECT i.seq, i.reference, i.state, i.last_code, i.attempts, i.created_at, i.upd
        EXISTS (SELECT 1 FROM saf_lane l
                WHERE l.ord_key = i.ord_key AND l.head_seq = i.seq AND l.leased) AS leased
 FROM saf_item i WHERE i.id = $1 AND i.tenant = $2";
+
+const STATUS: &str = "
+SELECT i.state, EXISTS (SELECT 1 FROM saf_lane l
+                        WHERE l.ord_key = i.ord_key AND l.head_seq = i.seq AND l.leased) AS leased
+FROM saf_item i WHERE i.id = $1";
 
 const PAYLOAD: &str = "
 SELECT id, tenant, kind, target, reference, ord_key, prio, created_at, expires_at, enc_v, dek_id,

@@ -101,7 +101,13 @@ table! {
     BLOCKED = "blocked_total" Counter Count ["scope"] "Requests refused because a card, a key or a device is blocked.";
     AUDIT_RECORDS = "audit_records_total" Counter Count [] "Audit records that are durable.";
     AUDIT_LAG = "audit_lag_seconds" Gauge Seconds [] "Age of the oldest record of the last batch when it became durable.";
+    AUDIT_SINK_BLOCKS = "audit_sink_blocks" Gauge Count ["sink"] "1 while new work is refused because the sink has fallen too far behind, else 0.";
+    AUDIT_CHECKPOINT_SIGNED = "audit_checkpoint_signed" Gauge Count [] "1 when the last checkpoint of the audit log was signed by the HSM, else 0.";
     AUDIT_HEALTHY = "audit_healthy" Gauge Count [] "1 while audit records become durable, else 0: no answer leaves.";
+    AUDIT_SINK_LAG = "audit_sink_lag_seconds" Gauge Seconds ["sink"] "Age of the oldest durable record that the sink has not confirmed: about confirm_s while all is well.";
+    AUDIT_SINK_SPOOL = "audit_sink_spool_bytes" Gauge Bytes ["sink"] "Audit files that the sink still needs.";
+    AUDIT_SINK_SENT = "audit_sink_sent_total" Counter Count ["sink"] "Records sent to the sink, repeats included.";
+    AUDIT_SINK_FAILURES = "audit_sink_failures_total" Counter Count ["sink"] "Connections to the sink that failed or broke, and records that could not be sent.";
     CERTIFICATE_EXPIRY = "certificate_expiry_seconds" Gauge Seconds ["name"] "Seconds until a certificate ends or a revocation list is due.";
     TLS_REJECTS = "tls_rejects_total" Counter Count ["listener", "reason"] "Connections refused or cut, counted exactly.";
     TLS_RELOAD_FAILURES = "tls_reload_failures_total" Counter Count ["listener"] "TLS files that changed and could not be taken; the old ones stay in use.";

@@ -1,6 +1,7 @@
 //! Bytes to orders, outcomes to bytes. Nothing here knows a socket, a table or a link.
 
 mod amount; // positive decimals of a currency
+pub(crate) mod audit_orders; // the auditors' requests
 pub(crate) mod body; // one JSON body of bounded size
 pub(crate) mod key_orders; // the key officers' requests
 mod object; // a JSON object, read strictly

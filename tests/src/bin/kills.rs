@@ -1,7 +1,8 @@
 //! `make kills`: sudden deaths of the gateway under load, and of its PostgreSQL server; one table
 //! and var/kills.json.
 //!
-//! Exit 0 only when nothing that was acknowledged was lost, made twice or made out of order.
+//! Exit 0 only when nothing that was acknowledged was lost, made twice or made out of order, and every answer
+//! is in an audit log that verifies.
 #![forbid(unsafe_code)]
 
 use std::path::PathBuf;
@@ -18,7 +19,7 @@ struct Arguments {
     /// One store instead of both.
     #[arg(long)]
     store: Option<On>,
-    /// Deaths; 100 on SQLite and 40 on PostgreSQL when absent.
+    /// Deaths; 200 on SQLite and 40 on PostgreSQL when absent.
     #[arg(long)]
     rounds: Option<u32>,
     /// The same seed chooses the same moments.
@@ -48,6 +49,11 @@ async fn main() -> ExitCode {
                 let first = &judged.lost[..judged.lost.len().min(10)];
                 eprintln!("kills: {} not paid, the first of them {first:?}", judged.lost.len());
             }
+            for trail in outcomes.iter().map(|outcome| &outcome.trail).filter(|one| !one.is_whole())
+            {
+                let first = &trail.unrecorded[..trail.unrecorded.len().min(10)];
+                eprintln!("kills: no record of {first:?}; {}", trail.verdict);
+            }
             ExitCode::FAILURE
         }
         Err(error) => {
@@ -63,7 +69,7 @@ async fn kills(arguments: Arguments) -> anyhow::Result<Vec<Outcome>> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut outcomes = Vec::new();
     for (on, store_of, usual) in
-        [(On::Sqlite, Store::Sqlite, 100), (On::Postgres, Store::Postgres, 40)]
+        [(On::Sqlite, Store::Sqlite, 200), (On::Postgres, Store::Postgres, 40)]
     {
         if store.is_some_and(|store| store != on) {
             continue;

@@ -19,7 +19,7 @@ impl Store {
 #[must_use]
 pub fn to_table(outcomes: &[Outcome]) -> String {
     let mut text = format!(
-        "{:<9} {:>7} {:>13} {:>11} {:>5} {:>6} {:>9} {:>5} {:>10} {:>9} {:>8}\n",
+        "{:<9} {:>7} {:>13} {:>11} {:>5} {:>6} {:>9} {:>5} {:>10} {:>10} {:>7} {:>9} {:>8}\n",
         "store",
         "kills",
         "acknowledged",
@@ -29,6 +29,8 @@ pub fn to_table(outcomes: &[Outcome]) -> String {
         "inverted",
         "held",
         "repeats",
+        "unrecorded",
+        "broken",
         "ready",
         "took"
     );
@@ -37,7 +39,7 @@ pub fn to_table(outcomes: &[Outcome]) -> String {
         // A String takes everything.
         let _ = writeln!(
             text,
-            "{:<9} {:>7} {:>13} {:>11} {:>5} {:>6} {:>9} {:>5} {:>10} {:>7.2} s {:>6.0} s",
+            "{:<9} {:>7} {:>13} {:>11} {:>5} {:>6} {:>9} {:>5} {:>10} {:>10} {:>7} {:>7.2} s {:>6.0} s",
             outcome.options.store.name(),
             outcome.options.rounds,
             judged.acknowledged,
@@ -47,6 +49,8 @@ pub fn to_table(outcomes: &[Outcome]) -> String {
             judged.inverted.len(),
             outcome.held,
             outcome.repeats,
+            outcome.trail.unrecorded.len(),
+            outcome.trail.broken,
             outcome.ready_max.as_secs_f64(),
             outcome.took.as_secs_f64(),
         );
@@ -72,6 +76,11 @@ pub fn to_json(outcomes: &[Outcome]) -> Value {
             "inverted": judged.inverted,
             "held": outcome.held,
             "repeats_at_the_biller": outcome.repeats,
+            "audit_records": outcome.trail.records,
+            "answers": outcome.trail.answers,
+            "unrecorded": outcome.trail.unrecorded,
+            "broken_chains": outcome.trail.broken,
+            "audit_verdict": outcome.trail.verdict,
             "ready_s_max": outcome.ready_max.as_secs_f64(),
             "answer_s_max": outcome.answer_max.as_secs_f64(),
             "seconds": outcome.took.as_secs_f64(),

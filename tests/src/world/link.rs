@@ -18,7 +18,8 @@ pub enum Link {
 
 impl Link {
     /// The label of its token.
-    pub(super) fn token_label(self) -> &'static str {
+    #[must_use]
+    pub fn token_label(self) -> &'static str {
         match self {
             Self::Primary => "tollgate-demo",
             Self::Backup => "tollgate-backup",

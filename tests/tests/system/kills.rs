@@ -7,6 +7,7 @@ async fn kills(store: Store, rounds: u32) {
 
     assert!(outcome.judged.is_clean(), "{outcome:?}");
     assert_eq!(outcome.held, 0, "{outcome:?}");
+    assert!(outcome.trail.is_whole() && outcome.trail.answers >= 10, "{:?}", outcome.trail);
     assert!(outcome.judged.acknowledged >= 10, "{outcome:?}");
 }
 

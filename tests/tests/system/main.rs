@@ -2,6 +2,7 @@
 #![cfg(test)]
 
 mod audit;
+mod audit_trail;
 mod backend_bytes;
 mod backend_faults;
 mod bad_requests;
@@ -12,6 +13,7 @@ mod canary; // finds a secret in any form
 mod check_links; // before a start
 mod deadlines;
 mod dukpt;
+mod evidence; // what an assessor is given
 mod gateway_kill;
 mod kek_rotation; // under load
 mod key_blocks; // what comes in a key block, and what does not
@@ -29,9 +31,11 @@ mod pin_verify;
 mod postgres; // a server that crashes, is away, takes no writes
 mod queue_desk; // operators at the queue
 mod random_operations;
+mod redaction;
 mod return_codes;
 mod rollback; // an old backup
 mod second_gateway;
+mod siem; // a syslog server that is not ours
 mod smoke;
 mod start_without;
 mod store_and_forward;

@@ -49,7 +49,7 @@ async fn health_readiness_and_figures_are_for_every_admin_role_and_no_client() {
             "{name}"
         );
         let expected = serde_json::json!({"ready": true, "hsm": true, "hsm_mode": "in_worker",
-            "queue": true, "store": true, "audit": true});
+            "queue": true, "store": true, "audit": true, "audit_sinks": true});
         assert_eq!((ready.status.as_u16(), ready.json()), (200, expected), "{name}");
         let text = String::from_utf8(figures.body.to_vec()).unwrap();
         assert!(text.contains("\ntollgate_audit_healthy 1\n"), "{text}");

@@ -128,3 +128,30 @@ async fn neither_a_restart_nor_a_kill_is_a_rollback() {
     let idle = post(&operator, "/v1/queue/rollback/acknowledge", &reason).await;
     assert_eq!(idle.json(), json!({ "rolled_back": false, "payments": 0 }));
 }
+
+/// The copy is younger than the last checkpoint: the records after it tell.
+#[tokio::test]
+async fn a_copy_from_the_moment_before_a_crash_is_noticed_by_what_was_answered_after_it() {
+    let mut world = World::start().await.unwrap();
+    let counter = Counter::a(&world);
+    let body = counter.body(&Payment::of("pdam", "before"));
+    assert_eq!(counter.pay("before", &body).await.status, 200);
+    until("a checkpoint with the queue's state", DRAIN, async || {
+        let records = world.audit_records().unwrap();
+        records.iter().any(|record| record["queue"]["item_seq"] == 1)
+    })
+    .await;
+    back_up(&world);
+    let body = counter.body(&Payment::of("pdam", "after"));
+    assert_eq!(counter.pay("after", &body).await.status, 200);
+    // No checkpoint and no look comes between.
+    world.kill_gateway();
+    restore(&world);
+
+    world.spawn_gateway().unwrap();
+    until_it_waits(&world).await;
+
+    let told = events(&world, "queue.rollback");
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0]["note"].as_str().unwrap().contains("without a payment"), "{}", told[0]);
+}

@@ -30,6 +30,7 @@ const SECTIONS: &[(&str, &str)] = &[
     ("PostgresConfig", "store.postgres"),
     ("QueueConfig", "queue"),
     ("AuditConfig", "audit"),
+    ("SinkConfig", "audit.sink"),
     ("BillerConfig", "biller"),
     ("ClientConfig", "client"),
     ("Grants", "client.grants"),

@@ -71,6 +71,8 @@ const ROOMS: &[Room] = &[
         // Only the amount: what a biller is sent is relay's own form, not a request body.
         opens: &[
             "audit::AuditLog",
+            // What the log says of payments that the database must know.
+            "audit::Payment",
             "config",
             "guard",
             "links",
@@ -107,10 +109,20 @@ const ROOMS: &[Room] = &[
         never: &["hsm_adapter", "sqlx", "reqwest", "rustls", "tokio_rustls"],
     },
     Room {
+        name: "siem",
+        // It reads the files behind the writer, and of the log only what is durable.
+        opens: &["audit::AuditLog", "audit::followed_by", "config", "links::jitter", "telemetry"],
+        never: &["hsm_adapter", "sqlx", "axum", "hyper", "reqwest"],
+    },
+    Room {
         name: "check",
         // Preflight: like `app`, it looks at every part, and at nothing that a request brings.
         opens: &[
+            // The role matrix, of both listeners.
+            "admin::ACCESS",
             "app",
+            // The audit key signs evidence as it signs the log.
+            "checkpoint_key",
             "config",
             "edge",
             "links",
@@ -118,6 +130,8 @@ const ROOMS: &[Room] = &[
             "officers::difference",
             "officers::substitutions",
             "relay",
+            "routes::openapi",
+            "siem",
             "store",
         ],
         never: &["axum", "sqlx", "reqwest", SOCKETS],
@@ -153,6 +167,7 @@ const ROOMS: &[Room] = &[
             "store::Told",
             "store::StoreError",
             "telemetry",
+            "wire::audit_orders",
             "wire::body",
             "wire::key_orders",
             "wire::problem",

@@ -4,7 +4,7 @@ use super::*;
 
 /// Finds nothing.
 async fn look(world: &World, last: Option<Epoch>) -> Epoch {
-    let (epoch, found) = world.store.raise_epoch(last).await.unwrap();
+    let (epoch, found) = world.store.raise_epoch(last, None).await.unwrap();
     assert_eq!(found, None);
     epoch
 }
@@ -48,7 +48,7 @@ async fn a_rollback_is_remembered_until_it_is_acknowledged_and_doubts_what_is_op
 
     let none = world.store.acknowledge_rollback().await.unwrap();
     let last = Epoch { number: 1_000, ..look(&world, None).await };
-    let (rolled, found) = world.store.raise_epoch(Some(last)).await.unwrap();
+    let (rolled, found) = world.store.raise_epoch(Some(last), None).await.unwrap();
     // A copy never gets past its witness by being looked at.
     let again = look(&world, Some(last)).await;
     let remembered = look(&world.after_a_crash().await, None).await;
@@ -74,8 +74,9 @@ async fn another_database_and_one_that_lacks_payments_are_old_copies(on: On) {
     let seen = look(&world, None).await;
 
     let (_, other) =
-        world.store.raise_epoch(Some(Epoch { store: Uuid::now_v7(), ..seen })).await.unwrap();
-    let (_, behind) = world.store.raise_epoch(Some(Epoch { item_seq: 1, ..seen })).await.unwrap();
+        world.store.raise_epoch(Some(Epoch { store: Uuid::now_v7(), ..seen }), None).await.unwrap();
+    let (_, behind) =
+        world.store.raise_epoch(Some(Epoch { item_seq: 1, ..seen }), None).await.unwrap();
 
     assert_eq!((other, behind), (Some("another database"), Some("an old copy")));
 }
@@ -109,7 +110,7 @@ async fn all_that_is_open_is_doubted_however_much_it_is(on: On) {
 
     let healthy = world.store.acknowledge_rollback().await.unwrap();
     let before = doubted(&mut session).await;
-    world.store.raise_epoch(Some(last)).await.unwrap();
+    world.store.raise_epoch(Some(last), None).await.unwrap();
     let open = world.store.acknowledge_rollback().await.unwrap();
 
     assert_eq!((healthy, before), (None, 0));

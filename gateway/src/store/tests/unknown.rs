@@ -136,8 +136,8 @@ async fn what_was_given_up_in_an_old_copy_is_in_doubt(on: On) {
     let payment = marked(world.store.now(), 1);
     let lease = world.forward(payment.clone()).await;
     let parked = world.store.release(&lease, parking(Class::NotSent)).await.unwrap();
-    let seen = world.store.raise_epoch(None).await.unwrap().0;
-    world.store.raise_epoch(Some(Epoch { number: 1_000, ..seen })).await.unwrap();
+    let seen = world.store.raise_epoch(None, None).await.unwrap().0;
+    world.store.raise_epoch(Some(Epoch { number: 1_000, ..seen }), None).await.unwrap();
     world.store.acknowledge_rollback().await.unwrap();
     let does = async |actor: &str| {
         let (actor, reason, id) = (actor.to_owned(), "again".to_owned(), payment.facts.id);

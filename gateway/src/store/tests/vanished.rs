@@ -76,7 +76,7 @@ async fn fail_in_time(store: &Store) {
             let begun = Instant::now();
             let error = match number % 3 {
                 0 => store.insert_dek(dek()).await.unwrap_err(),
-                1 => store.raise_epoch(None).await.unwrap_err(),
+                1 => store.raise_epoch(None, None).await.unwrap_err(),
                 _ => store.queue_stats().await.unwrap_err(),
             };
             (error, begun.elapsed())
@@ -109,7 +109,7 @@ async fn a_host_that_vanishes_costs_callers_a_few_seconds_and_is_found_again() {
     while store.insert_dek(dek()).await.is_err() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    while store.raise_epoch(None).await.is_err() {
+    while store.raise_epoch(None, None).await.is_err() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     while store.queue_stats().await.is_err() {

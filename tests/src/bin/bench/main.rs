@@ -7,6 +7,7 @@
 //! user + system from the operating system. Ratio = CPU per operation / (TLS + PKCS#11 floor).
 #![forbid(unsafe_code)]
 
+mod audit;
 mod backlog;
 mod cpu;
 mod endurance;
@@ -75,6 +76,8 @@ enum Part {
     Store,
     /// A long queue whose biller comes back.
     Backlog,
+    /// What the audit log costs, and how fast it verifies.
+    Audit,
     /// Links that die, hang and come back, and what their layers cost.
     Links,
 }
@@ -186,6 +189,9 @@ async fn measure(arguments: &Arguments) -> anyhow::Result<()> {
     }
     if wanted(Part::Store) {
         figures.extend(store::measure(arguments.seconds).await?);
+    }
+    if wanted(Part::Audit) {
+        figures.extend(audit::measure(arguments.seconds).await?);
     }
     if wanted(Part::Links) {
         figures.extend(links::measure(arguments.seconds).await?);
@@ -310,6 +316,16 @@ fn write(out: &Path, figures: Vec<Value>) -> anyhow::Result<()> {
 }
 
 async fn drive_one(target: &Target, subject: &Subject, run: Duration, checked: bool) -> Report {
+    drive_over(CONNECTIONS, target, subject, run, checked).await
+}
+
+async fn drive_over(
+    connections: usize,
+    target: &Target,
+    subject: &Subject,
+    run: Duration,
+    checked: bool,
+) -> Report {
     let (path, body, accepted) = (subject.path, subject.body.clone(), subject.accepted);
     let request = move |_| {
         let mut request = Request::new(Full::new(body.clone()));
@@ -324,7 +340,7 @@ async fn drive_one(target: &Target, subject: &Subject, run: Duration, checked: b
         status == 200
             && (!checked || body.windows(accepted.len()).any(|at| at == accepted.as_bytes()))
     };
-    drive(target, CONNECTIONS, Until::Elapsed(run), request, accept).await
+    drive(target, connections, Until::Elapsed(run), request, accept).await
 }
 
 fn hsm_section(world: &World) -> anyhow::Result<toml::Value> {

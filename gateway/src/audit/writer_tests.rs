@@ -458,3 +458,31 @@ async fn a_boot_follows_the_one_before_and_says_how_it_ended() {
     assert_eq!(kinds(&third), ["audit.start", "audit.recovered", "audit.stop"]);
     assert_eq!(third[1]["note"], "ended at 2 without audit.stop");
 }
+
+/// Well before the time: and not before a second has passed, however many records come.
+#[tokio::test]
+async fn many_records_ask_for_a_checkpoint_before_its_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = AuditConfig {
+        checkpoint_s: 60,
+        checkpoint_records: 100,
+        ..AuditConfig::at(dir.path().into())
+    };
+    let log = AuditLog::open(&config, "gateway-1", Uuid::now_v7(), None).unwrap();
+    let mut due = log.shared().due.clone();
+
+    for _ in 0..98 {
+        log.append(event(&log, "k")).await.unwrap();
+    }
+    tokio::time::sleep(SIGN_REST + LOOK_PERIOD * 2).await;
+    let below = due.has_changed().unwrap();
+    for _ in 0..10 {
+        log.append(event(&log, "k")).await.unwrap();
+    }
+    due.changed().await.unwrap();
+    let asked = due.borrow_and_update().unwrap();
+    log.close().await;
+
+    assert!(!below, "99 records are not 100");
+    assert!((100..=109).contains(&asked.size), "{}", asked.size);
+}
